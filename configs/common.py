@@ -1,0 +1,118 @@
+"""Every field of a config, with its default and what it means.
+
+A config file starts from `get_config()` and changes what it needs; the command
+line overrides single fields: `--config.optim.lr=0.5`. Unknown fields are
+errors.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The defaults: VPT's published protocol at ViT-B/16."""
+  config = ConfigDict()
+
+  # What is adapted to what. See vpt_jax/data/tasks.py for the tasks.
+  config.task = ""
+  # linear | full | vpt | vapt; its options are in the section of that name.
+  config.method = "vapt"
+  # Regular expression over parameter paths (`backbone/...`, `method/...`,
+  # `head/...`); what it matches is trained. "": the method's own, which is
+  # `(method|head)/.*`, and `.*` for `full`.
+  config.trainable = ""
+  # Which tokens the feature is the mean of: cls | img | prompt | imgprompt.
+  config.pool = "cls"
+  # Side of the square images that the backbone sees; other sizes than the
+  # checkpoint's resize its position embeddings.
+  config.image_size = 224
+  config.batch_size = 64
+  config.epochs = 100
+  # Of initial values, dropout and the order of images.
+  config.seed = 42
+
+  config.backbone = ConfigDict()
+  # See vpt_jax/backbones/registry.py.
+  config.backbone.name = "vit_b16_in21k"
+  # File or https:// or gs:// address; "": the known one of this name;
+  # "random": not pretrained.
+  config.backbone.checkpoint = ""
+  # tanh | exact; "": what the weights were trained with. The papers' code runs
+  # exact.
+  config.backbone.gelu = "exact"
+  # How frozen parameters are stored: float32 | bfloat16.
+  config.backbone.frozen_dtype = "float32"
+
+  config.data = ConfigDict()
+  # Folder that holds `vtab-1k/TASK/...`.
+  config.data.dir = "data"
+  # Which part trains: train (800) | trainval (1,000), and which part is
+  # evaluated at the end: val (200) | test. VTAB-1k picks hyper-parameters with
+  # train/val and reports trainval/test.
+  config.data.train_split = "trainval"
+  config.data.test_split = "test"
+  # imagenet | half | clip | none: see vpt_jax/data/preprocess.py. The papers'
+  # code uses ImageNet's mean and std for every backbone.
+  config.data.normalize = "imagenet"
+  # none | flip | flip_crop, of training images. VTAB-1k: none.
+  config.data.augment = "none"
+  # What a missing or damaged image does: raise | skip (and count).
+  config.data.on_error = "raise"
+  # Splits up to this size stay on the device; larger ones are sent batch by
+  # batch.
+  config.data.device_gb = 4.0
+
+  config.optim = ConfigDict()
+  # sgd | adam (both with coupled decay, as torch) | adamw (decoupled).
+  config.optim.name = "sgd"
+  config.optim.momentum = 0.9
+  # Rate for a batch of 256; what is used is lr / 256 * batch_size, unless
+  # scale_lr is False.
+  config.optim.lr = 1.0
+  config.optim.scale_lr = True
+  config.optim.weight_decay = 1e-3
+  # cosine | cosine_hardrestart | pgn_cosine_with_warmup | constant; the factor
+  # changes once per epoch, as published.
+  config.optim.schedule = "cosine"
+  config.optim.warmup_epochs = 10
+  # True as published: epoch e < warm-up has rate lr * e / warmup_epochs, so THE
+  # WHOLE FIRST EPOCH HAS RATE 0. False: lr * (e + 1) / warmup_epochs.
+  config.optim.warmup_from_zero = True
+  # Ordered (regex over trainable paths, {"lr": factor, "weight_decay":
+  # factor}). As published: no decay of the head's bias.
+  config.optim.policies = (("head/bias", {"weight_decay": 0.0}), (".*", {}))
+
+  config.compute = ConfigDict()
+  # Of the backbone's matrix products: float32 | bfloat16. Norms, softmax, loss,
+  # head and prompts stay float32.
+  config.compute.dtype = "float32"
+  # How exact float32 products are on GPU and TPU: highest (float32 throughout)
+  # | high | default (TF32 or bfloat16 inside).
+  config.compute.matmul_precision = "highest"
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every_epochs = 10
+  config.checkpoint.keep = 2
+
+  # Sections of the methods; only the one that `config.method` names is read.
+  # See vpt_jax/methods/vpt.py and vapt.py for what the options mean.
+  config.vpt = ConfigDict(dict(
+      num_tokens=10, deep=True, num_layers=0, reverse=False, shared=False,
+      expand=True, project=0, dropout=0.1))
+  config.vapt = ConfigDict(dict(
+      num_tokens=10, static_layers=1, conv=True, kernel_size=2, padding=0,
+      per_channel=False, projector="shared", hidden=8, activation="relu",
+      learnable_scale=False, dropout=0.1, dropout_channel=0.1,
+      dropout_mlp=0.1))
+  return config
+
+
+def embedded(config: ConfigDict) -> ConfigDict:
+  """The same method on what comes with the package: digits and a small ViT."""
+  config.task = "digits"
+  config.backbone.name = "vit_mini4_cifar10"
+  config.backbone.gelu = ""
+  config.image_size = 32
+  config.data.normalize = "half"
+  config.epochs = 30
+  config.optim.warmup_epochs = 3
+  return config

@@ -1,0 +1,212 @@
+"""The model that a fixture's `meta` describes, built from our parts."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.reference import Arrays, Names, below
+from vpt_jax import model as models
+from vpt_jax import tree
+from vpt_jax.backbones.vit import ViT
+from vpt_jax.methods.base import Method
+from vpt_jax.methods.vapt import ACTIVATIONS, VAPT
+from vpt_jax.methods.vpt import VPT
+
+POOLS = {"original": "cls", "img_pool": "img", "prompt_pool": "prompt",
+         "imgprompt_pool": "imgprompt"}
+
+
+class Unsupported(Exception):
+  """A sound fixture of something that is not compared; the text says why."""
+
+
+def check_supported(meta: dict[str, Any], keys: set[str]) -> None:
+  """Raises Unsupported with the reason unless we have that model."""
+  where = f"{meta.get('reference', '')} {meta.get('reference_class', '')}"
+  cfg = meta.get("prompt_cfg") or {}
+  eps = meta.get("layer_norm_eps", 1e-6)
+  gelu = meta.get("gelu", "exact")
+  location = cfg.get("LOCATION", "prepend")
+  reasons = {
+      "loading of a published checkpoint": "file" in meta,
+      "prompt condensation scores": "statistics" in meta,
+      "method: prompt generation network": "pgn" in where.lower(),
+      "method: gated prompts": "Gated" in where,
+      "backbone: Swin": "swin" in where.lower(),
+      "backbone: MAE or MoCo v3": "SSLViT" in where,
+      "method: adapter": bool(meta.get("adapter_cfg")) or "adapter" in where,
+      "method: side network": any(key.startswith("side") for key in keys),
+      "hidden layers in the head": bool(meta.get("mlp_num")) or any(
+          key.startswith("head.projection") for key in keys),
+      f"prompt location {location!r}": location != "prepend",
+      f"LayerNorm eps {eps} (ours is 1e-6)": eps != 1e-6,
+      f"GELU {gelu!r}": not str(gelu).startswith(("exact", "tanh")),
+      "projected prompts beside generated ones": bool(
+          cfg.get("ADAPTIVE") and cfg.get("PROJECT", -1) > 0),
+  }
+  for reason, holds in reasons.items():
+    if holds:
+      raise Unsupported(reason)
+
+
+class Published(VPT):
+  """VPT with two slips of the published code, to compare all the rest.
+
+  REVERSE_DEEP drops the first T patches at the first prompted block, as if
+  they were prompts. FORWARD_DEEP_NOEXPAND removes the prompts, after which
+  `img_pool` and `prompt_pool` still count T positions as prompts.
+
+  Attributes:
+    counted: the pool that counts so (`img`, `prompt`), or "".
+  """
+
+  counted: str = ""
+
+  def before(self, i, tokens, *, train):
+    if self.reverse and i == self.prompted[0]:
+      rest = tokens.patch[:, self.num_tokens:]
+      return tokens.replace(x=jnp.concatenate([tokens.cls, rest], axis=1),
+                            grid=None)
+    return super().before(i, tokens, train=train)
+
+  def after(self, i, tokens_in, tokens_out):
+    if self.counted and i == self.layout.depth - 1:
+      rows = (slice(self.num_tokens) if self.counted == "prompt" else
+              slice(self.num_tokens, None))
+      return tokens_out.replace(x=tokens_out.x[:, rows], grid=None)
+    return tokens_out
+
+
+@dataclasses.dataclass
+class Built:
+  """A fixture's model.
+
+  Attributes:
+    faithful: where the reference slips and `model` imitates it: the library's
+      own model, None if it has none that is comparable.
+    slip: what `model` imitates, "" if nothing.
+  """
+
+  model: models.Model
+  names: Names
+  faithful: models.Model | None = None
+  slip: str = ""
+
+
+def architecture(flat: tree.Flat, image_size: tuple[int, int],
+                 gelu: str = "exact") -> ViT:
+  """The ViT that has these backbone parameters (paths without `backbone/`)."""
+  block = "Transformer/encoderblock_{}/"
+  depth = 0
+  while block.format(depth) + "LayerNorm_0/scale" in flat:
+    depth += 1
+  first = block.format(0)
+  patch, _, _, width = flat["embedding/kernel"].shape
+  return ViT(
+      image_size=image_size, patch_size=patch, width=width, depth=depth,
+      num_heads=flat[first + "MultiHeadDotProductAttention_0/query/kernel"
+                     ].shape[1],
+      mlp_dim=flat[first + "MlpBlock_0/Dense_0/kernel"].shape[1], gelu=gelu)
+
+
+def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int]
+          ) -> tuple[Built, tree.Flat]:
+  """The model of a fixture, and its parameters under our names.
+
+  Raises:
+    Unsupported: the library does not have this model.
+    ValueError: a parameter that has no counterpart, or the reverse.
+  """
+  check_supported(meta, set(params))
+  heads = meta["sizes"]["heads"]
+  backbone = Names(heads).parameters(
+      {key: value for key, value in params.items()
+       if re.match(r"(enc\.)?transformer\.(embeddings|encoder)\.", key)})
+  if not backbone:
+    raise ValueError("no parameter of a supervised ViT; is it a fixture?")
+  gelu = str(meta.get("gelu", "exact"))
+  vit = architecture(below(backbone, "backbone/"), image_size,
+                     "tanh" if gelu.startswith("tanh") else "exact")
+  classes = [len(value) for key, value in params.items()
+             if re.fullmatch(r"head(\.last_layer)?\.bias", key)]
+  if len(classes) != 1:
+    raise ValueError("expected one head.bias or head.last_layer.bias")
+  built = _with_method(vit, meta.get("prompt_cfg"), heads, classes[0])
+  flat = built.names.parameters(params)
+  check_template(flat, built.model)
+  return built, flat
+
+
+def template(model: models.Model) -> tree.Flat:
+  """Shapes of the model's parameters."""
+  image = jnp.zeros((1, *model.backbone.image_size, 3))
+  return tree.flatten(jax.eval_shape(
+      lambda: model.init(jax.random.key(0), image))["params"])
+
+
+def check_template(flat: tree.Flat, model: models.Model) -> None:
+  """Raises ValueError unless these are the model's parameters, exactly."""
+  ours = {path: leaf.shape for path, leaf in template(model).items()}
+  theirs = {path: np.shape(leaf) for path, leaf in flat.items()}
+  wrong = [f"{path}: {ours.get(path, 'none')} here, "
+           f"{theirs.get(path, 'none')} in the fixture"
+           for path in sorted(ours.keys() | theirs.keys())
+           if ours.get(path) != theirs.get(path)]
+  if wrong:
+    raise ValueError("parameters do not fit: " + "; ".join(wrong))
+
+
+def _with_method(vit: ViT, cfg: dict[str, Any] | None, heads: int,
+                 num_classes: int) -> Built:
+  """Adds the method, pool and head of a reference's option dictionary."""
+  layout, depth = vit.layout, vit.depth
+  model = models.Model(vit, Method(layout), num_classes)
+  if not cfg:
+    return Built(model, Names(heads, model.method))
+  pool = tree.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
+  pool, deep = POOLS[pool], bool(cfg["DEEP"])
+  if deep and cfg.get("ADAPTIVE"):
+    return _with_vapt(model.clone(pool=pool), cfg, heads)
+  reverse = bool(deep and cfg.get("REVERSE_DEEP"))
+  noexpand = bool(deep and cfg.get("FORWARD_DEEP_NOEXPAND") and not reverse)
+  options = dict(
+      num_tokens=cfg["NUM_TOKENS"], deep=deep, reverse=reverse,
+      num_layers=min(cfg.get("NUM_DEEP_LAYERS") or depth, depth),
+      # Only the reference's plain deep loop reads DEEP_SHARED.
+      shared=bool(deep and cfg.get("DEEP_SHARED") and not reverse
+                  and not noexpand),
+      expand=not noexpand, project=max(0, cfg.get("PROJECT", -1)))
+  ours = model.clone(method=VPT(layout, **options), pool=pool)
+  names = Names(heads, ours.method)
+  if reverse:
+    return Built(ours.clone(method=Published(layout, **options)), names, ours,
+                 "REVERSE_DEEP takes the first patches for prompts")
+  if not noexpand or options["num_layers"] == depth or pool == "cls":
+    return Built(ours, names)
+  ours = ours.clone(pool="img")  # no prompts are left: the same as imgprompt
+  if pool == "imgprompt":
+    return Built(ours, names)
+  return Built(ours.clone(method=Published(layout, counted=pool, **options)),
+               names, ours if pool == "img" else None,
+               f"{pool}_pool counts the removed prompts as if they were there")
+
+
+def _with_vapt(model: models.Model, cfg: dict[str, Any], heads: int) -> Built:
+  first, activation = cfg["VPT_DEPTH"], cfg["ACTIVATION"]
+  projector = "shared" if cfg["SHARE_PROJECTOR"] else "own"
+  method = VAPT(
+      model.backbone.layout, num_tokens=cfg["NUM_TOKENS"],
+      static_layers=min(max(first, 1), model.backbone.depth),
+      conv=cfg["CONV"], kernel_size=cfg["KERNEL"], padding=cfg["PADDING"],
+      # CHANNELWISE=True is one kernel for all channels.
+      per_channel=not cfg["CHANNELWISE"],
+      projector=projector if cfg["FEAT_PROJECTOR"] else "none",
+      hidden=cfg["HIDDEN_DIM"],
+      # The reference takes an unknown name for the identity.
+      activation=activation if activation in ACTIVATIONS else "identity",
+      learnable_scale=cfg["LEARNABLE_SCALE"])
+  return Built(model.clone(method=method), Names(heads, method, first))

@@ -1,0 +1,106 @@
+"""Saving and resuming a run (orbax), and the adapter file (npz).
+
+All writes are atomic: a reader sees the old file, the new one, never a part.
+"""
+
+import json
+import os
+from pathlib import Path
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vpt_jax import tree
+
+
+class Checkpoints:
+  """Train states of one run, by step; a half-written one is never seen."""
+
+  def __init__(self, folder: Path, keep: int):
+    self._manager = ocp.CheckpointManager(
+        folder.absolute(), options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True))
+
+  @property
+  def latest(self) -> int | None:
+    """Step of the newest complete checkpoint."""
+    return self._manager.latest_step()
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts to write a state; the arrays are copied before this returns."""
+    self._manager.save(step, args=ocp.args.StandardSave(state))
+
+  def restore(self, step: int, like: Any) -> Any:
+    """The state of that step, with the structure and placement of `like`."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    return self._manager.restore(
+        step, args=ocp.args.StandardRestore(abstract))
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+  """Writes a file as a whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes indented JSON atomically."""
+  write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def save_adapter(path: Path, trainable: tree.Flat,
+                 meta: dict[str, Any]) -> None:
+  """One file with the trained parameters and what they belong to.
+
+  Args:
+    path: of the npz.
+    trainable: flat tree.
+    meta: JSON values; see `train.py` for the fields.
+  """
+  import io  # pylint: disable=g-import-not-at-top
+  buffer = io.BytesIO()
+  arrays = {name: np.asarray(leaf) for name, leaf in trainable.items()}
+  np.savez(buffer, meta=json.dumps(meta), **arrays)
+  write_atomic(path, buffer.getvalue())
+
+
+def read_adapter(path: str | os.PathLike) -> tuple[tree.Flat, dict[str, Any]]:
+  """(trained parameters, meta) of an adapter file; never unpickles.
+
+  Raises:
+    ValueError: the file is missing, damaged or no adapter.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+    meta = json.loads(str(arrays.pop("meta")))
+  except FileNotFoundError:
+    raise ValueError(f"no adapter at {path}") from None
+  except Exception as error:
+    raise ValueError(f"{path} is not an adapter file of vpt_jax: "
+                     f"{error!r}") from None
+  return arrays, meta

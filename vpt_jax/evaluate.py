@@ -1,0 +1,126 @@
+"""Evaluation of a model on a split, and prediction with a saved adapter."""
+
+from collections.abc import Callable
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+
+from vpt_jax import checkpoint, tree
+from vpt_jax import model as models
+from vpt_jax.data import preprocess
+from vpt_jax.data.pipeline import Feed
+from vpt_jax.data.sources import Split
+
+Apply = Callable[..., jax.Array]
+
+
+def make_apply(model: models.Model, normalize: str) -> Apply:
+  """`apply(params, image uint8 [B, H, W, 3]) -> logits [B, K]`."""
+  size = model.backbone.layout.image_size
+
+  def apply(variables, image):
+    return model.apply(variables, preprocess.prepare(image, size, normalize))
+
+  return apply
+
+
+def make_eval_step(apply: Apply) -> Callable[..., dict[str, jax.Array]]:
+  """`step(trainable, frozen, collections, batch)` -> sums over the batch."""
+
+  @jax.jit
+  def step(trainable, frozen, collections, batch):
+    logits = apply({"params": tree.merge(trainable, frozen), **collections},
+                   batch["image"])
+    label, mask = batch["label"], batch["mask"]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    classes = jax.nn.one_hot(label, logits.shape[-1]) * mask[:, None]
+    hit = logits.argmax(-1) == label
+    return {"loss": (loss * mask).sum(), "count": classes.sum(0),
+            "correct": (classes * hit[:, None]).sum(0)}
+
+  return step
+
+
+def evaluate(step: Callable[..., dict[str, jax.Array]], trainable: tree.Flat,
+             frozen: tree.Flat, collections: dict[str, Any],
+             feed: Feed) -> dict[str, float]:
+  """Scores of the whole split, every image exactly once.
+
+  Returns:
+    top1 and mean_per_class (mean over the classes that occur of their recall)
+    in percent, loss (mean cross entropy), count (images).
+  """
+  sums = [step(trainable, frozen, collections, batch)
+          for batch in feed.batches(np.arange(len(feed.split)))]
+  total = jax.tree.map(lambda *x: np.sum(np.stack(x), axis=0, dtype=np.float64),
+                       *jax.device_get(sums))
+  seen = total["count"] > 0
+  recall = total["correct"][seen] / total["count"][seen]
+  n = total["count"].sum()
+  return {"top1": float(100 * total["correct"].sum() / n),
+          "mean_per_class": float(100 * recall.mean()),
+          "loss": float(total["loss"] / n), "count": int(n)}
+
+
+def cache_features(model: models.Model, params: Any, feed: Feed,
+                   normalize: str) -> Split:
+  """The split with its frozen features [N, D] in place of its images."""
+  size = model.backbone.layout.image_size
+
+  @jax.jit
+  def extract(params, image):
+    image = preprocess.prepare(image, size, normalize)
+    return model.apply({"params": params}, image, method=model.features)
+
+  split = feed.split
+  parts = [jax.device_get(extract(params, batch["image"]))
+           for batch in feed.batches(np.arange(len(split)))]
+  features = np.concatenate(parts)[:len(split)]
+  return Split(features, split.labels, split.num_classes, split.skipped)
+
+
+def load_adapter(path: str | os.PathLike, backbone: str = ""
+                 ) -> Callable[[np.ndarray], np.ndarray]:
+  """A predict function from an adapter file.
+
+  Args:
+    path: `adapter.npz` of a run.
+    backbone: checkpoint of the backbone, if it is not where the run had it.
+
+  Returns:
+    `predict(images)`: uint8 [B, H, W, 3] of any size -> probabilities [B, K],
+    float32. `predict.meta` is what the file says of the run.
+
+  Raises:
+    ValueError: a damaged file, or a backbone other than the one trained on.
+  """
+  trainable, meta = checkpoint.read_adapter(path)
+  config = ConfigDict(meta["config"])
+  config.backbone.checkpoint = backbone or config.backbone.checkpoint
+  model = models.build(config, meta["num_classes"])
+  params, sha256 = models.pretrained(model, config, jax.random.key(0),
+                                     skip=trainable)
+  models.check_backbone(str(path), meta["backbone"], config.backbone.name,
+                        sha256)
+  flat = tree.flatten(params)
+  wrong = {name for name in trainable if name not in flat
+           or flat[name].shape != trainable[name].shape}
+  if wrong:
+    raise ValueError(f"{path}: {min(wrong)!r} does not fit the model of its own "
+                     "config; the file is damaged or of another version")
+  params = tree.unflatten({**flat, **trainable})
+  apply = jax.jit(make_apply(model, config.data.normalize))
+
+  def predict(images: np.ndarray) -> np.ndarray:
+    with jax.default_matmul_precision(config.compute.matmul_precision):
+      logits = apply({"params": params, **meta.get("collections", {})},
+                     jnp.asarray(images))
+    return np.asarray(jax.nn.softmax(logits))
+
+  predict.meta = meta
+  return predict

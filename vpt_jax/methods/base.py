@@ -1,0 +1,89 @@
+"""`Method`: the sites at which a prompt method may speak.
+
+Every site defaults to "do nothing", so the base class is the linear probe.
+A new method is a subclass that overrides the sites it needs, in one file of
+its own, and one line in `registry.py`. See `model.py` for when each is called.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vpt_jax.tokens import Layout, Tokens
+
+
+class Method(nn.Module):
+  """Linear probe: nothing but the head is trained.
+
+  Attributes:
+    layout: what a method may know about its backbone.
+    trainable: default of `config.trainable` for this method.
+  """
+
+  layout: Layout
+  trainable: ClassVar[str] = r"(method|head)/.*"
+
+  def image(self, image: jax.Array, *, train: bool) -> jax.Array:
+    """Edits the normalised images [B, H, W, 3]."""
+    return image
+
+  def prompts(self, image: jax.Array, tokens: Tokens, *,
+              train: bool) -> jax.Array | None:
+    """Prompts [B or 1, P, D] that are carried through all blocks."""
+    return None
+
+  def before(self, i: int, tokens: Tokens, *, train: bool) -> Tokens:
+    """Edits the tokens that enter block i."""
+    return tokens
+
+  def context(self, i: int, tokens: Tokens, *,
+              train: bool) -> jax.Array | None:
+    """Prompts [B or 1, P_i, D] that only block i sees and then forgets."""
+    return None
+
+  def temperature(self, i: int) -> jax.Array | float:
+    """What the attention logits of block i are divided by."""
+    return 1.0
+
+  def after(self, i: int, tokens_in: Tokens, tokens_out: Tokens) -> Tokens:
+    """Edits the tokens that leave block i."""
+    return tokens_out
+
+  def constrain(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Projects this method's parameters after the optimizer's update."""
+    return params
+
+
+class Full(Method):
+  """Full fine-tuning, or training from scratch: no prompt, all trained."""
+
+  trainable = ".*"
+
+
+def prompt_init(layout: Layout, width: int) -> nn.initializers.Initializer:
+  """U(-v, v) with v = sqrt(6 / (3 patch_size^2 + width)): VPT, section 3.2.
+
+  The published code takes the prompts' own width, which differs from the
+  backbone's when they are projected.
+  """
+  v = (6 / (3 * layout.patch_size**2 + width))**0.5
+
+  def init(key, shape, dtype=None):
+    return jax.random.uniform(key, shape, dtype or jnp.float32, -v, v)
+
+  return init
+
+
+def per_image(prompt: jax.Array, batch: int, dropout: nn.Dropout,
+              train: bool) -> jax.Array:
+  """Dropout of prompts [1, P, D], drawn for every image as published.
+
+  Without dropout the prompts stay batch-constant ([1, P, D]), so that a block
+  computes their keys and values once.
+  """
+  if not train or dropout.rate == 0:
+    return prompt
+  prompt = jnp.broadcast_to(prompt, (batch, *prompt.shape[1:]))
+  return dropout(prompt, deterministic=False)

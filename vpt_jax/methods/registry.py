@@ -1,0 +1,40 @@
+"""Prompt methods by name: a new method is one file and one line here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vpt_jax import tree
+from vpt_jax.methods.base import Full, Method
+from vpt_jax.methods.vapt import VAPT
+from vpt_jax.methods.vpt import VPT
+from vpt_jax.tokens import Layout
+
+METHODS: dict[str, type[Method]] = {
+    "linear": Method,
+    "full": Full,
+    "vpt": VPT,
+    "vapt": VAPT,
+}
+
+
+def get(name: str) -> type[Method]:
+  """Class of a method.
+
+  Raises:
+    ValueError: unknown name, with the nearest known one.
+  """
+  return METHODS[tree.choose(name, METHODS, "method")]
+
+
+def build(name: str, options: Mapping[str, Any], layout: Layout) -> Method:
+  """Method `name` with its section of the config, for a backbone's layout.
+
+  Raises:
+    ValueError: unknown name or option.
+  """
+  cls = get(name)
+  known = [field for field in cls.__dataclass_fields__
+           if field not in ("layout", "parent", "name")]
+  for option in options:
+    tree.choose(option, known, f"option of method {name!r}:")
+  return cls(layout=layout, **options)

@@ -1,0 +1,90 @@
+"""Visual Prompt Tuning (Jia et al. 2022, arXiv 2203.12119), section 3.2."""
+
+import flax.linen as nn
+import jax
+
+from vpt_jax.methods.base import Method, per_image, prompt_init
+from vpt_jax.tokens import Tokens
+
+
+class VPT(Method):
+  """Learned prompts beside the tokens of one block (shallow) or of each (deep).
+
+    shallow:  [x_1, Z_1, E_1] = L_1([x_0, P, E_0]),  Z_i carried on
+    deep:     [x_i,   _, E_i] = L_i([x_{i-1}, P_{i-1}, E_{i-1}])
+
+  Attributes:
+    num_tokens: P, prompts per prompted block.
+    deep: False prompts the first block and carries its outputs on.
+    num_layers: deep: how many blocks are prompted (0: all), from the first.
+    reverse: deep: count them from the last block instead. The published code
+      loses the first P patches here; this one does not.
+    shared: deep: one set of prompts for all prompted blocks.
+    expand: deep with num_layers: blocks after the last prompted one go on with
+      its prompts' outputs, as published by default. False drops them.
+    project: if positive, prompts have this width and one dense layer, shared by
+      all blocks, maps them to the backbone's.
+    dropout: rate of the prompts' dropout, per image, after the projection.
+  """
+
+  num_tokens: int = 10
+  deep: bool = True
+  num_layers: int = 0
+  reverse: bool = False
+  shared: bool = False
+  expand: bool = True
+  project: int = 0
+  dropout: float = 0.0
+
+  @property
+  def prompted(self) -> range:
+    """Indices of the blocks that get prompts of their own."""
+    depth = self.layout.depth
+    if not self.deep:
+      return range(1)
+    n = self.num_layers or depth
+    if not 1 <= n <= depth:
+      raise ValueError(f"vpt.num_layers={n}, the backbone has {depth} blocks")
+    return range(depth - n, depth) if self.reverse else range(n)
+
+  @property
+  def carried_from(self) -> int | None:
+    """The block whose prompts are carried on through the later blocks."""
+    last = self.prompted[-1]
+    carry = not self.deep or (self.expand and last + 1 < self.layout.depth)
+    return last if carry else None
+
+  def setup(self):
+    width = self.project or self.layout.width
+    sets = 1 if self.shared else len(self.prompted)
+    self.prompt = self.param("prompt", prompt_init(self.layout, width),
+                             (sets, self.num_tokens, width))
+    if self.project:
+      bound = width**-0.5  # the default bias of torch's linear layer
+      self.projection = nn.Dense(
+          self.layout.width,
+          kernel_init=nn.initializers.variance_scaling(
+              2.0, "fan_out", "normal"),
+          bias_init=lambda key, shape, dtype: jax.random.uniform(
+              key, shape, dtype, -bound, bound))
+    self.prompt_dropout = nn.Dropout(self.dropout)
+
+  def _prompt(self, i: int, tokens: Tokens, train: bool) -> jax.Array:
+    j = 0 if self.shared else self.prompted.index(i)
+    prompt = self.prompt[j:j + 1]
+    if self.project:
+      prompt = self.projection(prompt)
+    return per_image(prompt, len(tokens.x), self.prompt_dropout, train)
+
+  def prompts(self, image, tokens, *, train):
+    if self.carried_from == 0:
+      return self._prompt(0, tokens, train)
+
+  def before(self, i, tokens, *, train):
+    if i == self.carried_from and i > 0:
+      return tokens.with_prompt(self._prompt(i, tokens, train))
+    return tokens
+
+  def context(self, i, tokens, *, train):
+    if i in self.prompted and i != self.carried_from:
+      return self._prompt(i, tokens, train)

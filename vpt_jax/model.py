@@ -1,0 +1,157 @@
+"""A frozen backbone, a prompt method and a head: the one loop over blocks.
+
+No method knows a backbone, no backbone knows a method; they meet here.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vpt_jax import tree
+from vpt_jax.backbones import load
+from vpt_jax.backbones import registry as backbones
+from vpt_jax.methods import registry as methods
+from vpt_jax.tokens import POOLS
+
+
+class Model(nn.Module):
+  """Classifier with the parameter tree {backbone, method, head}.
+
+  Attributes:
+    backbone: gives tokens, blocks and the final norm (see `backbones/vit.py`).
+    method: speaks at the sites of `methods/base.py`.
+    num_classes: K.
+    pool: the rows whose mean is the feature: `cls`, `img`, `prompt` or
+      `imgprompt`. The last block computes these rows only.
+  """
+
+  backbone: nn.Module
+  method: nn.Module
+  num_classes: int
+  pool: str = "cls"
+
+  def setup(self):
+    self.head = nn.Dense(
+        self.num_classes, dtype=jnp.float32,
+        # As published: Kaiming normal over fan-out, and a prior of 1 % for
+        # every class (focal loss' trick): -log((1 - 0.01) / 0.01).
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        bias_init=nn.initializers.constant(-4.59511985))
+
+  def features(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+    """Normalised images [B, H, W, 3] -> pooled features [B, D], float32."""
+    backbone, method = self.backbone, self.method
+    reads_prompts = POOLS[self.pool][1]
+    last = backbone.layout.depth - 1
+
+    image = method.image(image, train=train)
+    tokens = backbone.embed(image)
+    tokens = tokens.with_prompt(method.prompts(image, tokens, train=train))
+    for i in range(last + 1):
+      tokens = method.before(i, tokens, train=train)
+      context = method.context(i, tokens, train=train)
+      if i == last and reads_prompts and context is not None:
+        tokens, context = tokens.with_prompt(context), None
+      self.sow("intermediates", f"block_in_{i}", (tokens, context))
+      tokens_out = backbone.block(
+          i, tokens, context=context, temperature=method.temperature(i),
+          pool=self.pool if i == last else None)
+      tokens = method.after(i, tokens, tokens_out)
+    self.sow("intermediates", "block_out", tokens)
+
+    if not tokens.x.shape[1] or (reads_prompts and not tokens.num_prompt):
+      raise ValueError(
+          f"pool={self.pool!r} reads prompts, but this method leaves none after "
+          "the last block; use pool='cls' or 'img'")
+    if backbone.norm_first:
+      feature = backbone.norm(tokens.x).mean(axis=1)
+    else:
+      feature = backbone.norm(tokens.x.astype(jnp.float32).mean(axis=1))
+    self.sow("intermediates", "pooled", feature)
+    return feature
+
+  def classify(self, feature: jax.Array) -> jax.Array:
+    """Features [B, D] -> logits [B, K]."""
+    return self.head(feature)
+
+  def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+    """Normalised images [B, H, W, 3] -> logits [B, K].
+
+    `train=True` needs an rng named `dropout` and draws the method's dropout;
+    the backbone's own is always off, as published.
+    """
+    return self.classify(self.features(image, train=train))
+
+
+def build(config: ConfigDict, num_classes: int) -> Model:
+  """The model that a config names.
+
+  Raises:
+    ValueError: unknown names or options, or parts that do not fit.
+  """
+  tree.choose(config.pool, POOLS, "pool")
+  backbone = backbones.build(config.backbone, config.image_size,
+                             config.compute.dtype)
+  options = config.get(config.method, {})
+  if getattr(methods.get(config.method), "needs_grid", False) and (
+      backbone.layout.grid is None):
+    raise ValueError(
+        f"method {config.method!r} needs patch tokens on a grid, backbone "
+        f"{config.backbone.name!r} has none; use 'linear' or 'pixel'")
+  method = methods.build(config.method, options, backbone.layout)
+  return Model(backbone, method, num_classes, config.pool)
+
+
+def init(model: Model, rng: jax.Array) -> dict[str, Any]:
+  """Freshly initialised parameters {backbone, method, head}."""
+  height, width = model.backbone.layout.image_size
+  image = jnp.zeros((1, height, width, 3))
+  params = jax.jit(model.init)({"params": rng}, image)["params"]
+  return {"method": {}, **params}
+
+
+def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
+               skip: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
+  """Initialised parameters with the backbone's from its checkpoint.
+
+  Args:
+    model: from `build`.
+    config: names the checkpoint; `backbone.checkpoint="random"` has none.
+    rng: key of the initial values.
+    skip: paths that the caller brings; if these are the whole backbone, no
+      checkpoint is read.
+
+  Returns:
+    (parameters, sha256 of the checkpoint or "random").
+
+  Raises:
+    ValueError: the checkpoint is missing, damaged or does not fit.
+  """
+  params = init(model, rng)
+  template = tree.flatten(params["backbone"])
+  entry = backbones.get(config.backbone.name)
+  source = config.backbone.checkpoint or entry.url
+  own = not config.backbone.checkpoint
+  if source == "random" or {f"backbone/{name}" for name in template} <= {*skip}:
+    return params, "random"
+  if not source:
+    raise ValueError(
+        f"backbone {config.backbone.name!r} is an architecture without known "
+        "weights; set config.backbone.checkpoint to a file or an address")
+  loaded, sha256 = load.load(source, template, model.backbone.layout.grid,
+                             checksum=entry.checksum if own else "")
+  return {**params, "backbone": tree.unflatten(loaded)}, sha256
+
+
+def check_backbone(path: str, trained_on: dict[str, str], name: str,
+                   sha256: str) -> None:
+  """Raises ValueError unless a saved file fits the backbone of a config."""
+  if (trained_on["name"], trained_on["sha256"]) != (name, sha256):
+    raise ValueError(
+        f"checkpoint {path} was trained on backbone {trained_on['name']} (sha256 "
+        f"{trained_on['sha256'][:8]}..), this config builds {name} (sha256 "
+        f"{sha256[:8]}..)")
