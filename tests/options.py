@@ -1,5 +1,6 @@
 """The model that a fixture's `meta` describes, built from our parts."""
 
+from collections.abc import Sequence
 import dataclasses
 import re
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from tests.reference import Arrays, Names, below
 from vpt_jax import model as models
-from vpt_jax import tree
+from vpt_jax import optim, tree
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.base import Method
 from vpt_jax.methods.vapt import ACTIVATIONS, VAPT
@@ -32,12 +34,14 @@ def check_supported(meta: dict[str, Any], keys: set[str]) -> None:
   gelu = meta.get("gelu", "exact")
   location = cfg.get("LOCATION", "prepend")
   reasons = {
-      "loading of a published checkpoint": "file" in meta,
+      "method: prompt generation network": "pgn" in where.lower()
+                                           and "keys" not in meta,
+      "loading of a published checkpoint": "keys" in meta,
       "prompt condensation scores": "statistics" in meta,
-      "method: prompt generation network": "pgn" in where.lower(),
       "method: gated prompts": "Gated" in where,
       "backbone: Swin": "swin" in where.lower(),
-      "backbone: MAE or MoCo v3": "SSLViT" in where,
+      "backbone: MAE or MoCo v3": bool(
+          re.search("SSLViT|vit_mae|vit_moco", where)),
       "method: adapter": bool(meta.get("adapter_cfg")) or "adapter" in where,
       "method: side network": any(key.startswith("side") for key in keys),
       "hidden layers in the head": bool(meta.get("mlp_num")) or any(
@@ -210,3 +214,50 @@ def _with_vapt(model: models.Model, cfg: dict[str, Any], heads: int) -> Built:
       activation=activation if activation in ACTIVATIONS else "identity",
       learnable_scale=cfg["LEARNABLE_SCALE"])
   return Built(model.clone(method=method), Names(heads, method, first))
+
+
+def optimizer(meta: dict[str, Any], trained: Sequence[str],
+              paths: Sequence[str]
+              ) -> tuple[optax.GradientTransformation, optim.Rate]:
+  """The library's optimizer and rate for a trajectory's `SOLVER` options.
+
+  Args:
+    meta: of the fixture.
+    trained: names of the reference's trained parameters.
+    paths: ours.
+
+  Raises:
+    Unsupported: another optimizer, schedule or trainable set.
+  """
+  solver = meta["solver"]
+  name, decay = solver["OPTIMIZER"], solver["WEIGHT_DECAY"]
+  name = name if name in ("adam", "adamw") else "sgd"  # as the reference does
+  schedule = solver["SCHEDULER"]
+  reasons = {
+      "training of the class token and its position apart (one parameter here)":
+          any(key.endswith(("embeddings.cls_token", "position_embeddings"))
+              for key in trained),
+      "the reference's own AdamW (decay 0.01, eps before the bias correction)":
+          name == "adamw" and decay > 0,
+      f"schedule {schedule!r}": schedule not in optim.SCHEDULES,
+  }
+  for reason, holds in reasons.items():
+    if holds:
+      raise Unsupported(reason)
+  # Without decay the reference has no branch for adamw, and adam forgets the
+  # multiplier.
+  name = "adam" if name == "adam" else "sgd"
+  factor = solver["BIAS_MULTIPLIER"] if decay or name == "sgd" else 1.0
+  table = [(r"head/bias", {"weight_decay": 0.0}),
+           (r".*bias", {"lr": factor}), (r".*", {})]
+  policies, left = [], list(paths)
+  for pattern, policy in table:
+    if any(re.fullmatch(pattern, path) for path in left):
+      policies.append((pattern, policy))  # an idle rule is an error
+    left = [path for path in left if not re.fullmatch(pattern, path)]
+  rate = optim.per_epoch(solver["BASE_LR"] * optim.epoch_factors(
+      schedule, solver["TOTAL_EPOCH"], solver["WARMUP_EPOCH"],
+      length=meta["epochs"]), meta["batches_per_epoch"])
+  return optim.make_optimizer(
+      name, rate, paths, weight_decay=decay, momentum=solver["MOMENTUM"],
+      policies=policies), rate

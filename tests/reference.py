@@ -22,16 +22,17 @@ from vpt_jax.methods.vpt import VPT
 
 Arrays = dict[str, np.ndarray]
 
+
 def read(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
   """Arrays and `meta` ({} if there is none) of a file.
 
   Raises:
     ValueError: the file is no `.npz`, or `meta` is no JSON object.
   """
-  loaded = np.load(path, allow_pickle=False)
-  if not isinstance(loaded, np.lib.npyio.NpzFile):
-    raise ValueError("not an .npz archive")
-  with loaded:
+  with open(path, "rb") as file:
+    loaded = np.load(file, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+      raise ValueError("not an .npz archive")
     arrays = {key: loaded[key] for key in loaded.files}
   meta = json.loads(str(arrays.pop("meta", "{}")))
   if not isinstance(meta, dict):
@@ -138,7 +139,7 @@ class Names:
     Raises:
       ValueError: no such tensor is known.
     """
-    key = key.removeprefix("enc.")
+    whole, key = key, key.removeprefix("enc.")
     if key == "transformer.embeddings.cls_token":
       return [Place("backbone/cls")]
     if key == "transformer.embeddings.position_embeddings":
@@ -162,7 +163,7 @@ class Names:
             return []
           path = path.format(i=block)
         return [Place(path, take)]
-    raise ValueError(f"no rule for the reference's parameter {key!r}")
+    raise ValueError(f"no rule for the reference's parameter {whole!r}")
 
   def _deep_prompts(self) -> list[Place]:
     """The later sets of prompts; sets beyond the last block are never read."""
@@ -175,6 +176,17 @@ class Names:
       return []
     return [Place("method/prompt", lambda x: x[:sets - first],
                   first, sets)]
+
+  def cancels(self, key: str) -> bool:
+    """Whether this tensor's gradient is zero in theory.
+
+    A key's bias adds the same to all logits of a query's softmax, and a
+    LayerNorm removes what a generator's bias adds to all channels.
+    """
+    if getattr(self.method, "projector", "") == "none" and re.search(
+        r"deep_prompt_downsample\.\d+\.(linear\.)?bias$", key):
+      return True
+    return key.endswith("attn.key.bias")
 
   def parameters(self, arrays: Arrays) -> tree.Flat:
     """Our flat parameters from a reference's `state_dict`."""

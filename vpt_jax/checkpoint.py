@@ -3,6 +3,7 @@
 All writes are atomic: a reader sees the old file, the new one, never a part.
 """
 
+import io
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import tempfile
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -30,7 +32,8 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any) -> None:
-    """Starts to write a state; the arrays are copied before this returns."""
+    """Starts to write a state, of a copy: the next step donates the original."""
+    state = jax.tree.map(jnp.copy, state)
     self._manager.save(step, args=ocp.args.StandardSave(state))
 
   def restore(self, step: int, like: Any) -> Any:
@@ -79,9 +82,8 @@ def save_adapter(path: Path, trainable: tree.Flat,
   Args:
     path: of the npz.
     trainable: flat tree.
-    meta: JSON values; see `train.py` for the fields.
+    meta: JSON values; see `main.py` for the fields.
   """
-  import io  # pylint: disable=g-import-not-at-top
   buffer = io.BytesIO()
   arrays = {name: np.asarray(leaf) for name, leaf in trainable.items()}
   np.savez(buffer, meta=json.dumps(meta), **arrays)

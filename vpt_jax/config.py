@@ -1,19 +1,78 @@
 """Configs: checked before anything runs, comparable, and named by content."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
+from pathlib import Path
+import sys
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from vpt_jax import optim, tree
 from vpt_jax.data import preprocess, sources, tasks
 from vpt_jax.methods import registry as methods
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
+USAGE = """usage: python -m vpt_jax.main --config=FILE[:TASK] [--workdir=DIR]
+                              [--config.FIELD=VALUE ...]
+
+  --config=configs/vapt_vtab.py            the embedded data and backbone
+  --config=configs/vapt_vtab.py:eurosat    a VTAB-1k task, ViT-B/16 IN-21k
+  --config.optim.lr=0.5                    overrides one field; all of them are
+                                           in configs/common.py"""
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, str]:
+  """Command line -> (config, file of the config, workdir or "").
+
+  Raises:
+    ValueError: an argument that can't be used, with what to do.
+  """
+  path = next((arg.split("=", 1)[1] for arg in argv
+               if arg.startswith(("--config=", "-config="))), "")
+  if not path:
+    raise ValueError(f"no --config given\n{USAGE}")
+  file = path.split(":")[0]
+  if not Path(file).is_file():
+    raise ValueError(f"--config: no file {file!r}; run from the folder that "
+                     "holds configs/")
+  # Config files import `configs.common`.
+  sys.path.insert(0, str(Path(file).absolute().parent.parent))
+  try:
+    # Once without overrides, to know the fields.
+    check_fields(argv, _parse(["", f"--config={path}"])[0].config)
+    values, rest = _parse(argv)
+  except (flags.Error, TypeError) as error:
+    raise ValueError(f"{error}; fields and defaults are in configs/common.py"
+                     ) from None
+  if len(rest) > 1:
+    raise ValueError(f"unexpected argument {rest[1]!r}\n{USAGE}")
+  return values.config, file, values.workdir
+
+
+def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+  flags.DEFINE_string("workdir", "", "where the run is kept", values)
+  return values, values(argv)
+
+
+def check_fields(argv: Sequence[str], config: ConfigDict) -> None:
+  """Raises ValueError for `--config.FIELD` that the config does not have."""
+  known = {name.replace("/", ".") for name in tree.flatten(config.to_dict())}
+  for arg in argv:
+    name, equals, _ = arg.lstrip("-").partition("=")
+    if arg.startswith("-") and name.startswith("config.") and equals:
+      tree.choose(name.removeprefix("config."), known, "config field")
+
+
+def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   """A checked copy: other methods' sections dropped, defaults filled in.
+
+  Args:
+    config: see `configs/common.py`.
+    named_task: False if the caller brings the data.
 
   Raises:
     ValueError: a value that no run could use, naming field and choices.
@@ -24,7 +83,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if section != config.method and section in config:
       del config[section]
   config.trainable = config.trainable or method.trainable
-  tasks.get(config.task)
+  if named_task:
+    tasks.get(config.task)
   for what, value, known in (
       ("data.normalize", config.data.normalize, preprocess.NORMALIZE),
       ("data.augment", config.data.augment, preprocess.AUGMENT),

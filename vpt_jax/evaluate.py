@@ -105,8 +105,8 @@ def load_adapter(path: str | os.PathLike, backbone: str = ""
   model = models.build(config, meta["num_classes"])
   params, sha256 = models.pretrained(model, config, jax.random.key(0),
                                      skip=trainable)
-  models.check_backbone(str(path), meta["backbone"], config.backbone.name,
-                        sha256)
+  models.check_backbone(str(path), meta["backbone"],
+                        {"name": config.backbone.name, "sha256": sha256})
   flat = tree.flatten(params)
   wrong = {name for name in trainable if name not in flat
            or flat[name].shape != trainable[name].shape}

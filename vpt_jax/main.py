@@ -1,84 +1,190 @@
-"""Command line: `python -m vpt_jax.main --config=FILE[:TASK]`."""
+"""The main job: `python -m vpt_jax.main --config=FILE[:TASK]`."""
 
 from collections.abc import Sequence
+import dataclasses
+import importlib.metadata
+import json
 import logging
 import os
 from pathlib import Path
 import sys
+import time
+from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-USAGE = """usage: python -m vpt_jax.main --config=FILE[:TASK] [--workdir=DIR]
-                              [--config.FIELD=VALUE ...]
+from vpt_jax import checkpoint, config as configs, evaluate, optim, report
+from vpt_jax import model as models
+from vpt_jax import shard, train, tree
+from vpt_jax.data import pipeline, sources
 
-  --config=configs/vapt_vtab.py            the embedded data and backbone
-  --config=configs/vapt_vtab.py:eurosat    a VTAB-1k task, ViT-B/16 IN-21k
-  --config.optim.lr=0.5                    overrides one field; all of them are
-                                           in configs/common.py"""
-
-EMBEDDED_NOTE = """no task named: the embedded data (scikit-learn's digits) and \
-the embedded backbone; name a real one as in --config=%s:eurosat (with \
-ViT-B/16 IN-21k)"""
+log = report.log
 
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, str]:
-  """Command line -> (config, file of the config, workdir or "").
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The two splits of a run."""
+
+  train: sources.Split
+  test: sources.Split
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike,
+        data: Data | None = None) -> dict[str, Any]:
+  """Adapts, evaluates and saves; goes on where an earlier call was killed.
+
+  Args:
+    config: see `configs/common.py`.
+    workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/,
+      adapter.npz and, last, result.json.
+    data: splits in memory; default: those that `config.task` names.
+
+  Returns:
+    What result.json holds.
 
   Raises:
-    ValueError: an argument that can't be used, with what to do.
+    ValueError: a config, file or folder that can't be used, saying why.
+    train.Diverged: the loss is NaN or infinite.
   """
-  values = flags.FlagValues()
-  path = next((arg.split("=", 1)[1] for arg in argv
-               if arg.lstrip("-").startswith("config=")), "")
-  if not path:
-    raise ValueError(f"no --config given\n{USAGE}")
-  file = path.split(":")[0]
-  if not Path(file).is_file():
-    raise ValueError(f"--config: no file {file!r}; run from the folder that "
-                     "holds configs/")
-  # Config files import `configs.common`.
-  sys.path.insert(0, str(Path(file).absolute().parent.parent))
-  config_flags.DEFINE_config_file("config", flag_values=values)
-  flags.DEFINE_string("workdir", "", "where the run is kept", values)
-  try:
-    rest = values(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError) as error:
-    raise ValueError(f"{error}; fields and defaults are in configs/common.py"
-                     ) from None
-  if len(rest) > 1:
-    raise ValueError(f"unexpected argument {rest[1]!r}\n{USAGE}")
-  return values.config, file, values.workdir
+  config = configs.resolve(config, named_task=data is None)
+  workdir = Path(workdir)
+  check_unchanged(workdir, config)
+  finished = workdir / "result.json"
+  if finished.exists():
+    log.info("%s is finished; another --workdir runs it again", workdir)
+    return json.loads(finished.read_text())
+  with jax.default_matmul_precision(config.compute.matmul_precision):
+    return _run(config, workdir, data or load_data(config))
+
+
+def load_data(config: ConfigDict) -> Data:
+  """The splits that a config names."""
+  size = (config.image_size,) * 2
+  read = lambda split: sources.load(
+      config.task, split, folder=config.data.dir, image_size=size,
+      on_error=config.data.on_error)
+  return Data(read(config.data.train_split), read(config.data.test_split))
+
+
+def check_unchanged(workdir: Path, config: ConfigDict) -> None:
+  """Raises ValueError if the folder holds a run with another config."""
+  path = workdir / "config.json"
+  if path.exists():
+    lines = configs.difference(json.loads(path.read_text()),
+                               configs.plain(config))
+    if lines:
+      raise ValueError(
+          f"{workdir} holds a run with another config; use another --workdir, "
+          "or delete it. Its value -> yours:\n  " + "\n  ".join(lines))
+
+
+def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str]) -> None:
+  """Writes what the folder's run is made of, before its first step.
+
+  Raises:
+    ValueError: it was started with another backbone file.
+  """
+  path = workdir / "backbone.json"
+  if path.exists():
+    models.check_backbone(str(workdir), json.loads(path.read_text()), backbone)
+  checkpoint.write_json(path, backbone)
+  checkpoint.write_json(workdir / "config.json", configs.plain(config))
+
+
+def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
+  started = time.monotonic()
+  mesh = shard.make_mesh(config.batch_size)
+  num_classes = data.train.num_classes
+  model = models.build(config, num_classes)
+  rng = jax.random.PRNGKey(config.seed)
+  params, sha256 = models.pretrained(model, config, rng)
+  backbone = {"name": config.backbone.name, "sha256": sha256}
+  trainable, frozen = tree.split(params, config.trainable)
+  log.info("%s", report.split_table(trainable, frozen, config.trainable))
+  log.info("%d training and %d test images, %d classes", len(data.train),
+           len(data.test), num_classes)
+
+  feed = lambda split: pipeline.Feed(split, config.batch_size, mesh,
+                                     config.data.device_gb * 2**30)
+  train_feed, test_feed = feed(data.train), feed(data.test)
+  apply = evaluate.make_apply(model, config.data.normalize)
+  on_features = config.data.augment == "none" and all(
+      path.startswith("head/") for path in trainable)
+  if on_features:  # nothing before the head changes: its inputs are computed once
+    cache = lambda part: feed(evaluate.cache_features(
+        model, params, part, config.data.normalize))
+    train_feed, test_feed = cache(train_feed), cache(test_feed)
+    apply = lambda variables, feature: model.apply(
+        variables, feature, method=model.classify)
+
+  tx, rate = optim.from_config(
+      config.optim, trainable, batch_size=config.batch_size,
+      epochs=config.epochs, steps_per_epoch=len(train_feed))
+  frozen = shard.replicate({
+      path: leaf.astype(config.backbone.frozen_dtype)
+      for path, leaf in frozen.items()}, mesh)
+  state = shard.replicate(train.TrainState(
+      jnp.int32(0), trainable, tx.init(trainable), {},
+      jax.random.fold_in(rng, 1)), mesh)
+  step = train.make_train_step(
+      model, tx, normalize=config.data.normalize, augment=config.data.augment,
+      on_features=on_features)
+  claim(workdir, config, backbone)
+  state, speed = train.fit(config, workdir, state, frozen, train_feed, step,
+                           rate)
+
+  scores = evaluate.evaluate(evaluate.make_eval_step(apply), state.trainable,
+                             frozen, state.collections, test_feed)
+  trained, total = tree.count(trainable), tree.count(tree.flatten(params))
+  result = {
+      "task": config.task, "split": config.data.test_split,
+      "method": config.method, "backbone": backbone, **scores,
+      "trainable_params": trained, "total_params": total,
+      "trainable_percent": 100 * trained / total,
+      "train_images": len(data.train),
+      "skipped": {"train": data.train.skipped, "test": data.test.skipped},
+      "seconds": time.monotonic() - started, "images_per_second": speed,
+      "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+      "versions": {name: importlib.metadata.version(name) for name in
+                   ("jax", "jaxlib", "flax", "optax", "numpy")}}
+  checkpoint.save_adapter(workdir / "adapter.npz", state.trainable, {
+      "backbone": backbone, "config": configs.plain(config),
+      "num_classes": num_classes, "versions": result["versions"]})
+  checkpoint.write_json(workdir / "result.json", result)
+  return result
+
+
+EMBEDDED = """no task named: takes the embedded data (scikit-learn's digits) and \
+backbone; name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs; returns the exit status. Errors of the user are told in a line."""
-  if "--help" in argv or "-h" in argv:
-    sys.stdout.write(USAGE + "\n")
+  """Runs; returns the exit status. What the user can mend is one clear error."""
+  if {"--help", "-h"} & {*argv}:
+    sys.stdout.write(configs.USAGE + "\n")
     return 0
+  log.addHandler(logging.StreamHandler(sys.stdout))
+  log.setLevel(logging.INFO)
+  log.propagate = False  # absl would print each line again
   try:
-    config, file, workdir = parse(argv)
-    # Flags first: a typo should not wait for JAX.
-    from vpt_jax import config as configs, report, train  # pylint: disable=g-import-not-at-top
-    handler = logging.StreamHandler(sys.stdout)
-    report.log.addHandler(handler)
-    report.log.setLevel(logging.INFO)
-    report.log.propagate = False  # absl would print each line again
+    config, file, workdir = configs.parse(argv)
+    if config.task == "digits" and config.backbone.name == "vit_mini4_cifar10":
+      log.info(EMBEDDED, file)
     config = configs.resolve(config)
-    if config.backbone.name == "vit_mini4_cifar10":
-      report.log.info(EMBEDDED_NOTE, file)
     workdir = workdir or os.path.join(
         "runs", f"{config.task}-{config.method}-{configs.digest(config)}")
-    report.log.info("workdir %s", workdir)
-    result = train.run(config, workdir)
-    report.log.info("%s\n%s", report.result_text(result),
-                    f"result and adapter in {workdir}")
+    log.info("workdir %s", workdir)
+    result = run(config, workdir)
   except ValueError as error:
     sys.stderr.write(f"error: {error}\n")
     return 1
   except KeyboardInterrupt:
     sys.stderr.write("interrupted; the same command goes on\n")
     return 130
+  log.info("%s\nresult.json and adapter.npz in %s", report.result_text(result),
+           workdir)
   return 0
 
 

@@ -147,11 +147,17 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
   return {**params, "backbone": tree.unflatten(loaded)}, sha256
 
 
-def check_backbone(path: str, trained_on: dict[str, str], name: str,
-                   sha256: str) -> None:
-  """Raises ValueError unless a saved file fits the backbone of a config."""
-  if (trained_on["name"], trained_on["sha256"]) != (name, sha256):
+def check_backbone(path: str, trained_on: dict[str, str],
+                   builds: dict[str, str]) -> None:
+  """Raises ValueError unless a saved file fits the backbone of a config.
+
+  Args:
+    path: of the saved file, for the error.
+    trained_on: {name, sha256} of the backbone that it was trained on.
+    builds: the same of the backbone at hand.
+  """
+  if trained_on != builds:
     raise ValueError(
         f"checkpoint {path} was trained on backbone {trained_on['name']} (sha256 "
-        f"{trained_on['sha256'][:8]}..), this config builds {name} (sha256 "
-        f"{sha256[:8]}..)")
+        f"{trained_on['sha256'][:8]}..), this config builds {builds['name']} "
+        f"(sha256 {builds['sha256'][:8]}..)")

@@ -24,7 +24,8 @@ def _cosine(epoch: np.ndarray, warmup: int, epochs: int) -> np.ndarray:
 def _cosine_hardrestart(epoch: np.ndarray, warmup: int,
                         epochs: int) -> np.ndarray:
   """VPT's `cosine_hardrestart` with its one cycle: the same, then 0."""
-  return np.where(epoch < epochs, _cosine(epoch, warmup, epochs), 0.0)
+  over = epoch - warmup >= max(1, epochs - warmup)
+  return np.where(over, 0.0, _cosine(epoch, warmup, epochs))
 
 
 def _pgn_cosine(epoch: np.ndarray, warmup: int, epochs: int) -> np.ndarray:
@@ -124,9 +125,9 @@ def make_optimizer(name: str, rate: Rate, paths: Iterable[str], *,
   return optax.partition(chains, dict(labels))
 
 
-def optimizer_from_config(config: Any, paths: Iterable[str], *,
-                          batch_size: int, epochs: int, steps_per_epoch: int
-                          ) -> tuple[optax.GradientTransformation, Rate]:
+def from_config(config: Any, paths: Iterable[str], *, batch_size: int,
+                epochs: int, steps_per_epoch: int
+                ) -> tuple[optax.GradientTransformation, Rate]:
   """The optimizer and its learning rate, from `config.optim`."""
   lr = scaled_rate(config.lr, batch_size) if config.scale_lr else config.lr
   rate = per_epoch(lr * epoch_factors(

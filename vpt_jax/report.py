@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorboardX
 import tqdm
+from tqdm.contrib import logging as tqdm_logging
 
 from vpt_jax import checkpoint, tree
 
@@ -79,43 +80,45 @@ def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
 class Progress:
   """A bar with loss, rate, images/s and time left on a terminal, else lines."""
 
-  def __init__(self, total: int, initial: int, batch_size: int):
-    self._terminal = sys.stderr.isatty()
+  def __init__(self, start: int, epochs: int, steps: int, images: int):
+    """`start` of `epochs` epochs are done; each has `steps` and `images`."""
+    self._epochs, self._images = epochs, images
+    self._timed = -(images // steps)  # the first batch compiles
+    self._clock = self._last_line = None
+    self.images_per_second = 0.0
     self._bar = tqdm.tqdm(
-        total=total, initial=initial, unit="step", disable=not self._terminal,
-        dynamic_ncols=True, leave=False,
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}"
-        "{postfix}]")
-    self._batch_size = batch_size
-    self._start, self._first = time.monotonic(), initial
-    self._total, self._last_line = total, 0.0
+        total=epochs * steps, initial=start * steps, leave=False,
+        disable=not sys.stderr.isatty(), dynamic_ncols=True, bar_format=(
+            "{percentage:3.0f}% {bar} step {n_fmt}/{total_fmt}  {postfix}"
+            "[{elapsed}, {remaining} left]"))
+    self._redirect = tqdm_logging.logging_redirect_tqdm([log])
+    self._redirect.__enter__()
 
-  def images_per_second(self) -> float:
-    seconds = max(1e-9, time.monotonic() - self._start)
-    return (self._bar.n - self._first if self._terminal else
-            self._steps) * self._batch_size / seconds
-
-  _steps = 0
-
-  def advance(self) -> None:
-    self._steps += 1
+  def step(self, loss: float | None = None, lr: float = 0.0) -> None:
+    """One step was started; the loss is that of the latest one known."""
+    if loss is not None:
+      self._clock = self._clock or time.monotonic()  # the first step compiles
+      self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.4g}, "
+                                f"{self.images_per_second:.0f} images/s ",
+                                refresh=False)
     self._bar.update()
 
-  def epoch(self, epoch: int, epochs: int, values: dict[str, float]) -> None:
-    """Shows an epoch's means: every epoch in the bar, else every 10 s."""
-    speed = self.images_per_second()
-    text = (f"loss {values['loss']:.4f}  top-1 {values['train_top1']:.1f}  "
-            f"lr {values['lr']:.4g}  {speed:.0f} images/s")
-    self._bar.set_postfix_str(text)
+  def epoch(self, epoch: int, values: dict[str, float]) -> None:
+    """An epoch is over: a line every 10 s and at the end, if no terminal."""
     now = time.monotonic()
-    if not self._terminal and (
-        now - self._last_line > 10 or epoch + 1 == epochs):
-      done = self._first + self._steps
-      left = (self._total - done) * self._batch_size / max(speed, 1e-9)
-      log.info("epoch %d/%d  %s  %.0f s left", epoch + 1, epochs, text, left)
+    self._timed += self._images
+    self.images_per_second = self._timed / max(now - self._clock, 1e-9)
+    left = (self._epochs - epoch - 1) * self._images / max(
+        self.images_per_second, 1e-9)
+    due = self._last_line is None or now - self._last_line > 10
+    if self._bar.disable and (due or epoch + 1 == self._epochs):
       self._last_line = now
+      log.info("epoch %d/%d  loss %.4f  top-1 %.1f  lr %.4g  %.0f images/s  "
+               "%.0f s left", epoch + 1, self._epochs, values["loss"],
+               values["train_top1"], values["lr"], self.images_per_second, left)
 
   def close(self) -> None:
+    self._redirect.__exit__(None, None, None)
     self._bar.close()
 
 

@@ -61,6 +61,8 @@ class Tokens(flax.struct.PyTreeNode):
 
   def with_prompt(self, prompt: jax.Array | None) -> "Tokens":
     """The same tokens carrying these prompts [B or 1, P, D] (None: none)."""
+    if prompt is None and not self.num_prompt:
+      return self
     if prompt is None:
       x, p = jnp.concatenate([self.cls, self.patch], axis=1), 0
     else:

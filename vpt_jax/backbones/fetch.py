@@ -214,7 +214,7 @@ def _transfer(url: str, part: Path, note: Path) -> None:
     if response.status == 206:
       span = re.fullmatch(rf"bytes {start}-\d+/(\d+)",
                           response.headers.get("Content-Range", ""))
-      if span is None or _tag(response.headers) not in ("", tag):
+      if not start or span is None or _tag(response.headers) not in ("", tag):
         note.unlink(missing_ok=True)
         raise ConnectionError("the server did not continue the same file")
       total = int(span[1])

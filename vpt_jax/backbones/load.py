@@ -178,16 +178,17 @@ def _unstacked(flat: Mapping[str, np.ndarray]
 def _split_class_position(flat: Arrays) -> Arrays:
   """Adds the first of 1 + n n positions to the class token."""
   cls, positions = flat.get("cls"), flat.get(_POSITIONS)
-  if cls is None or positions is None or positions.ndim != 3 or (
-      cls.shape != positions[:, :1].shape or _side(positions.shape[1]) or
-      not _side(positions.shape[1] - 1)):
+  if cls is None or positions is None or positions.ndim != 3:
     return flat
-  return flat | {"cls": cls + positions[:, :1], _POSITIONS: positions[:, 1:]}
+  first, rest = positions[:, :1], positions[:, 1:]
+  if cls.shape != first.shape or not _side(rest.shape[1]):
+    return flat
+  return flat | {"cls": cls + first, _POSITIONS: rest}
 
 
 def _side(count: int) -> int:
-  """n if count is n n > 0, else 0."""
-  side = math.isqrt(max(count, 0))
+  """n if count is n n, else 0."""
+  side = math.isqrt(count)
   return side if side * side == count else 0
 
 
@@ -237,18 +238,18 @@ def restore(flat: Mapping[str, np.ndarray], template: Mapping[str, Any],
   wrong = {name for name in want.keys() & have.keys()
            if want[name] != have[name]}
   lines = []
-  for title, sign, side, names in (
+  for title, sign, text, names in (
       ("missing in the checkpoint:", "-", want, want.keys() - have.keys()),
       ("unexpected in the checkpoint:", "+", have, have.keys() - want.keys()),
       ("expected shapes:", "-", want, wrong),
       ("found shapes:", "+", have, wrong)):
     if names:
-      lines += [title, *(f"{sign} {side[name]}" for name in sorted(names))]
+      lines += [title, *(f"{sign} {text[name]}" for name in sorted(names))]
   if lines:
     raise ValueError("\n".join([
         f"checkpoint {source} does not fit this backbone", *lines,
-        "Nothing was loaded; choose the config.backbone.name whose architecture "
-        "fits this checkpoint, or another config.backbone.checkpoint"]))
+        "Nothing was loaded; choose the config.backbone.name whose "
+        "architecture fits, or another config.backbone.checkpoint"]))
   return {name: flat[name] for name in template}
 
 

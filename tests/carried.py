@@ -1,0 +1,29 @@
+"""The published form of deep prompts, to compare ours with.
+
+Prompts are carried through every block as full tokens, their outputs dropped
+after it, and the last block computes every row.
+"""
+
+import jax.numpy as jnp
+
+from vpt_jax.model import Model
+
+
+class CarriedModel(Model):
+  """`Model` with queries, outputs and MLPs for all prompts."""
+
+  def features(self, image, *, train=False):
+    backbone, method = self.backbone, self.method
+    tokens = backbone.embed(method.image(image, train=train))
+    tokens = tokens.with_prompt(method.prompts(image, tokens, train=train))
+    for i in range(backbone.layout.depth):
+      tokens = method.before(i, tokens, train=train)
+      context = method.context(i, tokens, train=train)
+      if context is not None:
+        tokens = tokens.with_prompt(context)
+      out = backbone.block(i, tokens, temperature=method.temperature(i))
+      tokens = method.after(i, tokens, out)
+      if context is not None and i + 1 < backbone.layout.depth:
+        tokens = tokens.with_prompt(None)
+    rows = tokens.replace(x=backbone.norm(tokens.x)).rows(self.pool)
+    return jnp.mean(rows.x, axis=1)

@@ -1,0 +1,129 @@
+"""Runs a model for the comparison: one pass with all it shows, or training."""
+
+from collections.abc import Sequence
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vpt_jax import model as models
+from vpt_jax import tree
+from vpt_jax.backbones.vit import ViT
+
+Batch = tuple[np.ndarray, np.ndarray]  # images and labels
+
+
+def _loss(train: tree.Flat, frozen: tree.Flat, model: models.Model,
+          images: jax.Array, labels: jax.Array):
+  """Mean cross entropy, and (logits, pooled features)."""
+  logits, state = model.apply({"params": tree.merge(train, frozen)}, images,
+                              mutable=["intermediates"])
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+  return loss, (logits, state["intermediates"]["pooled"][0])
+
+
+def _trace(params: Any, model: models.Model, images: jax.Array):
+  """All tokens on their way, in the reference's order.
+
+  The model runs as it is, but for its last block, which is asked for all rows
+  (and so carries its prompts).
+
+  Returns:
+    {name of a fixture's `out/`: [B, N, D]}, {name: zeros [P] for P prompts
+    whose rows the block does not compute}.
+  """
+  seen, thrown = {}, {}
+  last = model.backbone.layout.depth - 1
+
+  def spy(call, args, kwargs, context):
+    if not isinstance(context.module, ViT) or context.method_name != "block":
+      return call(*args, **kwargs)
+    i, tokens = args
+    prompt = kwargs["context"]
+    whole = tokens if prompt is None else tokens.with_prompt(prompt)
+    seen[f"block_in/{i}"], seen[f"prompts_in/{i}"] = whole.x, whole.prompt
+    if i == last:
+      tokens, kwargs = whole, {**kwargs, "context": None, "pool": None}
+    elif prompt is not None:
+      thrown[f"block_out/{i}"] = jnp.zeros(prompt.shape[1])
+    out = call(i, tokens, **kwargs)
+    seen[f"block_out/{i}"] = out.x
+    if i == last:
+      seen["encoded"] = context.module.norm(out.x)
+    return out
+
+  with nn.intercept_methods(spy):
+    model.clone(pool="img").apply({"params": params}, images)
+  return seen, thrown
+
+
+class Pass(NamedTuple):
+  """One pass over a batch.
+
+  Attributes:
+    loss: mean cross entropy.
+    logits: [B, K].
+    pooled: the feature of the head [B, D].
+    grads: of the loss, for the trainable tree.
+    seen: {name of a fixture's `out/`: tokens [B, N, D]}.
+    thrown: {such a name: zeros [P]}, where P prompts' rows are not computed.
+  """
+
+  loss: jax.Array
+  logits: jax.Array
+  pooled: jax.Array
+  grads: tree.Flat
+  seen: dict[str, jax.Array]
+  thrown: dict[str, jax.Array]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def run(train: tree.Flat, frozen: tree.Flat, model: models.Model,
+        images: jax.Array, labels: jax.Array) -> Pass:
+  """One pass; the model is static, so equal ones share a compilation."""
+  (loss, (logits, pooled)), grads = jax.value_and_grad(_loss, has_aux=True)(
+      train, frozen, model, images, labels)
+  return Pass(loss, logits, pooled, grads,
+              *_trace(tree.merge(train, frozen), model, images))
+
+
+class Training(NamedTuple):
+  """What a training did: parameters, and a number per step."""
+
+  mid: tree.Flat
+  final: tree.Flat
+  losses: list[jax.Array]
+  grad_norms: list[jax.Array]
+  final_logits: jax.Array
+
+
+def train(trainable: tree.Flat, frozen: tree.Flat, model: models.Model,
+          optimizer: optax.GradientTransformation, batches: Sequence[Batch],
+          steps: int) -> Training:
+  """Trains over the batches in order, again and again.
+
+  `mid` is after half the steps, `final_logits` of the first batch at the end.
+  """
+
+  @jax.jit
+  def update(trainable, frozen, state, images, labels):
+    (loss, (logits, _)), grads = jax.value_and_grad(_loss, has_aux=True)(
+        trainable, frozen, model, images, labels)
+    updates, state = optimizer.update(grads, state, trainable)
+    return (optax.apply_updates(trainable, updates), state, loss, logits,
+            optax.tree.norm(grads))
+
+  mid, state, losses, norms = trainable, optimizer.init(trainable), [], []
+  for step in range(steps):
+    trainable, state, loss, _, norm = update(
+        trainable, frozen, state, *batches[step % len(batches)])
+    losses.append(loss)
+    norms.append(norm)
+    if step + 1 == steps // 2:
+      mid = trainable
+  _, _, _, logits, _ = update(trainable, frozen, state, *batches[0])
+  return Training(mid, trainable, losses, norms, logits)

@@ -1,0 +1,300 @@
+"""The golden fixtures, and that the comparison can fail."""
+
+import json
+from pathlib import Path
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from tests import parity, running
+from tests.options import Unsupported
+from tests.reference import Names, read
+from vpt_jax.methods.vapt import VAPT
+from vpt_jax.tokens import Layout
+
+GOLDEN = Path(__file__).parent / "golden"
+OURS = sorted(GOLDEN.glob("*.npz"))
+# Where the whole collection lies beside the repository, the rest of it too.
+SHARED = [path for path in sorted(
+    (GOLDEN.parents[2] / "shared" / "golden").glob("*.npz"))
+          if not (GOLDEN / path.name).exists()]
+UNSUPPORTED = (r"(base_(adapter|mae|mlp|side)|ckpt_|condense_|gated_|pgn_|swin_"
+               r"|traj_gated|v(ap|p)t_(mae|moco|swin)"
+               r"|vpt_vit_(add|below|pad|prepend-pixel)).*")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+  """These models are tiny: nearly all the time here is XLA's compilation."""
+  known = {"xla_cpu_use_fusion_emitters": False}
+  try:
+    jax.jit(abs, compiler_options=known)(1.0)
+  except jax.errors.JaxRuntimeError:  # a version without this option
+    known = None
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(running, "run", jax.jit(
+        running.run.__wrapped__, static_argnums=2, compiler_options=known))
+    yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
+def check(path):
+  report = parity.compare(path)
+  assert report.rows
+  assert not report.failed, "\n".join(report.lines(verbose=False))
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_golden(path):
+  check(path)
+
+
+@pytest.mark.parametrize("path", SHARED, ids=lambda path: path.stem)
+def test_collection(path):
+  if re.fullmatch(UNSUPPORTED, path.stem):
+    with pytest.raises(Unsupported, match=r"\w+"):
+      parity.compare(path)
+  else:
+    check(path)
+
+
+def edited(tmp_path, name, edit):
+  """A copy of a fixture after `edit(arrays, meta)`."""
+  arrays, meta = read(GOLDEN / f"{name}.npz")
+  edit(arrays, meta)
+  path = tmp_path / f"{name}_edited.npz"
+  np.savez(path, meta=json.dumps(meta), **arrays)
+  return path
+
+
+@pytest.mark.parametrize("key, by", [
+    ("out/logits", 1e-4), ("out/logits", np.nan), ("out/loss", 1e-4),
+    ("out/pooled", 1e-3), ("out/block_in/1", 1e-3), ("out/encoded", 1e-3),
+    ("grad/enc.transformer.deep_prompt_embeddings", 1e-3),
+    ("grad/head.last_layer.bias", 1e-3),
+    ("param/enc.transformer.prompt_embeddings", 1e-2),
+    ("param/enc.transformer.encoder.layer.1.attn.value.bias", 1e-2),
+    ("param/enc.transformer.embeddings.cls_token", 1e-2),
+    ("input/images", 1e-2),
+])
+def test_a_difference_fails(tmp_path, capsys, key, by):
+  def edit(arrays, meta):
+    # One entry: a shift of all may be invisible to a LayerNorm.
+    arrays[key] = np.array(arrays[key])
+    arrays[key].flat[-1] += by
+
+  path = edited(tmp_path, "vpt_vit_deep", edit)
+  assert parity.main([str(path)]) == 1
+  out = capsys.readouterr().out
+  assert "FAIL  vpt_vit_deep_edited.npz" in out and "BEYOND" in out
+  assert out.endswith("0 passed, 1 failed, 0 unsupported\n")
+  if not key.startswith(("param/", "input/")):
+    assert f"{key.partition('/')[2]}  BEYOND" in out
+
+
+def test_rows_that_are_never_computed_are_left_out(tmp_path):
+  def edit(arrays, meta):
+    # What enters block 1, but for its prompts, is what left block 0.
+    out = arrays["out/block_in/1"].copy()
+    out[:, 1:5] = np.nan
+    arrays.update({"out/block_out/0": out, "out/block_out/0_first3": out[:, :3],
+                   "out/block_out/0/first9": out[:, :9],
+                   "out/something": out})
+
+  path = edited(tmp_path, "vpt_vit_deep", edit)
+  check(path)
+  report = parity.compare(path)
+  assert sum("block_out/0" in row.name for row in report.rows) == 3
+  assert "not compared: out/something" in report.notes
+  assert any("forgotten prompts" in note and "out/block_out/0/first9" in note
+             for note in report.notes)
+
+
+@pytest.mark.parametrize("key", [
+    "out/loss", "out/lr", "out/grad_norm", "out/final_logits_batch0",
+    "mid/head.last_layer.bias", "final/head.last_layer.weight"])
+def test_a_difference_in_training_fails(tmp_path, trained, key):
+  def edit(arrays, meta):
+    arrays[key] = 1.01 * arrays[key]
+
+  report = parity.compare(edited(tmp_path, "traj_vpt_deep_sgd", edit))
+  assert [row.name in key for row in report.rows if row.failed] == [True]
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """Runs the training once for all tests of its comparison."""
+  patch = pytest.MonkeyPatch()
+  results = []
+
+  def once(*args, train=running.train):
+    if not results:
+      results.append(train(*args))
+    return results[0]
+
+  patch.setattr(running, "train", once)
+  yield
+  patch.undo()
+
+
+@pytest.mark.parametrize("edit, message", [
+    (lambda arrays, meta: arrays.update(
+        {"param/enc.transformer.surprise.weight": np.ones(3)}),
+     "enc.transformer.surprise.weight"),
+    (lambda arrays, meta: arrays.pop(
+        "param/enc.transformer.encoder.layer.1.attn.out.bias"),
+     "encoderblock_1/MultiHeadDotProductAttention_0/out/bias"),
+    (lambda arrays, meta: arrays.pop(
+        "param/enc.transformer.embeddings.cls_token"), "cls_token"),
+    (lambda arrays, meta: arrays.pop("grad/head.last_layer.bias"),
+     "grad/head.last_layer.bias is missing"),
+    (lambda arrays, meta: arrays.update(
+        {"grad/enc.transformer.encoder.encoder_norm.bias": np.ones(48)}),
+     "not among the trained"),
+    (lambda arrays, meta: arrays.update(
+        {"out/encoded": arrays["out/encoded"][:, :5]}), "shape"),
+    (lambda arrays, meta: arrays.pop("out/loss"), "no fixture"),
+    (lambda arrays, meta: meta["prompt_cfg"].update(VIT_POOL_TYPE="all"),
+     "unknown pool 'all'"),
+    (lambda arrays, meta: meta.update(trainable=["head.last_layer.bias"]),
+     "method/prompt"),
+])
+def test_a_wrong_fixture_is_an_error(tmp_path, capsys, edit, message):
+  assert parity.main([str(edited(tmp_path, "vpt_vit_deep", edit))]) == 1
+  assert message in capsys.readouterr().out
+
+
+def test_a_wrong_schedule_fails(tmp_path):
+  def edit(arrays, meta):
+    arrays["lr/cosine/warmup2_total5"][3] += 1e-6
+
+  rows = parity.compare(edited(tmp_path, "schedules", edit)).rows
+  assert [row.name for row in rows if row.failed] == ["cosine/warmup2_total5"]
+
+
+def test_no_fixture_is_an_error(tmp_path, capsys):
+  (tmp_path / "text.npz").write_text("no archive")
+  (tmp_path / "cut.npz").write_bytes(OURS[0].read_bytes()[:5000])
+  np.save(tmp_path / "array.npy", np.ones(3))
+  np.savez(tmp_path / "other.npz", weights=np.ones(3))
+  np.savez(tmp_path / "list.npz", meta="[]")
+  np.savez(tmp_path / "pickle.npz", x=np.array([{}], object))
+  names = ["text.npz", "cut.npz", "array.npy", "other.npz", "list.npz",
+           "pickle.npz", "absent.npz"]
+  good = str(GOLDEN / "schedules.npz")
+  assert parity.main([str(tmp_path / name) for name in names] + [good]) == 1
+  out = capsys.readouterr().out
+  for name in names:
+    assert f"ERROR  {name}: " in out
+  assert out.endswith("1 passed, 7 failed, 0 unsupported\n")
+
+
+@pytest.mark.parametrize("edit, why", [
+    (lambda meta: meta["prompt_cfg"].update(LOCATION="add-1"), "'add-1'"),
+    (lambda meta: meta.update(layer_norm_eps=1e-5), "eps 1e-05"),
+    (lambda meta: meta.update(mlp_num=2), "hidden layers in the head"),
+    (lambda meta: meta.update(gelu="quick"), "GELU 'quick'"),
+])
+def test_unsupported_says_why(tmp_path, capsys, edit, why):
+  path = edited(tmp_path, "vpt_vit_deep", lambda arrays, meta: edit(meta))
+  assert parity.main([str(path), str(GOLDEN / "schedules.npz")]) == 0
+  out = capsys.readouterr().out
+  assert re.search(f"^unsupported: .*{why}", out)
+  assert out.endswith("1 passed, 0 failed, 1 unsupported\n")
+
+
+def test_unsupported_solver(tmp_path):
+  path = edited(tmp_path, "traj_vpt_deep_sgd", lambda arrays, meta:
+                meta["solver"].update(OPTIMIZER="adamw"))
+  with pytest.raises(Unsupported, match="AdamW"):
+    parity.compare(path)
+
+
+def test_verbose_prints_every_comparison(capsys):
+  path = str(GOLDEN / "vit_plain.npz")
+  assert parity.main([path]) == 0
+  short = capsys.readouterr().out
+  assert parity.main([path, "--verbose"]) == 0
+  full = capsys.readouterr().out
+  assert "ffn.fc2.weight" not in short
+  assert full.count("ffn.fc2.weight") == 3
+
+
+def test_google_layout_is_compared_with_the_file_beside_it(tmp_path):
+  alone = tmp_path / "x_google_layout.npz"
+  alone.write_bytes((GOLDEN / "vit_plain_google_layout.npz").read_bytes())
+  report = parity.compare(alone)
+  assert not report.rows
+  assert "no file beside it" in report.notes[0]
+  arrays, meta = read(GOLDEN / "vit_plain.npz")
+  arrays["param/transformer.encoder.layer.0.ffn.fc1.bias"][0] += 1
+  np.savez(tmp_path / "x.npz", meta=json.dumps(meta), **arrays)
+  failed = [row.name for row in parity.compare(alone).rows if row.failed]
+  assert failed == ["Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias"]
+
+
+# Options without a fixture of their own, made from one that is equal by theory.
+
+
+def test_vapt_that_generates_nothing_is_vpt_deep(tmp_path):
+  def edit(arrays, meta):
+    width = meta["sizes"]["hidden"]
+    meta["prompt_cfg"].update(
+        ADAPTIVE=True, ACTIVATION="relu", HIDDEN_DIM=2, CONV=True, KERNEL=2,
+        PADDING=0, VPT_DEPTH=meta["sizes"]["layers"], LEARNABLE_SCALE=False,
+        CHANNELWISE=True, FEAT_PROJECTOR=True, SHARE_PROJECTOR=True)
+    mlp = "param/enc.transformer.deep_prompt_embeddings_mlp.block."
+    arrays[mlp + "0.weight"] = np.ones((2, width), np.float32)
+    arrays[mlp + "2.weight"] = np.ones((width, 2), np.float32)
+
+  check(edited(tmp_path, "vpt_vit_deep", edit))
+
+
+def test_one_deep_layer_is_shallow(tmp_path):
+  def edit(arrays, meta):
+    meta["prompt_cfg"].update(DEEP=True, NUM_DEEP_LAYERS=1)
+    key = "enc.transformer.deep_prompt_embeddings"
+    arrays[f"param/{key}"] = np.zeros((0, 4, 48), np.float32)
+    arrays[f"grad/{key}"] = np.zeros((0, 4, 48), np.float32)
+    meta["trainable"].append(key)
+
+  check(edited(tmp_path, "vpt_vit_shallow", edit))
+
+
+@pytest.mark.parametrize("pool, rows", [
+    ("img_pool", np.s_[5:]), ("prompt_pool", np.s_[1:5]),
+    ("imgprompt_pool", np.s_[1:])])
+def test_pools_that_count_removed_prompts(tmp_path, pool, rows):
+  def edit(arrays, meta):
+    meta["prompt_cfg"]["VIT_POOL_TYPE"] = pool
+    # Gradients of this pool are not at hand.
+    meta["gradients_saved_only_for_tensors_up_to"] = 0
+    for key in [key for key in arrays if key.startswith("grad/")]:
+      arrays.pop(key)
+    pooled = arrays["out/encoded"][:, rows].mean(axis=1)
+    logits = (pooled @ arrays["param/head.last_layer.weight"].T
+              + arrays["param/head.last_layer.bias"])
+    picked = logits[np.arange(len(logits)), arrays["input/labels"]]
+    loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - picked)
+    arrays.update({"out/pooled": pooled, "out/logits": logits,
+                   "out/loss": loss})
+
+  path = edited(tmp_path, "vpt_vit_deep_partial2_noexpand", edit)
+  check(path)
+  slips = "counts the removed prompts" in " ".join(parity.compare(path).notes)
+  assert slips == (pool != "imgprompt_pool")
+
+
+def test_generated_blocks_are_counted_after_the_static_ones():
+  layout = Layout(4, 8, patch_size=2, grid=(4, 4), image_size=(8, 8))
+  names = Names(2, VAPT(layout, static_layers=2), offset=2)
+  norm = "enc.transformer.deep_prompt_norm.{}.weight"
+  assert names.places(norm.format(1))[0].path == (
+      "method/generator_3/norm/scale")
+  assert names.places(norm.format(2)) == []
+  shared = "transformer.deep_prompt_embeddings_mlp.block.0.weight"
+  assert names.places(shared)[0].path == "method/project_shared/down/kernel"
