@@ -1,20 +1,30 @@
 """Shared fixtures: the smallest run that goes through everything."""
 
-import jax
+import os
+import tempfile
+
 import pytest
 
-from configs import common
-from vpt_jax import checkpoint, report
+# Tests compile the same small programs again and again, in several processes:
+# they share what is compiled. Set before JAX is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(
+    tempfile.gettempdir(), f"vpt_jax_tests_{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
-# Tests compile much and run little.
-jax.config.update("jax_disable_most_optimizations", True)
+from configs import common  # pylint: disable=wrong-import-position
+from vpt_jax import checkpoint, report  # pylint: disable=wrong-import-position
+from vpt_jax.backbones import registry  # pylint: disable=wrong-import-position
+
+registry.BACKBONES["vit_test"] = registry.Entry(dict(
+    patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2))
 
 
 @pytest.fixture
 def config():
   """Digits as 2 x 2 patches on a random backbone: seconds on one core."""
   config = common.embedded(common.get_config())
-  config.backbone.name = "vit_mini4"
+  config.backbone.name = "vit_test"
   config.backbone.checkpoint = "random"
   config.image_size = 8
   config.epochs = 3

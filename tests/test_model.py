@@ -233,7 +233,7 @@ def test_a_method_that_needs_a_grid(config, monkeypatch):
                       lambda *_: NoGrid((8, 8), 4, 32, 2, 2, 64))
   config.method = "vapt"
   with pytest.raises(ValueError, match=(
-      "method 'vapt' needs patch tokens on a grid, backbone 'vit_mini4' has "
+      "method 'vapt' needs patch tokens on a grid, backbone 'vit_test' has "
       "none; use 'linear' or 'pixel'")):
     models.build(config, 10)
 

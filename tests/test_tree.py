@@ -32,7 +32,7 @@ def test_a_pattern_must_match_the_whole_path():
 def test_split_errors():
   with pytest.raises(ValueError, match=(
       r"config.trainable=r'promt/\.\*' matches no parameter; top-level names "
-      r"are backbone, head, method")):
+      r"are backbone, method, head")):
     tree.split(PARAMS, "promt/.*")
   with pytest.raises(ValueError, match="not a regular expression"):
     tree.split(PARAMS, "(")

@@ -32,7 +32,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any) -> None:
-    """Starts to write a state, of a copy: the next step donates the original."""
+    """Starts to write a copy of a state: the next step donates the state."""
     state = jax.tree.map(jnp.copy, state)
     self._manager.save(step, args=ocp.args.StandardSave(state))
 

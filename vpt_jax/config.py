@@ -106,8 +106,9 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
     if value < 1:
       raise ValueError(f"config.{name}={value}; expected at least 1")
   if not 0 <= config.optim.warmup_epochs <= config.epochs:
-    raise ValueError(f"config.optim.warmup_epochs={config.optim.warmup_epochs}; "
-                     f"expected 0 to epochs={config.epochs}")
+    raise ValueError(
+        f"config.optim.warmup_epochs={config.optim.warmup_epochs}; expected 0 "
+        f"to epochs={config.epochs}")
   return config
 
 

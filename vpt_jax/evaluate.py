@@ -111,8 +111,9 @@ def load_adapter(path: str | os.PathLike, backbone: str = ""
   wrong = {name for name in trainable if name not in flat
            or flat[name].shape != trainable[name].shape}
   if wrong:
-    raise ValueError(f"{path}: {min(wrong)!r} does not fit the model of its own "
-                     "config; the file is damaged or of another version")
+    raise ValueError(
+        f"{path}: {min(wrong)!r} does not fit the model of its own config; the "
+        "file is damaged or of another version")
   params = tree.unflatten({**flat, **trainable})
   apply = jax.jit(make_apply(model, config.data.normalize))
 

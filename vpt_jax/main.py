@@ -112,7 +112,7 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
   apply = evaluate.make_apply(model, config.data.normalize)
   on_features = config.data.augment == "none" and all(
       path.startswith("head/") for path in trainable)
-  if on_features:  # nothing before the head changes: its inputs are computed once
+  if on_features:  # nothing before the head changes: computed once
     cache = lambda part: feed(evaluate.cache_features(
         model, params, part, config.data.normalize))
     train_feed, test_feed = cache(train_feed), cache(test_feed)
@@ -156,12 +156,13 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
   return result
 
 
-EMBEDDED = """no task named: takes the embedded data (scikit-learn's digits) and \
-backbone; name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
+EMBEDDED = """\
+no task named: takes the embedded data (scikit-learn's digits) and backbone; \
+name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs; returns the exit status. What the user can mend is one clear error."""
+  """Runs; returns the exit status. What the user can mend is told clearly."""
   if {"--help", "-h"} & {*argv}:
     sys.stdout.write(configs.USAGE + "\n")
     return 0

@@ -65,8 +65,8 @@ class Model(nn.Module):
 
     if not tokens.x.shape[1] or (reads_prompts and not tokens.num_prompt):
       raise ValueError(
-          f"pool={self.pool!r} reads prompts, but this method leaves none after "
-          "the last block; use pool='cls' or 'img'")
+          f"pool={self.pool!r} reads prompts, but this method leaves none after"
+          " the last block; use pool='cls' or 'img'")
     if backbone.norm_first:
       feature = backbone.norm(tokens.x).mean(axis=1)
     else:
@@ -106,12 +106,23 @@ def build(config: ConfigDict, num_classes: int) -> Model:
   return Model(backbone, method, num_classes, config.pool)
 
 
-def init(model: Model, rng: jax.Array) -> dict[str, Any]:
-  """Freshly initialised parameters {backbone, method, head}."""
+def init(model: Model, rng: jax.Array,
+         parts: Iterable[str] = ("backbone", "method", "head")
+         ) -> dict[str, Any]:
+  """Freshly initialised parameters {backbone, method, head}.
+
+  Those of `parts` only: what is not asked for is not computed.
+  """
   height, width = model.backbone.layout.image_size
-  image = jnp.zeros((1, height, width, 3))
-  params = jax.jit(model.init)({"params": rng}, image)["params"]
-  return {"method": {}, **params}
+
+  @jax.jit
+  def values(rng):
+    image = jnp.zeros((1, height, width, 3))
+    params = {"method": {}, **model.init({"params": rng}, image)["params"]}
+    return {part: params[part] for part in parts}
+
+  out = values(rng)
+  return {part: out[part] for part in parts}
 
 
 def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
@@ -131,20 +142,21 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
   Raises:
     ValueError: the checkpoint is missing, damaged or does not fit.
   """
-  params = init(model, rng)
-  template = tree.flatten(params["backbone"])
   entry = backbones.get(config.backbone.name)
   source = config.backbone.checkpoint or entry.url
-  own = not config.backbone.checkpoint
+  template = tree.flatten(jax.eval_shape(
+      lambda: init(model, rng, ["backbone"]))["backbone"])
   if source == "random" or {f"backbone/{name}" for name in template} <= {*skip}:
-    return params, "random"
+    return init(model, rng), "random"
   if not source:
     raise ValueError(
         f"backbone {config.backbone.name!r} is an architecture without known "
         "weights; set config.backbone.checkpoint to a file or an address")
-  loaded, sha256 = load.load(source, template, model.backbone.layout.grid,
-                             checksum=entry.checksum if own else "")
-  return {**params, "backbone": tree.unflatten(loaded)}, sha256
+  loaded, sha256 = load.load(
+      source, template, model.backbone.layout.grid,
+      checksum="" if config.backbone.checkpoint else entry.checksum)
+  return {"backbone": tree.unflatten(jax.device_put(loaded)),
+          **init(model, rng, ["method", "head"])}, sha256
 
 
 def check_backbone(path: str, trained_on: dict[str, str],
@@ -158,6 +170,6 @@ def check_backbone(path: str, trained_on: dict[str, str],
   """
   if trained_on != builds:
     raise ValueError(
-        f"checkpoint {path} was trained on backbone {trained_on['name']} (sha256 "
-        f"{trained_on['sha256'][:8]}..), this config builds {builds['name']} "
-        f"(sha256 {builds['sha256'][:8]}..)")
+        f"checkpoint {path} was trained on backbone {trained_on['name']} "
+        f"(sha256 {trained_on['sha256'][:8]}..), this config builds "
+        f"{builds['name']} (sha256 {builds['sha256'][:8]}..)")

@@ -18,8 +18,8 @@ def make_mesh(batch_size: int) -> Mesh:
   if batch_size % n:
     low, high = batch_size // n * n, -(-batch_size // n) * n
     nearest = ", ".join(str(size) for size in (low, high) if size)
-    raise ValueError(f"batch_size={batch_size} is not divisible by {n} devices; "
-                     f"nearest: {nearest}")
+    raise ValueError(f"batch_size={batch_size} is not divisible by {n} "
+                     f"devices; nearest: {nearest}")
   return Mesh(np.array(devices), ("data",))
 
 

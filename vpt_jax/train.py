@@ -91,7 +91,7 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = constrained(optax.apply_updates(state.trainable, updates))
     metrics = {"loss": loss, "hits": hits, "images": batch["mask"].sum(),
-               "grad_norm": optax.global_norm(grads)}
+               "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, trainable, opt_state,
                       {**state.collections, **collections}, state.rng), metrics
 

@@ -1,4 +1,4 @@
-"""Parameter trees as flat dicts `path -> array`, and everything matched by path.
+"""Parameter trees as flat dicts `path -> array`, matched by path.
 
 A path is the names from the root joined by `/`, for example
 `backbone/Transformer/encoderblock_0/LayerNorm_0/scale`. Freezing, optimizer
@@ -76,7 +76,7 @@ def split(params: Tree, pattern: str) -> tuple[Flat, Flat]:
   if not trainable:
     raise ValueError(
         f"config.trainable=r'{pattern}' matches no parameter; top-level names "
-        f"are {', '.join(sorted(params))}")
+        f"are {', '.join(params)}")
   return trainable, {k: v for k, v in flat.items() if k not in trainable}
 
 
@@ -101,8 +101,9 @@ def match(paths: Iterable[str], table: Sequence[tuple[str, Any]],
                        f"{[pattern for pattern, _ in table]}")
   for pattern, _ in table:
     if pattern in unused:
-      raise ValueError(f"{what}: rule r'{pattern}' matches no parameter that an "
-                       f"earlier rule has left; parameters are {sorted(out)}")
+      raise ValueError(
+          f"{what}: rule r'{pattern}' matches no parameter that an earlier "
+          f"rule has left; parameters are {sorted(out)}")
   return out
 
 
@@ -116,6 +117,8 @@ def choose(name: str, known: Iterable[str], what: str) -> str:
   known = sorted(known)
   if name in known:
     return name
-  close = difflib.get_close_matches(name, known, n=1)
+  close = difflib.get_close_matches(name, known, n=3)
+  # Two letters in the wrong order are likelier than one left out.
+  close.sort(key=lambda other: sorted(other) != sorted(name))
   hint = f"; did you mean {close[0]!r}?" if close else ";"
   raise ValueError(f"unknown {what} {name!r}{hint} known: {', '.join(known)}")

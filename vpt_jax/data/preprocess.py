@@ -1,4 +1,4 @@
-"""Decoded uint8 images -> what the backbone sees; runs inside the jitted step."""
+"""Decoded uint8 images -> what the backbone sees, inside the jitted step."""
 
 import jax
 import jax.numpy as jnp

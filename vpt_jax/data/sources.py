@@ -1,12 +1,16 @@
 """Readers: every one gives a `Split` of decoded uint8 images and labels."""
 
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import io
+import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
+import re
 import warnings
+import zipfile
+import zlib
 
 from absl import logging
 import numpy as np
@@ -66,8 +70,8 @@ def from_arrays(images: np.ndarray, labels: np.ndarray,
   k = int(labels.max()) + 1 if num_classes is None else num_classes
   bad = np.flatnonzero((labels < 0) | (labels >= k))
   if len(bad):
-    raise ValueError(f"label {labels[bad[0]]} of image {bad[0]} is out of range "
-                     f"0..{k - 1}")
+    raise ValueError(f"label {labels[bad[0]]} of image {bad[0]} is out of "
+                     f"range 0..{k - 1}")
   if images.shape[-1] == 1:
     images = np.repeat(images, 3, axis=-1)
   return Split(images, labels.astype(np.int32), k)
@@ -95,14 +99,15 @@ def load(name: str, split: str, *, folder: str | os.PathLike,
   if task.source == "digits":
     return _digits(split)
   if task.source == "npz":
-    return _npz(Path(folder) / task.folder, split, task.num_classes)
+    return _npz(Path(folder) / task.folder, split, task.num_classes,
+                image_size, on_error)
   return read_pack(Path(folder) / task.folder, split, task.num_classes,
                    image_size, on_error)
 
 
 def _digits(split: str) -> Split:
   """scikit-learn's 8 x 8 digits, 800 / 200 / 797 by a fixed permutation."""
-  from sklearn.datasets import load_digits  # pylint: disable=g-import-not-at-top
+  from sklearn.datasets import load_digits  # slow to import, seldom needed
   data = load_digits()
   order = np.random.RandomState(0).permutation(len(data.target))
   part = {"train": order[:800], "val": order[800:1000],
@@ -111,60 +116,30 @@ def _digits(split: str) -> Split:
   return from_arrays(images, data.target[part], 10)
 
 
-def _npz(path: Path, split: str, num_classes: int) -> Split:
+def _npz(path: Path, split: str, num_classes: int,
+         image_size: tuple[int, int], on_error: str) -> Split:
   """JPEG bytes in one npz: `jpeg_bytes`, `offsets`, `labels`, `split`."""
   if not path.is_file():
     raise ValueError(f"{path} is missing; set config.data.dir to its folder")
-  with np.load(path, allow_pickle=False) as file:
-    offsets, labels = file["offsets"], file["labels"]
-    data = file["jpeg_bytes"].tobytes()
-    part = np.flatnonzero(file["split"] == split)
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      offsets, labels = file["offsets"], file["labels"]
+      data = file["jpeg_bytes"].tobytes()
+      part = np.flatnonzero(file["split"] == split)
+  except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile,
+          zlib.error) as error:
+    raise ValueError(f"cannot read {path}: {error}") from None
   if not len(part):
     raise ValueError(f"{path} has no images of split {split!r}")
-  decode = lambda i: decode_image(data[offsets[i]:offsets[i + 1]])
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    images = list(pool.map(decode, part))
-  return from_arrays(np.stack(images), labels[part], num_classes)
-
-
-def decode_image(data: bytes) -> np.ndarray:
-  """Encoded image -> uint8 [H, W, 3]."""
-  with warnings.catch_warnings():
-    # A small file that would decode to gigabytes is an error, not a warning.
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
-    with Image.open(io.BytesIO(data)) as image:
-      return np.asarray(image.convert("RGB"))
-
-
-def read_list(path: Path, num_classes: int) -> Iterator[tuple[int, Path, int]]:
-  """Lines `PATH LABEL` of a pack's list as (line number, file, label).
-
-  Raises:
-    ValueError: naming the list and the line.
-  """
-  root = path.parent.resolve()
-  for number, line in enumerate(path.read_text().splitlines(), start=1):
-    if not line.strip():
-      continue
-    where = f"{path}:{number}"
-    name, _, label = line.strip().rpartition(" ")
-    if not name or not label.isdigit():
-      raise ValueError(f"{where}: expected 'PATH LABEL', got {line!r}")
-    if int(label) >= num_classes:
-      raise ValueError(f"{where}: label {label} is out of range "
-                       f"0..{num_classes - 1}")
-    file = (root / name).resolve()
-    if not file.is_relative_to(root):
-      raise ValueError(f"{where}: {name!r} is outside the pack's folder")
-    yield number, file, int(label)
+  return _decode_all(
+      [(str(path), f"image {i}",
+        lambda i=i: data[offsets[i]:offsets[i + 1]]) for i in part],
+      labels[part], num_classes, image_size, on_error)
 
 
 def read_pack(folder: Path, split: str, num_classes: int,
               image_size: tuple[int, int], on_error: str) -> Split:
   """A folder in the layout of the vtab-1k packs.
-
-  Images of equal size are kept as they are; else each is resized to
-  `image_size` here, as `preprocess.prepare` would, and rounded to uint8.
 
   Raises:
     ValueError: what is missing or damaged, with the file and the line.
@@ -179,37 +154,91 @@ def read_pack(folder: Path, split: str, num_classes: int,
   rows = list(read_list(path, num_classes))
   if not rows:
     raise ValueError(f"{path} lists no image")
+  return _decode_all(
+      [(f"{path}:{number}", str(file), file.read_bytes)
+       for number, file, _ in rows],
+      np.array([label for _, _, label in rows]), num_classes, image_size,
+      on_error)
 
-  def read(row: tuple[int, Path, int]) -> np.ndarray | str:
-    number, file, _ = row
+
+def read_list(path: Path, num_classes: int) -> Iterator[tuple[int, Path, int]]:
+  """Lines `PATH LABEL` of a pack's list as (line number, file, label).
+
+  Raises:
+    ValueError: naming the list and the line.
+  """
+  text = path.read_text(encoding="utf-8", errors="surrogateescape")
+  for number, line in enumerate(text.splitlines(), start=1):
+    if not line.strip():
+      continue
+    where = f"{path}:{number}"
+    name, _, label = line.strip().rpartition(" ")
+    if not name or "\0" in name or not re.fullmatch("[0-9]+", label):
+      raise ValueError(f"{where}: expected 'PATH LABEL', got {line!r}")
+    if int(label) >= num_classes:
+      raise ValueError(f"{where}: label {label} is out of range "
+                       f"0..{num_classes - 1}")
+    # By name alone: a link inside the folder may point to another disk.
+    inside = os.path.normpath(name)
+    if os.path.isabs(inside) or inside.split(os.sep)[0] == "..":
+      raise ValueError(f"{where}: {name!r} is outside the pack's folder")
+    yield number, path.parent / inside, int(label)
+
+
+def _decode_all(items: Sequence[tuple[str, str, Callable[[], bytes]]],
+                labels: np.ndarray, num_classes: int,
+                image_size: tuple[int, int], on_error: str) -> Split:
+  """Decodes every (list, name, its bytes) into a split.
+
+  Images of equal size are kept as they are; else each is resized to
+  `image_size` here, as `preprocess.prepare` would, and rounded to uint8.
+  """
+
+  def decode(item: tuple[str, str, Callable[[], bytes]]) -> np.ndarray | str:
+    where, name, read = item
     try:
-      return decode_image(file.read_bytes())
+      return decode_image(read())
     except FileNotFoundError:
-      return f"{path}:{number}: {file} is missing"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning,
+      return f"{where}: {name} is missing"
+    except (OSError, SyntaxError, ValueError,
             Image.DecompressionBombError) as error:
-      return f"{path}:{number}: cannot decode {file}: {error}"
+      return f"{where}: cannot decode {name}: {error}"
 
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    images = list(pool.map(read, rows))
-  failures = [image for image in images if isinstance(image, str)]
-  if failures and (on_error == "raise" or len(failures) == len(images)):
-    raise ValueError(f"{failures[0]} ({len(failures)} of {len(images)} images "
+  with warnings.catch_warnings():
+    # `decode_image` refuses what Pillow would warn of.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      decoded = list(pool.map(decode, items))
+  good = np.array([not isinstance(image, str) for image in decoded])
+  failures = [image for image in decoded if isinstance(image, str)]
+  if failures and (on_error == "raise" or not good.any()):
+    raise ValueError(f"{failures[0]} ({len(failures)} of {len(decoded)} images "
                      "fail); data.on_error='skip' leaves bad images out")
   for failure in failures:
     logging.warning("skipped: %s", failure)
-  labels = np.array([label for (_, _, label), image in zip(rows, images)
-                     if not isinstance(image, str)])
-  images = [image for image in images if not isinstance(image, str)]
+  images = [image for image in decoded if not isinstance(image, str)]
   if len({image.shape for image in images}) > 1:
     images = [resize(image, image_size) for image in images]
   return dataclasses.replace(
-      from_arrays(np.stack(images), labels, num_classes), skipped=len(failures))
+      from_arrays(np.stack(images), labels[good], num_classes),
+      skipped=len(failures))
+
+
+def decode_image(data: bytes) -> np.ndarray:
+  """Encoded image -> uint8 [H, W, 3]."""
+  with Image.open(io.BytesIO(data)) as image:
+    limit = Image.MAX_IMAGE_PIXELS or math.inf
+    if image.width * image.height > limit:  # a small file, gigabytes of pixels
+      raise ValueError(f"{image.width} x {image.height} pixels, above Pillow's "
+                       f"limit of {limit}")
+    return np.asarray(image.convert("RGB"))
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """uint8 [H, W, 3] -> [*size, 3], bilinear without antialiasing."""
+  """uint8 [H, W, 3] -> [*size, 3], bilinear without antialiasing, rounded."""
   height, width = image.shape[:2]
-  return np.asarray(Image.fromarray(image).transform(
-      size[::-1], Image.Transform.EXTENT, (0, 0, width, height),
-      Image.Resampling.BILINEAR))
+  channels = [
+      np.asarray(Image.fromarray(image[..., c].astype(np.float32)).transform(
+          size[::-1], Image.Transform.EXTENT, (0, 0, width, height),
+          Image.Resampling.BILINEAR)) for c in range(3)]
+  return np.round(np.stack(channels, axis=-1)).astype(np.uint8)

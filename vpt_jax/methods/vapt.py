@@ -85,9 +85,9 @@ class Generator(nn.Module):
     # 1e-5, unlike the backbone's 1e-6: the default of the published code.
     x = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm")(patch)
     if self.conv:
-      kernel = self.param(
-          "kernel", nn.initializers.normal(1.0),
-          (self.kernel_size, self.kernel_size, width if self.per_channel else 1))
+      channels = width if self.per_channel else 1
+      kernel = self.param("kernel", nn.initializers.normal(1.0),
+                          (self.kernel_size, self.kernel_size, channels))
       x = depthwise(x.reshape(batch, *grid, width), kernel, self.padding)
       x = x.reshape(batch, -1, width)
       # Drops whole channels of an image, so the position axis is shared.

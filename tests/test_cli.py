@@ -1,0 +1,84 @@
+"""The command line: what it says first, and when something is wrong."""
+
+import pytest
+
+from vpt_jax import main
+
+VTAB = "--config=configs/vapt_vtab.py"
+
+
+def run(capsys, *args):
+  """(status, stdout, stderr) of the command."""
+  status = main.main(["main", *args])
+  captured = capsys.readouterr()
+  main.log.handlers.clear()
+  main.log.propagate = True
+  return status, captured.out, captured.err
+
+
+@pytest.mark.parametrize("args,message", [
+    ([], "error: no --config given\nusage: python -m vpt_jax.main --config="),
+    (["--config=configs/nope.py"], "no file 'configs/nope.py'"),
+    ([f"{VTAB}:eurosatt"],
+     "error: unknown task 'eurosatt'; did you mean 'eurosat'? known: "),
+    ([VTAB, "--config.optim.lrr=1"],
+     "error: unknown config field 'optim.lrr'; did you mean 'optim.lr'?"),
+    ([VTAB, "--config.vapt.kernal=3"], "unknown config field 'vapt.kernal'"),
+    ([VTAB, "--config.method=vpat"],
+     "error: unknown method 'vpat'; did you mean 'vapt'? known: "),
+    ([VTAB, "--config.epochs=ten"], "--config.epochs=ten"),
+    ([VTAB, "--config.epochs=0"], "config.epochs=0; expected at least 1"),
+    ([VTAB, "--config.data.normalize=imgnet"], "did you mean 'imagenet'?"),
+    ([VTAB, "--config.optim.warmup_epochs=99"], "warmup_epochs=99"),
+    ([VTAB, "--confg=1"], "Unknown command line flag 'confg'"),
+    ([VTAB, "stray"], "unexpected argument 'stray'"),
+    ([f"{VTAB}:dtd", "--config.backbone.name=vit_b17"],
+     "unknown backbone 'vit_b17'; did you mean 'vit_b1"),
+    ([VTAB, "--config.image_size=30"], "image_size=30 is not a multiple"),
+    ([VTAB, "--config.pool=clss"], "unknown pool 'clss'; did you mean 'cls'?"),
+    ([VTAB, "--config.trainable=promt/.*"],
+     "config.trainable=r'promt/.*' matches no parameter; top-level names are "
+     "backbone, method, head"),
+    ([VTAB, "--config.optim.name=sdg"], "did you mean 'sgd'?"),
+])
+def test_errors_say_what_to_do(capsys, tmp_path, args, message):
+  if args and VTAB in args[0]:
+    args = [*args, f"--workdir={tmp_path / 'run'}",
+            f"--config.data.dir={tmp_path}"]
+    if args[0] == VTAB and not any("backbone" in arg for arg in args):
+      args += ["--config.backbone.checkpoint=random"]
+  status, _, err = run(capsys, *args)
+  assert status == 1
+  assert message in err
+  assert "Traceback" not in err
+  # Nothing is claimed by a run that never started.
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_missing_pack_says_which_layout(capsys, tmp_path):
+  status, _, err = run(capsys, f"{VTAB}:eurosat", f"--workdir={tmp_path}",
+                       f"--config.data.dir={tmp_path}")
+  assert status == 1
+  assert f"{tmp_path}/vtab-1k/eurosat/train800val200.txt is missing" in err
+  assert "config.data.dir" in err
+
+
+def test_help(capsys):
+  status, out, _ = run(capsys, "--help")
+  assert status == 0 and "configs/vapt_vtab.py:eurosat" in out
+
+
+def test_the_default_says_what_it_takes_in_its_first_line(capsys, tmp_path):
+  status, out, err = run(
+      capsys, VTAB, f"--workdir={tmp_path}", "--config.image_size=8",
+      "--config.epochs=1", "--config.optim.warmup_epochs=0")
+  assert status == 0, err
+  first = out.splitlines()[0]
+  assert "no task named" in first and "embedded" in first
+  assert "--config=configs/vapt_vtab.py:eurosat" in first
+  assert "ViT-B/16 IN-21k" in first
+  assert "digits test: top-1" in out
+  status, out, _ = run(
+      capsys, VTAB, f"--workdir={tmp_path}", "--config.image_size=8",
+      "--config.epochs=1", "--config.optim.warmup_epochs=0")
+  assert status == 0 and "is finished" in out

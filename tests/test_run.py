@@ -1,0 +1,217 @@
+"""Whole runs: outputs, adapters, refusals, divergence, exact batches."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vpt_jax
+from tests.conftest import trained
+from vpt_jax import main, train, tree
+from vpt_jax import config as configs
+from vpt_jax import model as models
+from vpt_jax import optim
+from vpt_jax.backbones import load
+from vpt_jax.data import sources
+
+
+@pytest.fixture
+def checkpoint_file(config, tmp_path):
+  """A backbone file with random weights."""
+  model = models.build(configs.resolve(config), 10)
+  params = models.init(model, jax.random.key(7))
+  load.save(tmp_path / "backbone.npz", tree.flatten(params["backbone"]))
+  return tmp_path / "backbone.npz"
+
+
+def test_a_run_leaves_what_a_researcher_needs(config, tmp_path,
+                                              checkpoint_file, caplog):
+  config.backbone.checkpoint = str(checkpoint_file)
+  workdir = tmp_path / "run"
+  caplog.set_level("INFO", "vpt_jax")
+  result = vpt_jax.run(config, workdir)
+  assert json.loads((workdir / "result.json").read_text()) == result
+  assert result["backbone"] == {"name": "vit_test",
+                                "sha256": load.sha256(checkpoint_file)}
+  assert (result["task"], result["split"], result["count"]) == (
+      "digits", "test", 797)
+  # 3 static prompts, a generator, its projector, the head.
+  generator = 2 * 32 + 4 + 1 * 3 + 3
+  assert result["trainable_params"] == (
+      3 * 32 + generator + 2 * 32 * 8 + 32 * 10 + 10)
+  saved = json.loads((workdir / "config.json").read_text())
+  assert saved["vapt"]["num_tokens"] == 3 and "vpt" not in saved
+  arrays, metrics = trained(workdir)
+  assert [line["step"] for line in metrics] == [8, 16, 24]
+  assert metrics[0]["lr"] == 0 < metrics[1]["lr"]
+  assert all(path.startswith(("method/", "head/")) for path in arrays)
+  assert list((workdir / "tensorboard").glob("events*"))
+  table = caplog.messages[0]
+  assert "trainable" in table and "(method|head)/.*" in table
+  assert f"{result['trainable_params']:,}" in table
+
+  predict = vpt_jax.load_adapter(workdir / "adapter.npz")
+  test = sources.load("digits", "test", folder="", image_size=(8, 8))
+  probabilities = predict(test.images)
+  np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
+  top1 = 100 * (probabilities.argmax(-1) == test.labels).mean()
+  np.testing.assert_allclose(top1, result["top1"], atol=0.13)  # one image
+  recall = [100 * (probabilities.argmax(-1) == k)[test.labels == k].mean()
+            for k in range(10)]
+  np.testing.assert_allclose(np.mean(recall), result["mean_per_class"],
+                             atol=0.2)
+
+  # Another backbone file is refused, by the adapter and by the workdir.
+  other = tmp_path / "other.npz"
+  flat = load.read(checkpoint_file)
+  load.save(other, {**flat, "cls": flat["cls"] + 1})
+  message = (r"was trained on backbone vit_test \(sha256 "
+             f"{load.sha256(checkpoint_file)[:8]}.., this config builds "
+             rf"vit_test \(sha256 {load.sha256(other)[:8]}")
+  with pytest.raises(ValueError, match=message.replace("..,", r"\.\.\),")):
+    vpt_jax.load_adapter(workdir / "adapter.npz", backbone=str(other))
+  (workdir / "result.json").unlink()
+  checkpoint_file.write_bytes(other.read_bytes())
+  with pytest.raises(ValueError, match="was trained on backbone vit_test"):
+    vpt_jax.run(config, workdir)
+
+
+def test_a_changed_config_is_refused_with_the_difference(config, tmp_path):
+  vpt_jax.run(config, tmp_path)
+  before = (tmp_path / "result.json").read_bytes()
+  config.optim.lr, config.vapt.hidden = 0.7, 4
+  with pytest.raises(ValueError) as error:
+    vpt_jax.run(config, tmp_path)
+  assert "optim.lr: 1.0 -> 0.7" in str(error.value)
+  assert "vapt.hidden: 8 -> 4" in str(error.value)
+  assert (tmp_path / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("edit", [
+    lambda c: c.update(method="vpt"),
+    lambda c: c.update(method="linear"),
+    lambda c: c.update(method="full", pool="img"),
+    lambda c: c.update(method="linear", trainable="head/.*|.*bias"),
+    lambda c: (c.compute.update(dtype="bfloat16"),
+               c.backbone.update(frozen_dtype="bfloat16")),
+    lambda c: (c.optim.update(name="adamw", lr=1e-3),
+               c.data.update(augment="flip_crop")),
+], ids=["vpt", "linear", "full", "bias", "bfloat16", "adamw"])
+def test_other_settings_run_from_arrays(config, tmp_path, edit):
+  edit(config)
+  config.task, config.epochs = "mine", 1
+  config.optim.warmup_epochs = 0
+  config.batch_size = 16
+  rng = np.random.default_rng(0)
+  labels = np.arange(40) % 3
+  images = rng.integers(0, 60, (40, 8, 8, 3)) + 80 * labels[:, None, None, None]
+  part = vpt_jax.from_arrays(images.astype(np.uint8), labels)
+  result = vpt_jax.run(config, tmp_path, vpt_jax.Data(part, part))
+  assert result["count"] == 40
+  predict = vpt_jax.load_adapter(tmp_path / "adapter.npz")
+  assert predict(part.images).shape == (40, 3)
+
+
+def test_divergence_stops_and_saves_nothing(config, tmp_path):
+  config.optim.lr = 1e30
+  config.checkpoint.every_epochs = 1
+  with pytest.raises(train.Diverged, match=(
+      r"loss is (nan|inf) at step \d+ \(epoch 1, lr 5e\+29\).*grad_norm in "
+      r".*metrics.jsonl")):
+    vpt_jax.run(config, tmp_path)
+  assert not (tmp_path / "result.json").exists()
+  assert not (tmp_path / "adapter.npz").exists()
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["8"]
+
+
+def make_step(config, method="vapt", **kwargs):
+  config.method = method
+  config = configs.resolve(config)
+  model = models.build(config, 10)
+  params = models.init(model, jax.random.key(0))
+  trainable, frozen = tree.split(params, config.trainable)
+  tx = optim.make_optimizer("sgd", lambda step: 0.1, trainable,
+                            weight_decay=1e-4)
+  state = train.TrainState(jnp.int32(0), trainable, tx.init(trainable), {},
+                           jax.random.PRNGKey(0))
+  step = train.make_train_step(model, tx, normalize="half", augment="none",
+                               **kwargs)
+  return model, params, state, frozen, step
+
+
+def batch_of(n, padding=0):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 255, (n, 8, 8, 3)).astype(np.uint8)
+  label = rng.integers(0, 10, n).astype(np.int32)
+  fill = lambda x: np.concatenate([x, np.repeat(x[:1], padding, 0)])
+  return {"image": fill(image), "label": fill(label),
+          "mask": np.array([1] * n + [0] * padding, np.float32)}
+
+
+def test_padding_does_not_count(config):
+  config.vapt.update(dropout=0.0, dropout_channel=0.0, dropout_mlp=0.0)
+  results = []
+  for padding in (0, 3):
+    _, _, state, frozen, step = make_step(config)
+    results.append(step(state, frozen, batch_of(5, padding)))
+  (a, a_metrics), (b, b_metrics) = results
+  np.testing.assert_allclose(a_metrics["loss"], b_metrics["loss"], rtol=1e-5)
+  assert b_metrics["images"] == 5
+  for path in a.trainable:
+    np.testing.assert_allclose(a.trainable[path], b.trainable[path],
+                               atol=1e-5, err_msg=path)
+
+
+def test_only_the_trainable_tree_has_gradients_and_slots(config):
+  _, _, state, frozen, step = make_step(config)
+  before = {path: np.array(leaf) for path, leaf in state.trainable.items()}
+  slots = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+  assert slots == tree.count(state.trainable)
+  after, _ = step(state, frozen, batch_of(5))
+  assert after.trainable.keys() == before.keys()
+  changed = {path for path in before
+             if (before[path] != after.trainable[path]).any()}
+  assert {"head/bias", "head/kernel", "method/prompt"} <= changed
+
+
+def test_a_probe_on_cached_features_is_the_same_probe(config):
+  model, params, state, frozen, step = make_step(config, "linear")
+  _, _, again, _, on_features = make_step(config, "linear", on_features=True)
+  batch = batch_of(6)
+  from vpt_jax.data import preprocess
+  image = preprocess.prepare(jnp.asarray(batch["image"]), (8, 8), "half")
+  features = model.apply({"params": params}, image, method=model.features)
+  a, a_metrics = step(state, frozen, batch)
+  b, b_metrics = on_features(again, frozen, {**batch, "image": features})
+  np.testing.assert_allclose(a_metrics["loss"], b_metrics["loss"], rtol=1e-5)
+  for path in a.trainable:
+    np.testing.assert_allclose(a.trainable[path], b.trainable[path], atol=1e-5)
+
+
+def test_constrain_is_applied_after_the_update(config, monkeypatch):
+  from vpt_jax.methods.vapt import VAPT
+  monkeypatch.setattr(VAPT, "constrain", lambda self, params: {
+      **params, "prompt": jnp.clip(params["prompt"], -1e-3, 1e-3)})
+  _, _, state, frozen, step = make_step(config)
+  after, _ = step(state, frozen, batch_of(5))
+  assert abs(after.trainable["method/prompt"]).max() <= 1e-3
+
+
+def test_damaged_adapters_are_refused(tmp_path):
+  with pytest.raises(ValueError, match="no adapter at"):
+    vpt_jax.load_adapter(tmp_path / "none.npz")
+  (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04 not really")
+  with pytest.raises(ValueError, match="is not an adapter file"):
+    vpt_jax.load_adapter(tmp_path / "bad.npz")
+  np.savez(tmp_path / "pickle.npz", meta=np.array([{}], object))
+  with pytest.raises(ValueError, match="is not an adapter file"):
+    vpt_jax.load_adapter(tmp_path / "pickle.npz")
+
+
+def test_data_of_the_api_needs_no_known_task(config):
+  config.task = "mine"
+  assert configs.resolve(config, named_task=False).task == "mine"
+  with pytest.raises(ValueError, match="unknown task 'mine'"):
+    main.run(config, "unused")
