@@ -10,7 +10,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vpt_jax import optim, tree
+from vpt_jax import optim, tokens, tree
+from vpt_jax.backbones import registry as backbones
 from vpt_jax.data import preprocess, sources, tasks
 from vpt_jax.methods import registry as methods
 
@@ -85,7 +86,9 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   config.trainable = config.trainable or method.trainable
   if named_task:
     tasks.get(config.task)
+  backbones.get(config.backbone.name)
   for what, value, known in (
+      ("pool", config.pool, tokens.POOLS),
       ("data.normalize", config.data.normalize, preprocess.NORMALIZE),
       ("data.augment", config.data.augment, preprocess.AUGMENT),
       ("data.train_split", config.data.train_split, sources.PACK_LISTS),

@@ -97,6 +97,9 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
   started = time.monotonic()
   mesh = shard.make_mesh(config.batch_size)
   num_classes = data.train.num_classes
+  if data.test.labels.max() >= num_classes:
+    raise ValueError(f"label {data.test.labels.max()} of the test images is out "
+                     f"of range 0..{num_classes - 1} of the training images")
   model = models.build(config, num_classes)
   rng = jax.random.PRNGKey(config.seed)
   params, sha256 = models.pretrained(model, config, rng)

@@ -93,7 +93,6 @@ def build(config: ConfigDict, num_classes: int) -> Model:
   Raises:
     ValueError: unknown names or options, or parts that do not fit.
   """
-  tree.choose(config.pool, POOLS, "pool")
   backbone = backbones.build(config.backbone, config.image_size,
                              config.compute.dtype)
   options = config.get(config.method, {})

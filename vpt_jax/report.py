@@ -1,6 +1,7 @@
 """What a run tells: the split table, progress, metrics and its result."""
 
 from collections.abc import Iterable
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -89,17 +90,18 @@ class Progress:
     self._bar = tqdm.tqdm(
         total=epochs * steps, initial=start * steps, leave=False,
         disable=not sys.stderr.isatty(), dynamic_ncols=True, bar_format=(
-            "{percentage:3.0f}% {bar} step {n_fmt}/{total_fmt}  {postfix}"
+            "{percentage:3.0f}% {bar} step {n_fmt}/{total_fmt}{postfix} "
             "[{elapsed}, {remaining} left]"))
-    self._redirect = tqdm_logging.logging_redirect_tqdm([log])
-    self._redirect.__enter__()
+    self._open = contextlib.ExitStack()
+    self._open.enter_context(tqdm_logging.logging_redirect_tqdm([log]))
+    self._open.callback(self._bar.close)
 
   def step(self, loss: float | None = None, lr: float = 0.0) -> None:
     """One step was started; the loss is that of the latest one known."""
     if loss is not None:
       self._clock = self._clock or time.monotonic()  # the first step compiles
       self._bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.4g}, "
-                                f"{self.images_per_second:.0f} images/s ",
+                                f"{self.images_per_second:.0f} images/s",
                                 refresh=False)
     self._bar.update()
 
@@ -118,8 +120,7 @@ class Progress:
                values["train_top1"], values["lr"], self.images_per_second, left)
 
   def close(self) -> None:
-    self._redirect.__exit__(None, None, None)
-    self._bar.close()
+    self._open.close()
 
 
 def result_text(result: dict[str, Any]) -> str:

@@ -53,6 +53,9 @@ BACKBONES: dict[str, Entry] = {
                            "md5:d9715d"),
     "vit_l16_in21k": Entry(_vit("l", 16), _IN21K + "ViT-L_16.npz"),
     "vit_h14_in21k": Entry(_vit("h", 14), _IN21K + "ViT-H_14.npz"),
+    # Of our own, see assets/README.md.
+    "vit_mini4_cifar10": Entry(_vit("mini", 4),
+                               "package:vit_mini4_cifar10.npz"),
     # Architectures alone; config.backbone.checkpoint names a file or address.
     "vit_mini4": Entry(_vit("mini", 4)),
     "vit_ti16": Entry(_vit("ti", 16)),
