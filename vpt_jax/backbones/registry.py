@@ -55,7 +55,9 @@ BACKBONES: dict[str, Entry] = {
     "vit_h14_in21k": Entry(_vit("h", 14), _IN21K + "ViT-H_14.npz"),
     # Of our own, see assets/README.md.
     "vit_mini4_cifar10": Entry(_vit("mini", 4),
-                               "package:vit_mini4_cifar10.npz"),
+                               "package:vit_mini4_cifar10.npz",
+                               "sha256:85f59192cfd6862e3aed7e1c86307acd"
+                               "55b07cc9fece6999139ec6f699130eb4"),
     # Architectures alone; config.backbone.checkpoint names a file or address.
     "vit_mini4": Entry(_vit("mini", 4)),
     "vit_ti16": Entry(_vit("ti", 16)),
