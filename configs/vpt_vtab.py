@@ -27,4 +27,8 @@ def get_config(task: str = "") -> ConfigDict:
   config.method = "vpt"
   (config.vpt.num_tokens, config.batch_size, config.optim.lr,
    config.optim.weight_decay) = TUNED.get(task, (10, 64, 1.0, 1e-3))
-  return config if task else common.embedded(config)
+  if not task:
+    config = common.embedded(config)
+    config.vpt.num_tokens, config.vpt.dropout = 30, 0.0
+    config.optim.lr = 0.02
+  return config

@@ -8,7 +8,9 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     "needed; PYTHON=/path/to/python bash launch/... names another" >&2
   exit 1
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+# An earlier try may have left half an environment.
+.venv/bin/python -m pip --version > /dev/null 2>&1 ||
+  "$python" -m venv --clear .venv
 # shellcheck disable=SC1091
 source .venv/bin/activate
 python -m pip install --quiet --disable-pip-version-check --editable ".${1:-}"

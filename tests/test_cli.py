@@ -40,6 +40,10 @@ def run(capsys, *args):
      "config.trainable=r'promt/.*' matches no parameter; top-level names are "
      "backbone, method, head"),
     ([VTAB, "--config.optim.name=sdg"], "did you mean 'sgd'?"),
+    ([VTAB, "--config.vapt.kernel_size=0"], "vapt.kernel_size=0; expected"),
+    ([VTAB, "--config.vapt.num_tokens=-1"], "vapt.num_tokens=-1; expected"),
+    ([VTAB, "--config.vapt.dropout=1.5"], "vapt.dropout=1.5; expected 0 <="),
+    ([VTAB, "--config.optim.policies=foo"], "expected pairs (regex,"),
 ])
 def test_errors_say_what_to_do(capsys, tmp_path, args, message):
   if args and VTAB in args[0]:

@@ -522,13 +522,6 @@ def test_every_image_counts_exactly_once(n):
   np.testing.assert_array_equal(image[:n, 0, 0, 0], order)
   np.testing.assert_array_equal(label, 2 * image[:, 1, 1, 2].astype(int))
 
-  for start in range(len(batches) + 1):
-    rest = list(resident.batches(order, start))
-    assert len(rest) == len(batches) - start
-    for ours, other in zip(rest, batches[start:]):
-      np.testing.assert_array_equal(ours["image"], other["image"])
-      np.testing.assert_array_equal(ours["mask"], other["mask"])
-
 
 def test_a_split_stays_on_the_device_if_it_fits(monkeypatch):
   replicated = []

@@ -89,36 +89,80 @@ def test_a_changed_config_is_refused_with_the_difference(config, tmp_path):
   assert (tmp_path / "result.json").read_bytes() == before
 
 
+def easy(n=40, k=3):
+  """Images that tell their class by their brightness."""
+  rng = np.random.default_rng(0)
+  labels = np.arange(n) % k
+  images = rng.integers(0, 60, (n, 8, 8, 3)) + 80 * labels[:, None, None, None]
+  return vpt_jax.from_arrays(images.astype(np.uint8), labels)
+
+
 @pytest.mark.parametrize("edit", [
     lambda c: c.update(method="vpt"),
     lambda c: c.update(method="linear"),
     lambda c: c.update(method="full", pool="img"),
-    lambda c: c.update(method="linear", trainable="head/.*|.*bias"),
-    lambda c: (c.compute.update(dtype="bfloat16"),
+    lambda c: c.update(trainable="head/kernel|backbone/.*encoderblock_1/.*"),
+    lambda c: (c.update(method="vpt", trainable="head/.*"),
+               c.compute.update(dtype="bfloat16"),
                c.backbone.update(frozen_dtype="bfloat16")),
     lambda c: (c.optim.update(name="adamw", lr=1e-3),
-               c.data.update(augment="flip_crop")),
-], ids=["vpt", "linear", "full", "bias", "bfloat16", "adamw"])
-def test_other_settings_run_from_arrays(config, tmp_path, edit):
+               c.data.update(augment="flip_crop"),
+               c.backbone.update(checkpoint="random")),
+], ids=["vpt", "linear", "full", "block", "bfloat16", "adamw"])
+def test_the_adapter_predicts_what_the_run_measured(config, tmp_path, edit,
+                                                    checkpoint_file):
+  config.backbone.checkpoint = str(checkpoint_file)
   edit(config)
   config.task, config.epochs = "mine", 1
   config.optim.warmup_epochs = 0
   config.batch_size = 16
-  rng = np.random.default_rng(0)
-  labels = np.arange(40) % 3
-  images = rng.integers(0, 60, (40, 8, 8, 3)) + 80 * labels[:, None, None, None]
-  part = vpt_jax.from_arrays(images.astype(np.uint8), labels)
+  part = easy()
   result = vpt_jax.run(config, tmp_path, vpt_jax.Data(part, part))
-  assert result["count"] == 40
   predict = vpt_jax.load_adapter(tmp_path / "adapter.npz")
-  assert predict(part.images).shape == (40, 3)
+  probabilities = predict(part.images)
+  assert probabilities.shape == (40, 3)
+  # The loss tells weights apart that give the same few hits.
+  loss = -np.log(probabilities[np.arange(40), part.labels]).mean()
+  np.testing.assert_allclose(loss, result["loss"], rtol=1e-3)
+  with pytest.raises(ValueError, match="images must be uint8"):
+    predict(part.images / 255)
+
+
+def test_other_data_in_an_old_workdir_is_refused(config, tmp_path):
+  config.task, config.method, config.epochs = "mine", "linear", 1
+  config.optim.warmup_epochs = 0
+  config.batch_size = 16
+  part = easy()
+  vpt_jax.run(config, tmp_path, vpt_jax.Data(part, part))
+  with pytest.raises(ValueError, match=r"(?s)another data.*train\.crc32"):
+    other = vpt_jax.from_arrays(255 - part.images, part.labels)
+    vpt_jax.run(config, tmp_path, vpt_jax.Data(other, part))
+
+
+def test_a_workdir_belongs_to_one_process(config, tmp_path):
+  from vpt_jax import checkpoint
+  with checkpoint.lock(tmp_path):
+    with pytest.raises(ValueError, match="is in use by another process"):
+      vpt_jax.run(config, tmp_path)
+
+
+def test_divergence_in_the_last_update_of_an_epoch_is_seen(config, tmp_path):
+  config.method, config.task, config.epochs = "linear", "mine", 1
+  config.optim.update(lr=1e38, scale_lr=False, warmup_epochs=0)
+  config.batch_size = 40  # one step: its loss is still finite
+  part = easy()
+  with pytest.raises(train.Diverged, match="param_norm is (inf|nan) at step 0"):
+    vpt_jax.run(config, tmp_path, vpt_jax.Data(part, part))
+  assert not (tmp_path / "result.json").exists()
+  assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_divergence_stops_and_saves_nothing(config, tmp_path):
   config.optim.lr = 1e30
   config.checkpoint.every_epochs = 1
   with pytest.raises(train.Diverged, match=(
-      r"loss is (nan|inf) at step \d+ \(epoch 1, lr 5e\+29\).*grad_norm in "
+      r"(loss|param_norm) is (nan|inf) at step \d+ \(epoch 1, lr 5e\+29\);"
+      r".*grad_norm in "
       r".*metrics.jsonl")):
     vpt_jax.run(config, tmp_path)
   assert not (tmp_path / "result.json").exists()

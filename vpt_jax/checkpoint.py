@@ -3,6 +3,9 @@
 All writes are atomic: a reader sees the old file, the new one, never a part.
 """
 
+from collections.abc import Iterator
+import contextlib
+import fcntl
 import io
 import json
 import os
@@ -48,6 +51,23 @@ class Checkpoints:
     self._manager.close()
 
 
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+  """Keeps a folder for this process; made if it is not there.
+
+  Raises:
+    ValueError: another process has it.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(f"{folder} is in use by another process; wait for it, "
+                       "or use another --workdir") from None
+    yield
+
+
 def write_atomic(path: Path, data: bytes) -> None:
   """Writes a file as a whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,20 +92,21 @@ def _umask() -> int:
 
 def write_json(path: Path, value: Any) -> None:
   """Writes indented JSON atomically."""
-  write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+  text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+  write_atomic(path, text.encode())
 
 
-def save_adapter(path: Path, trainable: tree.Flat,
+def save_adapter(path: Path, flat: tree.Flat,
                  meta: dict[str, Any]) -> None:
   """One file with the trained parameters and what they belong to.
 
   Args:
     path: of the npz.
-    trainable: flat tree.
+    flat: flat tree; stored as float32.
     meta: JSON values; see `main.py` for the fields.
   """
   buffer = io.BytesIO()
-  arrays = {name: np.asarray(leaf) for name, leaf in trainable.items()}
+  arrays = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}
   np.savez(buffer, meta=json.dumps(meta), **arrays)
   write_atomic(path, buffer.getvalue())
 

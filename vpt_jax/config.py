@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vpt_jax import optim, tokens, tree
+from vpt_jax import optim, tree
 from vpt_jax.backbones import registry as backbones
 from vpt_jax.data import preprocess, sources, tasks
 from vpt_jax.methods import registry as methods
@@ -25,7 +25,7 @@ USAGE = """usage: python -m vpt_jax.main --config=FILE[:TASK] [--workdir=DIR]
                                            in configs/common.py"""
 
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, str]:
-  """Command line -> (config, file of the config, workdir or "").
+  """Command line -> (config, what `--config` says, workdir or "").
 
   Raises:
     ValueError: an argument that can't be used, with what to do.
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, str]:
                      ) from None
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}\n{USAGE}")
-  return values.config, file, values.workdir
+  return values.config, path, values.workdir
 
 
 def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -88,7 +88,6 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
     tasks.get(config.task)
   backbones.get(config.backbone.name)
   for what, value, known in (
-      ("pool", config.pool, tokens.POOLS),
       ("data.normalize", config.data.normalize, preprocess.NORMALIZE),
       ("data.augment", config.data.augment, preprocess.AUGMENT),
       ("data.train_split", config.data.train_split, sources.PACK_LISTS),

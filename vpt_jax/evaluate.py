@@ -5,14 +5,13 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import optax
 
 from vpt_jax import checkpoint, tree
 from vpt_jax import model as models
-from vpt_jax.data import preprocess
+from vpt_jax.data import preprocess, sources
 from vpt_jax.data.pipeline import Feed
 from vpt_jax.data.sources import Split
 
@@ -54,14 +53,21 @@ def evaluate(step: Callable[..., dict[str, jax.Array]], trainable: tree.Flat,
   Returns:
     top1 and mean_per_class (mean over the classes that occur of their recall)
     in percent, loss (mean cross entropy), count (images).
+
+  Raises:
+    ValueError: the loss is NaN or infinite.
   """
-  sums = [step(trainable, frozen, collections, batch)
-          for batch in feed.batches(np.arange(len(feed.split)))]
-  total = jax.tree.map(lambda *x: np.sum(np.stack(x), axis=0, dtype=np.float64),
-                       *jax.device_get(sums))
+  total = None
+  for batch in feed.batches(np.arange(len(feed.split))):
+    sums = step(trainable, frozen, collections, batch)
+    # Fetched at once, so that batches of a large split do not pile up.
+    sums = jax.tree.map(np.float64, jax.device_get(sums))
+    total = sums if total is None else jax.tree.map(np.add, total, sums)
   seen = total["count"] > 0
   recall = total["correct"][seen] / total["count"][seen]
   n = total["count"].sum()
+  if not np.isfinite(total["loss"]):
+    raise ValueError(f"loss of the {int(n)} test images is {total['loss'] / n}")
   return {"top1": float(100 * total["correct"].sum() / n),
           "mean_per_class": float(100 * recall.mean()),
           "loss": float(total["loss"] / n), "count": int(n)}
@@ -93,35 +99,46 @@ def load_adapter(path: str | os.PathLike, backbone: str = ""
     backbone: checkpoint of the backbone, if it is not where the run had it.
 
   Returns:
-    `predict(images)`: uint8 [B, H, W, 3] of any size -> probabilities [B, K],
-    float32. `predict.meta` is what the file says of the run.
+    `predict(images)`: uint8 [N, H, W, 3] (or [N, H, W], grey) of any size ->
+    probabilities [N, K], float32. `predict.meta` is what the file says of the
+    run.
 
   Raises:
     ValueError: a damaged file, or a backbone other than the one trained on.
   """
-  trainable, meta = checkpoint.read_adapter(path)
+  saved, meta = checkpoint.read_adapter(path)
   config = ConfigDict(meta["config"])
   config.backbone.checkpoint = backbone or config.backbone.checkpoint
   model = models.build(config, meta["num_classes"])
-  params, sha256 = models.pretrained(model, config, jax.random.key(0),
-                                     skip=trainable)
-  models.check_backbone(str(path), meta["backbone"],
-                        {"name": config.backbone.name, "sha256": sha256})
-  flat = tree.flatten(params)
-  wrong = {name for name in trainable if name not in flat
-           or flat[name].shape != trainable[name].shape}
-  if wrong:
-    raise ValueError(
-        f"{path}: {min(wrong)!r} does not fit the model of its own config; the "
-        "file is damaged or of another version")
-  params = tree.unflatten({**flat, **trainable})
+  want = {name: leaf.shape for name, leaf in tree.flatten(jax.eval_shape(
+      lambda: models.init(model, jax.random.PRNGKey(0)))).items()}
+  if not any(want.get(name) != leaf.shape for name, leaf in saved.items()):
+    missing = want.keys() - saved.keys()
+    if missing:  # of the backbone: the rest is always in the file
+      params, sha256 = models.pretrained(
+          model, config, jax.random.PRNGKey(config.seed))
+      models.check_backbone(str(path), meta["backbone"],
+                            {"name": config.backbone.name, "sha256": sha256})
+      flat = models.store(tree.flatten(params), config)
+      saved.update({name: flat[name] for name in missing})
+  if {name: leaf.shape for name, leaf in saved.items()} != want:
+    raise ValueError(f"{path} does not fit the model of its own config; the "
+                     "file is damaged or of another version")
+  params = tree.unflatten(jax.device_put(saved))
   apply = jax.jit(make_apply(model, config.data.normalize))
 
   def predict(images: np.ndarray) -> np.ndarray:
-    with jax.default_matmul_precision(config.compute.matmul_precision):
-      logits = apply({"params": params, **meta.get("collections", {})},
-                     jnp.asarray(images))
-    return np.asarray(jax.nn.softmax(logits))
+    images = sources.check_images(images)
+    size = min(len(images), config.batch_size)
+    parts = []
+    for first in range(0, len(images), size):
+      part = images[first:first + size]
+      # Filled up to one shape, which compiles once.
+      with jax.default_matmul_precision(config.compute.matmul_precision):
+        logits = apply({"params": params}, np.resize(
+            part, (size, *part.shape[1:])))
+      parts.append(np.asarray(jax.nn.softmax(logits))[:len(part)])
+    return np.concatenate(parts)
 
   predict.meta = meta
   return predict

@@ -10,6 +10,7 @@ from pathlib import Path
 import sys
 import time
 from typing import Any
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -49,14 +50,17 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
     train.Diverged: the loss is NaN or infinite.
   """
   config = configs.resolve(config, named_task=data is None)
-  workdir = Path(workdir)
-  check_unchanged(workdir, config)
+  workdir = Path(workdir).expanduser()
   finished = workdir / "result.json"
-  if finished.exists():
-    log.info("%s is finished; another --workdir runs it again", workdir)
-    return json.loads(finished.read_text())
-  with jax.default_matmul_precision(config.compute.matmul_precision):
-    return _run(config, workdir, data or load_data(config))
+  with checkpoint.lock(workdir):
+    check_unchanged(workdir / "config.json", configs.plain(config))
+    if data is not None:
+      check_unchanged(workdir / "data.json", fingerprint(data))
+    if finished.exists():
+      log.info("%s is finished; another --workdir runs it again", workdir)
+      return json.loads(finished.read_text())
+    with jax.default_matmul_precision(config.compute.matmul_precision):
+      return _run(config, workdir, data or load_data(config))
 
 
 def load_data(config: ConfigDict) -> Data:
@@ -68,28 +72,37 @@ def load_data(config: ConfigDict) -> Data:
   return Data(read(config.data.train_split), read(config.data.test_split))
 
 
-def check_unchanged(workdir: Path, config: ConfigDict) -> None:
-  """Raises ValueError if the folder holds a run with another config."""
-  path = workdir / "config.json"
+def fingerprint(data: Data) -> dict[str, dict[str, int]]:
+  """What tells two data sets apart."""
+  return {name: {"images": len(part), "classes": part.num_classes,
+                 "crc32": zlib.crc32(part.labels, zlib.crc32(part.images))}
+          for name, part in (("train", data.train), ("test", data.test))}
+
+
+def check_unchanged(path: Path, value: dict[str, Any]) -> None:
+  """Raises ValueError if the file is there and says something else."""
   if path.exists():
-    lines = configs.difference(json.loads(path.read_text()),
-                               configs.plain(config))
+    lines = configs.difference(json.loads(path.read_text()), value)
     if lines:
       raise ValueError(
-          f"{workdir} holds a run with another config; use another --workdir, "
-          "or delete it. Its value -> yours:\n  " + "\n  ".join(lines))
+          f"{path.parent} holds a run with another {path.stem}; use another "
+          "--workdir, or delete it. Its value -> yours:\n  "
+          + "\n  ".join(lines))
 
 
-def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str]) -> None:
+def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
+          data: Data) -> None:
   """Writes what the folder's run is made of, before its first step.
 
   Raises:
-    ValueError: it was started with another backbone file.
+    ValueError: it was started with another backbone file or other data.
   """
   path = workdir / "backbone.json"
   if path.exists():
     models.check_backbone(str(workdir), json.loads(path.read_text()), backbone)
+  check_unchanged(workdir / "data.json", fingerprint(data))
   checkpoint.write_json(path, backbone)
+  checkpoint.write_json(workdir / "data.json", fingerprint(data))
   checkpoint.write_json(workdir / "config.json", configs.plain(config))
 
 
@@ -98,13 +111,18 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
   mesh = shard.make_mesh(config.batch_size)
   num_classes = data.train.num_classes
   if data.test.labels.max() >= num_classes:
-    raise ValueError(f"label {data.test.labels.max()} of the test images is out "
-                     f"of range 0..{num_classes - 1} of the training images")
+    raise ValueError(
+        f"label {data.test.labels.max()} of the test images is out of range "
+        f"0..{num_classes - 1} of the training images")
   model = models.build(config, num_classes)
   rng = jax.random.PRNGKey(config.seed)
   params, sha256 = models.pretrained(model, config, rng)
   backbone = {"name": config.backbone.name, "sha256": sha256}
+  has_prompts = bool(params["method"])
   trainable, frozen = tree.split(params, config.trainable)
+  del params  # `frozen` may be stored in fewer bits
+  frozen = shard.replicate(models.store(frozen, config), mesh)
+  trainable = shard.replicate(trainable, mesh)
   log.info("%s", report.split_table(trainable, frozen, config.trainable))
   log.info("%d training and %d test images, %d classes", len(data.train),
            len(data.test), num_classes)
@@ -113,34 +131,34 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
                                      config.data.device_gb * 2**30)
   train_feed, test_feed = feed(data.train), feed(data.test)
   apply = evaluate.make_apply(model, config.data.normalize)
-  on_features = config.data.augment == "none" and all(
-      path.startswith("head/") for path in trainable)
-  if on_features:  # nothing before the head changes: computed once
+  # If nothing before the head changes, its inputs are computed once.
+  on_features = (config.data.augment == "none" and not has_prompts and all(
+      path.startswith("head/") for path in trainable))
+  if on_features:
     cache = lambda part: feed(evaluate.cache_features(
-        model, params, part, config.data.normalize))
+        model, tree.merge(trainable, frozen), part, config.data.normalize))
     train_feed, test_feed = cache(train_feed), cache(test_feed)
     apply = lambda variables, feature: model.apply(
         variables, feature, method=model.classify)
 
   tx, rate = optim.from_config(
-      config.optim, trainable, batch_size=config.batch_size,
-      epochs=config.epochs, steps_per_epoch=len(train_feed))
-  frozen = shard.replicate({
-      path: leaf.astype(config.backbone.frozen_dtype)
-      for path, leaf in frozen.items()}, mesh)
+      config.optim, trainable, [*trainable, *frozen],
+      batch_size=config.batch_size, epochs=config.epochs,
+      steps_per_epoch=len(train_feed))
   state = shard.replicate(train.TrainState(
       jnp.int32(0), trainable, tx.init(trainable), {},
       jax.random.fold_in(rng, 1)), mesh)
   step = train.make_train_step(
       model, tx, normalize=config.data.normalize, augment=config.data.augment,
       on_features=on_features)
-  claim(workdir, config, backbone)
+  claim(workdir, config, backbone, data)
   state, speed = train.fit(config, workdir, state, frozen, train_feed, step,
                            rate)
 
   scores = evaluate.evaluate(evaluate.make_eval_step(apply), state.trainable,
                              frozen, state.collections, test_feed)
-  trained, total = tree.count(trainable), tree.count(tree.flatten(params))
+  trained, total = tree.count(state.trainable), tree.count(
+      {**state.trainable, **frozen})
   result = {
       "task": config.task, "split": config.data.test_split,
       "method": config.method, "backbone": backbone, **scores,
@@ -152,7 +170,10 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
       "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
       "versions": {name: importlib.metadata.version(name) for name in
                    ("jax", "jaxlib", "flax", "optax", "numpy")}}
-  checkpoint.save_adapter(workdir / "adapter.npz", state.trainable, {
+  # All but the backbone's frozen part, so that nothing is left to guess.
+  own = {path: leaf for path, leaf in frozen.items()
+         if not path.startswith("backbone/")}
+  checkpoint.save_adapter(workdir / "adapter.npz", {**own, **state.trainable}, {
       "backbone": backbone, "config": configs.plain(config),
       "num_classes": num_classes, "versions": result["versions"]})
   checkpoint.write_json(workdir / "result.json", result)
@@ -160,8 +181,8 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
 
 
 EMBEDDED = """\
-no task named: takes the embedded data (scikit-learn's digits) and backbone; \
-name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
+no task named: takes the embedded data (scikit-learn's digits) and backbone \
+%s; name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -173,15 +194,15 @@ def main(argv: Sequence[str]) -> int:
   log.setLevel(logging.INFO)
   log.propagate = False  # absl would print each line again
   try:
-    config, file, workdir = configs.parse(argv)
-    if config.task == "digits" and config.backbone.name == "vit_mini4_cifar10":
-      log.info(EMBEDDED, file)
+    config, path, workdir = configs.parse(argv)
+    if config.task == "digits" and ":" not in path:
+      log.info(EMBEDDED, config.backbone.name, path)
     config = configs.resolve(config)
     workdir = workdir or os.path.join(
         "runs", f"{config.task}-{config.method}-{configs.digest(config)}")
     log.info("workdir %s", workdir)
     result = run(config, workdir)
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     sys.stderr.write(f"error: {error}\n")
     return 1
   except KeyboardInterrupt:

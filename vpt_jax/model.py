@@ -93,6 +93,7 @@ def build(config: ConfigDict, num_classes: int) -> Model:
   Raises:
     ValueError: unknown names or options, or parts that do not fit.
   """
+  tree.choose(config.pool, POOLS, "pool")
   backbone = backbones.build(config.backbone, config.image_size,
                              config.compute.dtype)
   options = config.get(config.method, {})
@@ -124,16 +125,14 @@ def init(model: Model, rng: jax.Array,
   return {part: out[part] for part in parts}
 
 
-def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
-               skip: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
+def pretrained(model: Model, config: ConfigDict, rng: jax.Array
+               ) -> tuple[dict[str, Any], str]:
   """Initialised parameters with the backbone's from its checkpoint.
 
   Args:
     model: from `build`.
     config: names the checkpoint; `backbone.checkpoint="random"` has none.
     rng: key of the initial values.
-    skip: paths that the caller brings; if these are the whole backbone, no
-      checkpoint is read.
 
   Returns:
     (parameters, sha256 of the checkpoint or "random").
@@ -143,19 +142,25 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
   """
   entry = backbones.get(config.backbone.name)
   source = config.backbone.checkpoint or entry.url
-  template = tree.flatten(jax.eval_shape(
-      lambda: init(model, rng, ["backbone"]))["backbone"])
-  if source == "random" or {f"backbone/{name}" for name in template} <= {*skip}:
+  if source == "random":
     return init(model, rng), "random"
   if not source:
     raise ValueError(
         f"backbone {config.backbone.name!r} is an architecture without known "
         "weights; set config.backbone.checkpoint to a file or an address")
+  template = tree.flatten(jax.eval_shape(
+      lambda: init(model, rng, ["backbone"]))["backbone"])
   loaded, sha256 = load.load(
       source, template, model.backbone.layout.grid,
       checksum="" if config.backbone.checkpoint else entry.checksum)
   return {"backbone": tree.unflatten(jax.device_put(loaded)),
           **init(model, rng, ["method", "head"])}, sha256
+
+
+def store(frozen: tree.Flat, config: ConfigDict) -> tree.Flat:
+  """Frozen parameters in the type that the config stores them in."""
+  return {path: leaf.astype(config.backbone.frozen_dtype)
+          for path, leaf in frozen.items()}
 
 
 def check_backbone(path: str, trained_on: dict[str, str],

@@ -125,15 +125,29 @@ def make_optimizer(name: str, rate: Rate, paths: Iterable[str], *,
   return optax.partition(chains, dict(labels))
 
 
-def from_config(config: Any, paths: Iterable[str], *, batch_size: int,
-                epochs: int, steps_per_epoch: int
+def from_config(config: Any, paths: Iterable[str], all_paths: Iterable[str], *,
+                batch_size: int, epochs: int, steps_per_epoch: int
                 ) -> tuple[optax.GradientTransformation, Rate]:
-  """The optimizer and its learning rate, from `config.optim`."""
+  """The optimizer and its learning rate, from `config.optim`.
+
+  The policy table must cover `all_paths` of the model; rules for parameters
+  that are not among the trainable `paths` are then left out.
+  """
   lr = scaled_rate(config.lr, batch_size) if config.scale_lr else config.lr
   rate = per_epoch(lr * epoch_factors(
       config.schedule, epochs, config.warmup_epochs, config.warmup_from_zero),
                    steps_per_epoch)
-  policies = [(pattern, dict(policy)) for pattern, policy in config.policies]
-  return make_optimizer(config.name, rate, paths, policies=policies,
-                        weight_decay=config.weight_decay,
-                        momentum=config.momentum), rate
+  try:
+    policies = [(pattern, dict(policy)) for pattern, policy in config.policies]
+  except (TypeError, ValueError):
+    raise ValueError(
+        f"config.optim.policies={config.policies!r}; expected pairs (regex, "
+        "{'lr': factor, 'weight_decay': factor})") from None
+  rule_of = tree.match(all_paths, [
+      (pattern, i) for i, (pattern, _) in enumerate(policies)],
+                       "optim.policies")
+  used = {rule_of[path] for path in paths}
+  return make_optimizer(
+      config.name, rate, paths, weight_decay=config.weight_decay,
+      momentum=config.momentum,
+      policies=[policies[i] for i in sorted(used)]), rate

@@ -126,10 +126,11 @@ class Progress:
 def result_text(result: dict[str, Any]) -> str:
   """The result of a run in a few lines."""
   percent = result["trainable_percent"]
+  speed = result["images_per_second"]
   return (
       f"{result['task']} {result['split']}: top-1 {result['top1']:.2f} %, mean "
       f"per class {result['mean_per_class']:.2f} % ({result['count']} images)\n"
       f"{result['method']} on {result['backbone']['name']} (sha256 "
       f"{result['backbone']['sha256'][:8]}): {result['trainable_params']:,} "
-      f"trainable parameters ({percent:.3f} %), {result['seconds']:.1f} s, "
-      f"{result['images_per_second']:.0f} images/s")
+      f"trainable parameters ({percent:.3f} %), {result['seconds']:.1f} s"
+      + (f", {speed:.0f} images/s" if speed else ""))

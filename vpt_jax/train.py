@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Diverged(ValueError):
-  """The loss is NaN or infinite."""
+  """The loss or a parameter is NaN or infinite."""
 
 
 def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
@@ -91,7 +91,8 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = constrained(optax.apply_updates(state.trainable, updates))
     metrics = {"loss": loss, "hits": hits, "images": batch["mask"].sum(),
-               "grad_norm": optax.tree.norm(grads)}
+               "grad_norm": optax.tree.norm(grads),
+               "param_norm": optax.tree.norm(trainable)}
     return TrainState(state.step + 1, trainable, opt_state,
                       {**state.collections, **collections}, state.rng), metrics
 
@@ -100,7 +101,7 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
 
 def fit(config: ConfigDict, workdir: Path, state: TrainState,
         frozen: tree.Flat, train: pipeline.Feed, step_fn: Callable[..., Any],
-        rate: optim.Rate) -> tuple[TrainState, float]:
+        rate: optim.Rate) -> tuple[TrainState, float | None]:
   """The epochs that are left, from the newest checkpoint on.
 
   Args:
@@ -113,7 +114,8 @@ def fit(config: ConfigDict, workdir: Path, state: TrainState,
     rate: learning rate of a step.
 
   Returns:
-    (final state, training images per second, compilation left out).
+    (final state, training images per second without compilation; None if
+    there was nothing left to time).
 
   Raises:
     Diverged: a loss is NaN or infinite; nothing is saved after it.
@@ -153,16 +155,16 @@ def fit(config: ConfigDict, workdir: Path, state: TrainState,
     progress.close()
     metrics.close()
     checkpoints.close()
-  return state, progress.images_per_second
+  return state, progress.images_per_second or None
 
 
-def check_finite(loss: float, step: int, epoch: int, lr: float,
-                 workdir: Path) -> None:
-  """Raises Diverged, with where to look, unless the loss is a number."""
-  if not np.isfinite(loss):
+def check_finite(value: float, step: int, epoch: int, lr: float, workdir: Path,
+                 what: str = "loss") -> None:
+  """Raises Diverged, with where to look, unless the value is a number."""
+  if not np.isfinite(value):
     raise Diverged(
-        f"loss is {loss} at step {step} (epoch {epoch}, lr {lr:.4g}); nothing "
-        f"was saved since the last checkpoint. Look at grad_norm in "
+        f"{what} is {value} at step {step} (epoch {epoch}, lr {lr:.4g}); "
+        f"nothing was saved since the last checkpoint. Look at grad_norm in "
         f"{workdir}/metrics.jsonl, and lower config.optim.lr")
 
 
@@ -171,11 +173,13 @@ def summarise(records: list[dict[str, np.ndarray]], epoch: int, lr: float,
   """Means over an epoch's steps, each image counted once.
 
   Raises:
-    Diverged: a loss of it is NaN or infinite.
+    Diverged: a loss or a parameter of it is NaN or infinite.
   """
   first = epoch * len(records)
   for i, record in enumerate(records):
-    check_finite(float(record["loss"]), first + i, epoch, lr, workdir)
+    # The norm tells of an update that the next loss would show, if any came.
+    for what in ("loss", "param_norm"):
+      check_finite(record[what], first + i, epoch, lr, workdir, what)
   column = lambda name: np.array([r[name] for r in records], np.float64)
   images = column("images")
   return {

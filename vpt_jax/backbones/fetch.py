@@ -7,6 +7,7 @@ sections 13.1.5 and 14.
 import contextlib
 import hashlib
 import http.client
+import logging
 import os
 import re
 import tempfile
@@ -18,9 +19,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from absl import logging
-
 from vpt_jax import tree
+
+log = logging.getLogger("vpt_jax")
 
 try:
   import fcntl
@@ -166,7 +167,7 @@ def _download(url: str, path: Path, part: Path, checksum: str) -> None:
             f"could not fetch {url}: {why}\nDownload this address elsewhere "
             f"and put the file at\n  {path}\nor set config.backbone.checkpoint "
             "to a local file") from error
-      logging.warning("fetching %s failed, trying again: %s", url, why)
+      log.warning("fetching %s failed, trying again: %s", url, why)
       time.sleep(BACKOFF * attempt)
   note.unlink(missing_ok=True)
   try:
@@ -175,7 +176,7 @@ def _download(url: str, path: Path, part: Path, checksum: str) -> None:
     part.unlink()
     raise
   os.replace(part, path)
-  logging.info("fetched %s (%.1f MB)", path, path.stat().st_size / 1e6)
+  log.info("fetched %s (%.1f MB)", path, path.stat().st_size / 1e6)
 
 
 def _explain(error: Exception) -> tuple[str, bool]:
@@ -223,7 +224,7 @@ def _transfer(url: str, part: Path, note: Path) -> None:
       note.unlink(missing_ok=True)  # Before the part that it speaks of.
       part.write_bytes(b"")
       note.write_text(_tag(response.headers), "utf-8")
-    logging.info("fetching %s from byte %d of %s", url, part.stat().st_size,
+    log.info("fetching %s from byte %d of %s", url, part.stat().st_size,
                  "unknown" if total is None else total)
     with open(part, "ab") as file:
       while chunk := response.read(_CHUNK):

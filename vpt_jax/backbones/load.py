@@ -5,6 +5,7 @@ google-research/big_vision's `models/vit.py` with `pool_type="tok"`.
 """
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -18,10 +19,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
-from absl import logging
 
 from vpt_jax import tree
 from vpt_jax.backbones import fetch
+
+log = logging.getLogger("vpt_jax")
 
 Arrays = dict[str, np.ndarray]
 
@@ -157,7 +159,7 @@ def to_big_vision(flat: Mapping[str, np.ndarray],
                        f"(the second is {name!r}); it was put together wrongly")
     out[today] = array
   if dropped:
-    logging.info("ignored in the checkpoint: %s", ", ".join(sorted(dropped)))
+    log.info("ignored in the checkpoint: %s", ", ".join(sorted(dropped)))
   exact = grid is not None and _POSITIONS in flat and (
       out[_POSITIONS].shape[1:2] == (math.prod(grid),))
   return out if exact else _split_class_position(out)

@@ -20,15 +20,12 @@ class Entry:
       "package:NAME" for a file inside this package.
     checksum: `ALGORITHM:HEX` of that file; HEX may be its first digits where
       no more was published.
-    normalize: the mean and std that it was trained with (see
-      `data/preprocess.py`).
     gelu: the GELU that it was trained with.
   """
 
   arch: dict[str, int]
   url: str = ""
   checksum: str = ""
-  normalize: str = "half"
   gelu: str = "tanh"
 
 

@@ -42,9 +42,9 @@ class Feed:
     """Batches per epoch."""
     return -(-len(self.split) // self.batch_size)
 
-  def batches(self, indices: np.ndarray, start: int = 0) -> Iterator[Batch]:
-    """Batches of the images at `indices`, from batch number `start` on."""
-    for first in range(start * self.batch_size, len(indices), self.batch_size):
+  def batches(self, indices: np.ndarray) -> Iterator[Batch]:
+    """Batches of the images at `indices`."""
+    for first in range(0, len(indices), self.batch_size):
       part = indices[first:first + self.batch_size]
       mask = np.arange(self.batch_size) < len(part)
       part = np.resize(part, self.batch_size)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import io
+import logging
 import math
 import os
 from pathlib import Path
@@ -12,11 +13,12 @@ import warnings
 import zipfile
 import zlib
 
-from absl import logging
 import numpy as np
 from PIL import Image
 
 from vpt_jax.data import tasks
+
+log = logging.getLogger("vpt_jax")
 
 # The protocol's names of the splits -> lists of a vtab-1k pack.
 PACK_LISTS = {"train": "train800.txt", "val": "val200.txt",
@@ -55,26 +57,34 @@ def from_arrays(images: np.ndarray, labels: np.ndarray,
   Raises:
     ValueError: wrong type or shape, no image, or a label out of range.
   """
-  images, labels = np.asarray(images), np.asarray(labels)
+  images, labels = check_images(images), np.asarray(labels)
+  if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    raise ValueError(f"labels must be integers [{len(images)}], got "
+                     f"{labels.dtype} {list(labels.shape)}")
+  k = int(labels.max()) + 1 if num_classes is None else num_classes
+  bad = np.flatnonzero((labels < 0) | (labels >= k))
+  if len(bad):
+    raise ValueError(f"label {labels[bad[0]]} of image {bad[0]} is out of "
+                     f"range 0..{k - 1}")
+  return Split(images, labels.astype(np.int32), k)
+
+
+def check_images(images: np.ndarray) -> np.ndarray:
+  """uint8 [N, H, W, 3] from that, or from grey [N, H, W] or [N, H, W, 1].
+
+  Raises:
+    ValueError: another type or shape, or no image.
+  """
+  images = np.asarray(images)
   if images.ndim == 3:
     images = images[..., None]
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (
       1, 3):
     raise ValueError("images must be uint8 [N, H, W, 3] or [N, H, W], got "
                      f"{images.dtype} {list(images.shape)}")
-  if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-    raise ValueError(f"labels must be integers [{len(images)}], got "
-                     f"{labels.dtype} {list(labels.shape)}")
   if not len(images):
     raise ValueError("no images")
-  k = int(labels.max()) + 1 if num_classes is None else num_classes
-  bad = np.flatnonzero((labels < 0) | (labels >= k))
-  if len(bad):
-    raise ValueError(f"label {labels[bad[0]]} of image {bad[0]} is out of "
-                     f"range 0..{k - 1}")
-  if images.shape[-1] == 1:
-    images = np.repeat(images, 3, axis=-1)
-  return Split(images, labels.astype(np.int32), k)
+  return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
 def load(name: str, split: str, *, folder: str | os.PathLike,
@@ -215,7 +225,7 @@ def _decode_all(items: Sequence[tuple[str, str, Callable[[], bytes]]],
     raise ValueError(f"{failures[0]} ({len(failures)} of {len(decoded)} images "
                      "fail); data.on_error='skip' leaves bad images out")
   for failure in failures:
-    logging.warning("skipped: %s", failure)
+    log.warning("skipped: %s", failure)
   images = [image for image in decoded if not isinstance(image, str)]
   if len({image.shape for image in images}) > 1:
     images = [resize(image, image_size) for image in images]

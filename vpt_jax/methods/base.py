@@ -62,6 +62,23 @@ class Full(Method):
   trainable = ".*"
 
 
+def check_options(section: str, at_least: dict[str, tuple[int, int]],
+                  rates: dict[str, float]) -> None:
+  """Raises ValueError for a count that is too small or a rate out of range.
+
+  Args:
+    section: of the config, for the error.
+    at_least: option -> (value, smallest that makes sense).
+    rates: option -> dropout rate, in [0, 1).
+  """
+  for name, (value, low) in at_least.items():
+    if value < low:
+      raise ValueError(f"{section}.{name}={value}; expected at least {low}")
+  for name, rate in rates.items():
+    if not 0 <= rate < 1:
+      raise ValueError(f"{section}.{name}={rate}; expected 0 <= rate < 1")
+
+
 def prompt_init(layout: Layout, width: int) -> nn.initializers.Initializer:
   """U(-v, v) with v = sqrt(6 / (3 patch_size^2 + width)): VPT, section 3.2.
 

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.methods.base import Method, per_image, prompt_init
+from vpt_jax.methods.base import (Method, check_options, per_image,
+                                  prompt_init)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -155,6 +156,11 @@ class VAPT(Method):
 
   def check(self):
     """Raises ValueError if the options do not fit each other."""
+    check_options("vapt", {
+        "num_tokens": (self.num_tokens, 1), "hidden": (self.hidden, 1),
+        "kernel_size": (self.kernel_size, 1), "padding": (self.padding, 0)}, {
+            "dropout": self.dropout, "dropout_channel": self.dropout_channel,
+            "dropout_mlp": self.dropout_mlp})
     if self.projector not in ("shared", "own", "none"):
       raise ValueError(f"vapt.projector={self.projector!r}; expected "
                        "'shared', 'own' or 'none'")

@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax
 
-from vpt_jax.methods.base import Method, per_image, prompt_init
+from vpt_jax.methods.base import (Method, check_options, per_image,
+                                  prompt_init)
 from vpt_jax.tokens import Tokens
 
 
@@ -55,6 +56,9 @@ class VPT(Method):
     return last if carry else None
 
   def setup(self):
+    check_options("vpt", {
+        "num_tokens": (self.num_tokens, 1), "num_layers": (self.num_layers, 0),
+        "project": (self.project, 0)}, {"dropout": self.dropout})
     width = self.project or self.layout.width
     sets = 1 if self.shared else len(self.prompted)
     self.prompt = self.param("prompt", prompt_init(self.layout, width),

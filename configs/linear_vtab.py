@@ -1,0 +1,27 @@
+"""A linear probe on a VTAB-1k task, by VPT's published protocol.
+
+  python -m vpt_jax.main --config=configs/linear_vtab.py:eurosat
+
+Without a task: the embedded digits and backbone.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(task: str = "") -> ConfigDict:
+  """Linear probe for a VTAB-1k task, see vpt_jax/data/tasks.py."""
+  config = common.get_config()
+  config.task = task
+  config.method = "linear"
+  config.checkpoint.every_epochs = config.epochs
+  if not task:
+    config = common.embedded(config)
+    # The features are computed once, so the published protocol is seconds.
+    config.epochs, config.optim.warmup_epochs = 100, 10
+    config.batch_size = 64
+    config.optim.name, config.optim.lr = "sgd", 2.5
+    config.optim.scale_lr = config.optim.warmup_from_zero = True
+    config.optim.weight_decay = 1e-4
+  return config
