@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
   # imagenet | half | clip | none: see vpt_jax/data/preprocess.py. The papers'
   # code uses ImageNet's mean and std for every backbone.
   config.data.normalize = "imagenet"
-  # none | flip | flip_crop, of training images. VTAB-1k: none.
+  # none | flip | crop | flip_crop, of training images. VTAB-1k: none.
   config.data.augment = "none"
   # What a missing or damaged image does: raise | skip (and count).
   config.data.on_error = "raise"
@@ -118,11 +118,11 @@ def embedded(config: ConfigDict) -> ConfigDict:
   config.image_size = 32
   config.data.normalize = "half"
   config.batch_size = 32
-  config.epochs = 20
+  config.epochs = 36
   config.optim.name = "adamw"
   config.optim.lr = 0.01
   config.optim.scale_lr = False
   config.optim.weight_decay = 0.01
-  config.optim.warmup_epochs = 2
+  config.optim.warmup_epochs = 4
   config.optim.warmup_from_zero = False
   return config

@@ -21,8 +21,8 @@ def main() -> None:
   best = LogisticRegression(C=scores[max(scores)], max_iter=5000)
   both = read("trainval")
   top1 = best.fit(flat(both), both.labels).score(flat(test), test.labels)
-  print(f"logistic regression on pixels, C={scores[max(scores)]} (chosen on the "
-        f"validation images): {100 * top1:.2f} % of {len(test)} test images")
+  print(f"logistic regression on pixels, C={scores[max(scores)]} (chosen on "
+        f"the validation images): {100 * top1:.2f} % of {len(test)} test images")
 
 
 if __name__ == "__main__":

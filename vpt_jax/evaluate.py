@@ -19,7 +19,7 @@ Apply = Callable[..., jax.Array]
 
 
 def make_apply(model: models.Model, normalize: str) -> Apply:
-  """`apply(params, image uint8 [B, H, W, 3]) -> logits [B, K]`."""
+  """`apply(variables, image uint8 [B, H, W, 3]) -> logits [B, K]`."""
   size = model.backbone.layout.image_size
 
   def apply(variables, image):

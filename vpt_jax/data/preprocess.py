@@ -14,7 +14,7 @@ NORMALIZE = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
-AUGMENT = ("none", "flip", "flip_crop")
+AUGMENT = ("none", "flip", "crop", "flip_crop")
 
 
 def prepare(image: jax.Array, image_size: tuple[int, int],
@@ -45,15 +45,15 @@ def augment(image: jax.Array, kind: str, rng: jax.Array) -> jax.Array:
 
   Args:
     image: float32 [B, H, W, 3].
-    kind: `none`, `flip` (left-right with probability 1/2) or `flip_crop` (also
-      a crop at a random place of the image padded by an eighth of its side).
+    kind: `none`, `flip` (left-right with probability 1/2), `crop` (at a random
+      place of the image padded by an eighth of its side) or `flip_crop`.
     rng: key of this batch.
   """
   if kind == "none":
     return image
   batch, height, width, channels = image.shape
   flip_rng, row_rng, column_rng = jax.random.split(rng, 3)
-  if kind == "flip_crop":
+  if "crop" in kind:
     pad_h, pad_w = height // 8, width // 8
     padded = jnp.pad(image, ((0, 0), (pad_h, pad_h), (pad_w, pad_w), (0, 0)))
     rows = jax.random.randint(row_rng, (batch,), 0, 2 * pad_h + 1)
@@ -61,5 +61,7 @@ def augment(image: jax.Array, kind: str, rng: jax.Array) -> jax.Array:
     crop = lambda x, r, c: jax.lax.dynamic_slice(
         x, (r, c, 0), (height, width, channels))
     image = jax.vmap(crop)(padded, rows, columns)
+  if "flip" not in kind:
+    return image
   flip = jax.random.bernoulli(flip_rng, 0.5, (batch, 1, 1, 1))
   return jnp.where(flip, image[:, :, ::-1], image)
