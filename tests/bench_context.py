@@ -71,7 +71,8 @@ def main() -> None:
                       default=[0, 10, 100, 200])
   parser.add_argument("--batch", type=int, default=4, help="of the timings")
   parser.add_argument("--flops_batch", type=int, default=64)
-  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--repeats", type=int, default=5,
+                      help="of the timings; 0 only counts")
   args = parser.parse_args()
   arch = registry.get(args.backbone).arch
   backbone = ViT((args.image_size,) * 2, gelu="exact", **arch)
@@ -87,16 +88,18 @@ def main() -> None:
     for form, cls in forms.items():
       counts[form] = [gflops(program) / args.flops_batch for program in
                       programs(cls, backbone, tokens, args.flops_batch)]
-      times[form] = programs(cls, backbone, tokens, args.batch)
+      if args.repeats:
+        times[form] = programs(cls, backbone, tokens, args.batch)
     base = base or counts["ours"][0]
     samples = {(form, i): [] for form in forms for i in (0, 1)}
-    for repeat in range(args.repeats + 1):
+    for repeat in range(args.repeats + 1 if args.repeats else 0):
       for form, i in samples:
         sample = seconds(times[form][i], state_first=i == 1)
         if repeat:  # the first run compiles
           samples[form, i].append(sample)
     for form in forms:
-      forward, step = (statistics.median(samples[form, i]) for i in (0, 1))
+      forward, step = (statistics.median(samples[form, i] or [float("nan")])
+                       for i in (0, 1))
       print(f"{tokens:>7} {form:>8} {counts[form][0]:>11.2f} "
             f"{counts[form][0] / base:>6.3f} {counts[form][1]:>13.2f} "
             f"{forward:>7.2f} {step:>8.2f}", flush=True)
