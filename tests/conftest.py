@@ -24,6 +24,7 @@ registry.BACKBONES["vit_test"] = registry.Entry(dict(
 def config():
   """Digits as 2 x 2 patches on a random backbone: seconds on one core."""
   config = common.embedded(common.get_config())
+  config.optim = common.get_config().optim  # the published protocol
   config.backbone.name = "vit_test"
   config.backbone.checkpoint = "random"
   config.image_size = 8
