@@ -110,7 +110,7 @@ def embedded(config: ConfigDict) -> ConfigDict:
   """The same method on what comes with the package: digits and a small ViT.
 
   Two CPU cores should be done in two minutes, so: few epochs, small batches
-  and AdamW. Rates were chosen on the 200 validation images.
+  and AdamW. How these were chosen: README.md, "The embedded task".
   """
   config.task = "digits"
   config.backbone.name = "vit_mini4_cifar10"
