@@ -20,8 +20,15 @@ def get_config() -> ConfigDict:
   # `head/...`); what it matches is trained. "": the method's own, which is
   # `(method|head)/.*`, and `.*` for `full`.
   config.trainable = ""
-  # Which tokens the feature is the mean of: cls | img | prompt | imgprompt.
-  config.pool = "cls"
+  # Which tokens the feature is the mean of: cls | img | prompt | imgprompt; "":
+  # the backbone's own (ViT, MoCo v3, CLIP: cls; MAE, Swin: imgprompt).
+  config.pool = ""
+  # What the head starts from: linear (new) | pretrained (the checkpoint's own) |
+  # zero_shot (CLIP's text features of the class names).
+  config.head = "linear"
+  # head=pretrained: for each class of the task the classes of the checkpoint's
+  # head that belong to it, as in ((404, 895), (436,)). (): they are the same.
+  config.head_groups = ()
   # Side of the square images that the backbone sees; other sizes than the
   # checkpoint's resize its position embeddings.
   config.image_size = 224
@@ -31,14 +38,20 @@ def get_config() -> ConfigDict:
   config.seed = 42
 
   config.backbone = ConfigDict()
-  # See vpt_jax/backbones/registry.py.
+  # `python -m vpt_jax.backbones` lists them.
   config.backbone.name = "vit_b16_in21k"
-  # File or https:// or gs:// address; "": the known one of this name;
-  # "random": not pretrained.
+  # File (npz, safetensors, PyTorch, Orbax folder) or https:// or gs:// address;
+  # "": the known one of this name; "random": not pretrained.
   config.backbone.checkpoint = ""
-  # tanh | exact; "": what the weights were trained with. The papers' code runs
-  # exact.
-  config.backbone.gelu = "exact"
+  # tanh | exact | quick; "": what the weights were trained with; torch: exact
+  # in place of tanh, as the papers' code runs weights that were trained in JAX.
+  config.backbone.gelu = "torch"
+  # The final norm: before (the pooling) | after | fresh (after it, with new
+  # weights); "": the backbone's own. MAE is `fresh` in VPT and VAPT, `after` in
+  # Gated Prompt Tuning.
+  config.backbone.norm = ""
+  # The feature goes through the checkpoint's own projection (CLIP, DINO).
+  config.backbone.projection = False
   # How frozen parameters are stored: float32 | bfloat16.
   config.backbone.frozen_dtype = "float32"
 
@@ -50,8 +63,8 @@ def get_config() -> ConfigDict:
   # train/val and reports trainval/test.
   config.data.train_split = "trainval"
   config.data.test_split = "test"
-  # imagenet | half | clip | none: see vpt_jax/data/preprocess.py. The papers'
-  # code uses ImageNet's mean and std for every backbone.
+  # imagenet | half | clip | none: see vpt_jax/data/preprocess.py; backbone: what
+  # it was trained with. The papers' code uses ImageNet's for every backbone.
   config.data.normalize = "imagenet"
   # none | flip | crop | flip_crop, of training images. VTAB-1k: none.
   config.data.augment = "none"
@@ -92,6 +105,15 @@ def get_config() -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.every_epochs = 10
   config.checkpoint.keep = 2
+
+  # For head=zero_shot.
+  config.clip = ConfigDict()
+  # (): those of the task.
+  config.clip.class_names = ()
+  # Their text features are averaged; {} is the class name.
+  config.clip.templates = ("a photo of a {}.",)
+  # The standard merges file, bpe_simple_vocab_16e6.txt.gz; "": fetched once.
+  config.clip.merges = ""
 
   # Sections of the methods; only the one that `config.method` names is read.
   # See vpt_jax/methods/vpt.py and vapt.py for what the options mean.

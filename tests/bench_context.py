@@ -26,12 +26,12 @@ from vpt_jax.methods.vpt import VPT
 
 def programs(cls, backbone, tokens, batch):
   """(forward, its arguments), (train step, its arguments)."""
-  method = (VPT(backbone.layout, tokens) if tokens else
-            Method(backbone.layout))
+  method = (VPT(backbone.spec, tokens) if tokens else
+            Method(backbone.spec))
   model = cls(backbone, method, 100)
   params = models.init(model, jax.random.key(0))
   trainable, frozen = tree.split(params, r"(method|head)/.*")
-  size = backbone.layout.image_size
+  size = backbone.spec.image_size
   image = np.zeros((batch, *size, 3), np.uint8)
   data = {"image": image, "label": np.zeros(batch, np.int32),
           "mask": np.ones(batch, np.float32)}

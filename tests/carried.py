@@ -16,14 +16,14 @@ class CarriedModel(Model):
     backbone, method = self.backbone, self.method
     tokens = backbone.embed(method.image(image, train=train))
     tokens = tokens.with_prompt(method.prompts(image, tokens, train=train))
-    for i in range(backbone.layout.depth):
+    for i in range(backbone.spec.depth):
       tokens = method.before(i, tokens, train=train)
       context = method.context(i, tokens, train=train)
       if context is not None:
         tokens = tokens.with_prompt(context)
       out = backbone.block(i, tokens, temperature=method.temperature(i))
       tokens = method.after(i, tokens, out)
-      if context is not None and i + 1 < backbone.layout.depth:
+      if context is not None and i + 1 < backbone.spec.depth:
         tokens = tokens.with_prompt(None)
     rows = tokens.replace(x=backbone.norm(tokens.x)).rows(self.pool)
     return jnp.mean(rows.x, axis=1)

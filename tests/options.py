@@ -13,12 +13,14 @@ import optax
 from tests.reference import Arrays, Names, below
 from vpt_jax import model as models
 from vpt_jax import optim, tree
+from vpt_jax.backbones import load
+from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.base import Method
 from vpt_jax.methods.vapt import ACTIVATIONS, VAPT
 from vpt_jax.methods.vpt import VPT
 
-POOLS = {"original": "cls", "img_pool": "img", "prompt_pool": "prompt",
+POOLS = {"original": "", "img_pool": "img", "prompt_pool": "prompt",
          "imgprompt_pool": "imgprompt"}
 
 
@@ -34,14 +36,9 @@ def check_supported(meta: dict[str, Any], keys: set[str]) -> None:
   gelu = meta.get("gelu", "exact")
   location = cfg.get("LOCATION", "prepend")
   reasons = {
-      "method: prompt generation network": "pgn" in where.lower()
-                                           and "keys" not in meta,
-      "loading of a published checkpoint": "keys" in meta,
+      "method: prompt generation network": "pgn" in where.lower(),
       "prompt condensation scores": "statistics" in meta,
       "method: gated prompts": "Gated" in where,
-      "backbone: Swin": "swin" in where.lower(),
-      "backbone: MAE or MoCo v3": bool(
-          re.search("SSLViT|vit_mae|vit_moco", where)),
       "method: adapter": bool(meta.get("adapter_cfg")) or "adapter" in where,
       "method: side network": any(key.startswith("side") for key in keys),
       "hidden layers in the head": bool(meta.get("mlp_num")) or any(
@@ -78,7 +75,7 @@ class Published(VPT):
     return super().before(i, tokens, train=train)
 
   def after(self, i, tokens_in, tokens_out):
-    if self.counted and i == self.layout.depth - 1:
+    if self.counted and i == self.spec.depth - 1:
       rows = (slice(self.num_tokens) if self.counted == "prompt" else
               slice(self.num_tokens, None))
       return tokens_out.replace(x=tokens_out.x[:, rows], grid=None)
@@ -101,20 +98,25 @@ class Built:
   slip: str = ""
 
 
-def architecture(flat: tree.Flat, image_size: tuple[int, int],
-                 gelu: str = "exact") -> ViT:
+def architecture(flat: tree.Flat, image_size: tuple[int, int], heads: int,
+                 **more: Any) -> ViT:
   """The ViT that has these backbone parameters (paths without `backbone/`)."""
-  block = "Transformer/encoderblock_{}/"
-  depth = 0
-  while block.format(depth) + "LayerNorm_0/scale" in flat:
-    depth += 1
-  first = block.format(0)
-  patch, _, _, width = flat["embedding/kernel"].shape
-  return ViT(
-      image_size=image_size, patch_size=patch, width=width, depth=depth,
-      num_heads=flat[first + "MultiHeadDotProductAttention_0/query/kernel"
-                     ].shape[1],
-      mlp_dim=flat[first + "MlpBlock_0/Dense_0/kernel"].shape[1], gelu=gelu)
+  shape = load.shape_of(flat)
+  return ViT(image_size=image_size, num_heads=heads, **shape, **more)
+
+
+def backbone_of(meta: dict[str, Any], flat: tree.Flat,
+                image_size: tuple[int, int]) -> ViT | Swin:
+  """The backbone that a fixture's reference runs."""
+  sizes, where = meta["sizes"], str(meta.get("reference_class"))
+  gelu = str(meta.get("gelu", "exact"))
+  gelu = "tanh" if gelu.startswith("tanh") else "exact"
+  if "swin" in where.lower():
+    return Swin(image_size, sizes["embed"], tuple(sizes["depths"]),
+                tuple(sizes["heads"]), sizes["window"], sizes["patch"],
+                sizes["mlp_ratio"], gelu=gelu)
+  mae = dict(pool="imgprompt", norm_order="after") if "mae" in where else {}
+  return architecture(flat, image_size, sizes["heads"], gelu=gelu, **mae)
 
 
 def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int]
@@ -126,20 +128,22 @@ def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int]
     ValueError: a parameter that has no counterpart, or the reverse.
   """
   check_supported(meta, set(params))
-  heads = meta["sizes"]["heads"]
-  backbone = Names(heads).parameters(
+  sizes = meta["sizes"]
+  depths, heads = tuple(sizes.get("depths", ())), sizes["heads"]
+  if depths:
+    heads = [n for n, depth in zip(heads, depths) for _ in range(depth)]
+  names = Names(heads, depths=depths)
+  backbone = names.parameters(
       {key: value for key, value in params.items()
-       if re.match(r"(enc\.)?transformer\.(embeddings|encoder)\.", key)})
-  if not backbone:
-    raise ValueError("no parameter of a supervised ViT; is it a fixture?")
-  gelu = str(meta.get("gelu", "exact"))
-  vit = architecture(below(backbone, "backbone/"), image_size,
-                     "tanh" if gelu.startswith("tanh") else "exact")
+       if not re.match(r"head\.|.*prompt_", key)})
+  if not any(path.endswith("query/kernel") for path in backbone):
+    raise ValueError("no parameter of a known backbone; is it a fixture?")
+  module = backbone_of(meta, below(backbone, "backbone/"), image_size)
   classes = [len(value) for key, value in params.items()
              if re.fullmatch(r"head(\.last_layer)?\.bias", key)]
   if len(classes) != 1:
     raise ValueError("expected one head.bias or head.last_layer.bias")
-  built = _with_method(vit, meta.get("prompt_cfg"), heads, classes[0])
+  built = _with_method(module, meta, names, classes[0])
   flat = built.names.parameters(params)
   check_template(flat, built.model)
   return built, flat
@@ -164,17 +168,20 @@ def check_template(flat: tree.Flat, model: models.Model) -> None:
     raise ValueError("parameters do not fit: " + "; ".join(wrong))
 
 
-def _with_method(vit: ViT, cfg: dict[str, Any] | None, heads: int,
+def _with_method(backbone: ViT | Swin, meta: dict[str, Any], names: Names,
                  num_classes: int) -> Built:
   """Adds the method, pool and head of a reference's option dictionary."""
-  layout, depth = vit.layout, vit.depth
-  model = models.Model(vit, Method(layout), num_classes)
+  cfg, spec = meta.get("prompt_cfg"), backbone.spec
+  depth = spec.depth
+  model = models.Model(backbone, Method(spec), num_classes)
   if not cfg:
-    return Built(model, Names(heads, model.method))
+    return Built(model, names.of(model.method))
   pool = tree.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
-  pool, deep = POOLS[pool], bool(cfg["DEEP"])
+  if re.search("Swin|moco", str(meta["reference_class"])):
+    pool = "original"  # they do not read the option
+  pool, deep = POOLS[pool] or spec.pool, bool(cfg["DEEP"])
   if deep and cfg.get("ADAPTIVE"):
-    return _with_vapt(model.clone(pool=pool), cfg, heads)
+    return _with_vapt(model.clone(pool=pool), cfg, names)
   reverse = bool(deep and cfg.get("REVERSE_DEEP"))
   noexpand = bool(deep and cfg.get("FORWARD_DEEP_NOEXPAND") and not reverse)
   options = dict(
@@ -184,26 +191,27 @@ def _with_method(vit: ViT, cfg: dict[str, Any] | None, heads: int,
       shared=bool(deep and cfg.get("DEEP_SHARED") and not reverse
                   and not noexpand),
       expand=not noexpand, project=max(0, cfg.get("PROJECT", -1)))
-  ours = model.clone(method=VPT(layout, **options), pool=pool)
-  names = Names(heads, ours.method)
+  ours = model.clone(method=VPT(spec, **options), pool=pool)
+  names = names.of(ours.method)
   if reverse:
-    return Built(ours.clone(method=Published(layout, **options)), names, ours,
+    return Built(ours.clone(method=Published(spec, **options)), names, ours,
                  "REVERSE_DEEP takes the first patches for prompts")
   if not noexpand or options["num_layers"] == depth or pool == "cls":
     return Built(ours, names)
   ours = ours.clone(pool="img")  # no prompts are left: the same as imgprompt
   if pool == "imgprompt":
     return Built(ours, names)
-  return Built(ours.clone(method=Published(layout, counted=pool, **options)),
+  return Built(ours.clone(method=Published(spec, counted=pool, **options)),
                names, ours if pool == "img" else None,
                f"{pool}_pool counts the removed prompts as if they were there")
 
 
-def _with_vapt(model: models.Model, cfg: dict[str, Any], heads: int) -> Built:
+def _with_vapt(model: models.Model, cfg: dict[str, Any], names: Names
+               ) -> Built:
   first, activation = cfg["VPT_DEPTH"], cfg["ACTIVATION"]
   projector = "shared" if cfg["SHARE_PROJECTOR"] else "own"
   method = VAPT(
-      model.backbone.layout, num_tokens=cfg["NUM_TOKENS"],
+      model.backbone.spec, num_tokens=cfg["NUM_TOKENS"],
       static_layers=min(max(first, 1), model.backbone.depth),
       conv=cfg["CONV"], kernel_size=cfg["KERNEL"], padding=cfg["PADDING"],
       # CHANNELWISE=True is one kernel for all channels.
@@ -213,7 +221,7 @@ def _with_vapt(model: models.Model, cfg: dict[str, Any], heads: int) -> Built:
       # The reference takes an unknown name for the identity.
       activation=activation if activation in ACTIVATIONS else "identity",
       learnable_scale=cfg["LEARNABLE_SCALE"])
-  return Built(model.clone(method=method), Names(heads, method, first))
+  return Built(model.clone(method=method), names.of(method, first))
 
 
 def optimizer(meta: dict[str, Any], trained: Sequence[str],

@@ -6,7 +6,7 @@ and `meta` a JSON string with the reference's options. `options.py` builds the
 same model from the options, `parity.py` compares the results.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import json
 import os
@@ -21,6 +21,7 @@ from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 
 Arrays = dict[str, np.ndarray]
+Transform = Callable[[np.ndarray], np.ndarray]
 
 
 def read(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
@@ -57,81 +58,119 @@ class Place:
   """
 
   path: str
-  take: Callable[[np.ndarray], np.ndarray] = lambda x: x
+  take: Transform = lambda x: x
   start: int = 0
   stop: int | None = None
 
 
 _BLOCK = r"transformer\.encoder\.layer\.(\d+)\."
+_TIMM = r"blocks\.(\d+)\."
 _OURS = r"backbone/Transformer/encoderblock_\1/"
+_ATTENTION = _OURS + "MultiHeadDotProductAttention_0"
 _GENERATOR = r"method/generator_{i}/"
+_VAPT = r"(?:transformer\.)?deep_prompt_"
 # Modules: (name in the reference, ours, kind); `{i}` is the number of the
 # generated block, the reference counts them from the first generated one.
+# Swin's `layers.S.blocks.B` has become `blocks.I`, see `Names.numbered`.
 MODULES = (
-    (r"transformer\.embeddings\.patch_embeddings", "backbone/embedding",
-     "conv"),
+    (r"transformer\.embeddings\.patch_embeddings|patch_embed\.proj",
+     "backbone/embedding", "conv"),
+    (r"patch_embed\.norm", "backbone/embedding_norm", "norm"),
     (_BLOCK + "attention_norm", _OURS + "LayerNorm_0", "norm"),
-    (_BLOCK + r"attn\.(query|key|value)",
-     _OURS + r"MultiHeadDotProductAttention_0/\2", "heads"),
-    (_BLOCK + r"attn\.out", _OURS + "MultiHeadDotProductAttention_0/out",
-     "unheads"),
+    (_TIMM + "norm1", _OURS + "LayerNorm_0", "norm"),
+    (_BLOCK + r"attn\.(query|key|value)", _ATTENTION + r"/\2", "heads"),
+    (_TIMM + r"attn\.qkv", _ATTENTION, "qkv"),
+    (_BLOCK + r"attn\.out|" + _TIMM.replace("1", "2") + r"attn\.proj",
+     _ATTENTION + "/out", "unheads"),
     (_BLOCK + "ffn_norm", _OURS + "LayerNorm_1", "norm"),
+    (_TIMM + "norm2", _OURS + "LayerNorm_1", "norm"),
     (_BLOCK + r"ffn\.fc1", _OURS + "MlpBlock_0/Dense_0", "dense"),
     (_BLOCK + r"ffn\.fc2", _OURS + "MlpBlock_0/Dense_1", "dense"),
-    (r"transformer\.encoder\.encoder_norm",
+    (_TIMM + r"mlp\.fc1", _OURS + "MlpBlock_0/Dense_0", "dense"),
+    (_TIMM + r"mlp\.fc2", _OURS + "MlpBlock_0/Dense_1", "dense"),
+    (_TIMM + "attn", _ATTENTION, "bias table"),
+    (r"merge\.(\d+)\.norm", r"backbone/Transformer/merge_\1/norm", "norm"),
+    (r"merge\.(\d+)\.reduction", r"backbone/Transformer/merge_\1/reduction",
+     "dense"),
+    (r"transformer\.encoder\.encoder_norm|norm|fc_norm",
      "backbone/Transformer/encoder_norm", "norm"),
     (r"transformer\.prompt_proj", "method/projection", "dense"),
-    (r"transformer\.deep_prompt_norm\.(\d+)", _GENERATOR + "norm", "norm"),
-    (r"transformer\.deep_prompt_downsample\.(\d+)(?:\.linear)?",
-     _GENERATOR + "tokens", "dense"),
-    (r"transformer\.deep_prompt_downsample\.(\d+)\.conv", _GENERATOR[:-1],
-     "depthwise"),
-    (r"transformer\.deep_prompt_embeddings_mlp()\.block\.0",
-     "method/project_shared/down", "dense"),
-    (r"transformer\.deep_prompt_embeddings_mlp()\.block\.2",
-     "method/project_shared/up", "dense"),
-    (r"transformer\.deep_prompt_embeddings_mlp()", "method/project_shared",
-     "scale"),
-    (r"transformer\.deep_prompt_embeddings_mlp\.(\d+)\.block\.0",
-     "method/project_{i}/down", "dense"),
-    (r"transformer\.deep_prompt_embeddings_mlp\.(\d+)\.block\.2",
-     "method/project_{i}/up", "dense"),
-    (r"transformer\.deep_prompt_embeddings_mlp\.(\d+)", "method/project_{i}",
-     "scale"),
+    (_VAPT + r"norm\.(\d+)", _GENERATOR + "norm", "norm"),
+    (_VAPT + r"downsample\.(\d+)(?:\.linear)?", _GENERATOR + "tokens", "dense"),
+    (_VAPT + r"downsample\.(\d+)\.conv", _GENERATOR[:-1], "depthwise"),
+    (_VAPT + r"embeddings_mlp()\.block\.0", "method/project_shared/down",
+     "dense"),
+    (_VAPT + r"embeddings_mlp()\.block\.2", "method/project_shared/up",
+     "dense"),
+    (_VAPT + r"embeddings_mlp()", "method/project_shared", "scale"),
+    (_VAPT + r"embeddings_mlp\.(\d+)\.block\.0", "method/project_{i}/down",
+     "dense"),
+    (_VAPT + r"embeddings_mlp\.(\d+)\.block\.2", "method/project_{i}/up",
+     "dense"),
+    (_VAPT + r"embeddings_mlp\.(\d+)", "method/project_{i}", "scale"),
     (r"head(?:\.last_layer)?", "head", "dense"),
 )
+_BUFFERS = (".attn_mask", ".relative_position_index")
 
 
 class Names:
   """Maps keys of a reference's `state_dict` to places in our tree.
 
   Attributes:
+    heads: of every block, or of all.
     method: our method, None if only the backbone is of interest.
     offset: the first generator's block (`VPT_DEPTH` of VAPT's options).
+    depths: of Swin's stages, () for a ViT.
   """
 
-  def __init__(self, num_heads: int, method: Method | None = None,
-               offset: int = 0):
-    self.method, self.offset = method, offset
+  def __init__(self, heads: int | Sequence[int], method: Method | None = None,
+               offset: int = 0, depths: Sequence[int] = ()):
+    self.heads, self.method, self.offset = heads, method, offset
+    self.depths = depths
+
+  def of(self, method: Method, offset: int = 0) -> "Names":
+    """The same backbone's names, with a method's."""
+    return Names(self.heads, method, offset, self.depths)
+
+  def _leaves(self, kind: str, block: int
+              ) -> dict[str, list[tuple[str, Transform]]]:
+    """{leaf in the reference: [(ours, transform)]} of a kind of module."""
     same = lambda x: x
-    # kind -> {leaf in the reference: (ours, transform)}
-    self.leaves = {
+    heads = self.heads if isinstance(self.heads, int) else self.heads[block]
+    weight = lambda x: x.T.reshape(x.shape[1], heads, -1)
+    bias = lambda x: x.reshape(heads, -1)
+    if kind == "qkv":
+      third = lambda take, j: lambda x: take(np.split(x, 3)[j])
+      parts = list(enumerate(("query", "key", "value")))
+      return {
+          "weight": [(f"{name}/kernel", third(weight, j)) for j, name in parts],
+          "bias": [(f"{name}/bias", third(bias, j)) for j, name in parts]}
+    leaves = {
         "norm": {"weight": ("scale", same), "bias": ("bias", same)},
         "dense": {"weight": ("kernel", np.transpose), "bias": ("bias", same)},
         "conv": {"weight": ("kernel", lambda x: x.transpose(2, 3, 1, 0)),
                  "bias": ("bias", same)},
-        "heads": {
-            "weight": ("kernel",
-                       lambda x: x.T.reshape(x.shape[1], num_heads, -1)),
-            "bias": ("bias", lambda x: x.reshape(num_heads, -1))},
+        "heads": {"weight": ("kernel", weight), "bias": ("bias", bias)},
         "unheads": {
-            "weight": ("kernel",
-                       lambda x: x.T.reshape(num_heads, -1, len(x))),
+            "weight": ("kernel", lambda x: x.T.reshape(heads, -1, len(x))),
             "bias": ("bias", same)},
         "depthwise": {
             "kernel": ("kernel", lambda x: x[:, 0].transpose(1, 2, 0))},
         "scale": {"scale": ("scale", same)},
-    }
+        "bias table": {"relative_position_bias_table":
+                       ("relative_position_bias", same)},
+    }[kind]
+    return {leaf: [place] for leaf, place in leaves.items()}
+
+  def numbered(self, key: str) -> str:
+    """Swin's `layers.S.blocks.B.` as `blocks.I.`, downsample as `merge.I.`."""
+    found = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.(.*)", key)
+    if not found:
+      return key
+    start = sum(self.depths[:int(found[1])])
+    if found[2] is None:
+      return f"merge.{start + self.depths[int(found[1])]}.{found[3]}"
+    return f"blocks.{start + int(found[2])}.{found[3]}"
 
   def places(self, key: str) -> list[Place]:
     """Where a reference tensor is; [] if the reference never reads it.
@@ -139,30 +178,43 @@ class Names:
     Raises:
       ValueError: no such tensor is known.
     """
-    whole, key = key, key.removeprefix("enc.")
-    if key == "transformer.embeddings.cls_token":
+    whole, key = key, self.numbered(key.removeprefix("enc."))
+    short = key.removeprefix("transformer.").removeprefix("embeddings.")
+    if short == "cls_token":
       return [Place("backbone/cls")]
-    if key == "transformer.embeddings.position_embeddings":
+    if short in ("position_embeddings", "pos_embed"):
       # Ours has the class token's position in the class token itself.
       return [Place("backbone/cls", lambda x: x[:, :1]),
               Place("backbone/pos_embedding", lambda x: x[:, 1:])]
-    if key == "transformer.prompt_embeddings":
-      return [Place("method/prompt", stop=1)]
-    if key == "transformer.deep_prompt_embeddings":
+    if short == "prompt_embeddings":
+      return [Place("method/prompt_0" if self.depths else "method/prompt",
+                    stop=1)]
+    if re.fullmatch(r"deep_prompt_embeddings_\d", short):
+      return [Place(f"method/prompt_{short[-1]}",
+                    start=int(short.endswith("_0")))]
+    if short == "deep_prompt_embeddings":
       return self._deep_prompts()
+    if key.endswith(_BUFFERS):
+      return []
     module, _, leaf = key.rpartition(".")
     for pattern, ours, kind in MODULES:
       found = re.fullmatch(pattern, module)
-      if found and leaf in self.leaves[kind]:
-        name, take = self.leaves[kind][leaf]
-        path = f"{found.expand(ours)}/{name}"
+      if not found:
+        continue
+      if kind in ("heads", "qkv", "unheads", "bias table"):
+        block = next(group for group in found.groups() if group)
+        ours = ours.replace(r"\1", block)
+      leaves = self._leaves(kind, int(block) if kind in (
+          "heads", "qkv", "unheads") else 0)
+      if leaf in leaves:
+        base = found.expand(ours)
         if isinstance(self.method, VAPT) and "deep_prompt" in module:
-          blocks = range(self.method.static_layers, self.method.layout.depth)
-          block = int(found[1]) + self.offset if found[1] else blocks.stop - 1
-          if block not in blocks:
+          blocks = range(self.method.static_layers, self.method.spec.depth)
+          i = int(found[1]) + self.offset if found[1] else blocks.stop - 1
+          if i not in blocks:
             return []
-          path = path.format(i=block)
-        return [Place(path, take)]
+          base = base.format(i=i)
+        return [Place(f"{base}/{name}", take) for name, take in leaves[leaf]]
     raise ValueError(f"no rule for the reference's parameter {whole!r}")
 
   def _deep_prompts(self) -> list[Place]:
@@ -186,7 +238,7 @@ class Names:
     if getattr(self.method, "projector", "") == "none" and re.search(
         r"deep_prompt_downsample\.\d+\.(linear\.)?bias$", key):
       return True
-    return key.endswith("attn.key.bias")
+    return key.endswith(("attn.key.bias", "/key/bias)"))
 
   def parameters(self, arrays: Arrays) -> tree.Flat:
     """Our flat parameters from a reference's `state_dict`."""
@@ -214,9 +266,11 @@ class Names:
             ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(key, our part, the reference's in our layout) for every tensor."""
     for key, array in theirs.items():
-      for place in self.places(key):
+      places = self.places(key)
+      for place in places:
         if place.path not in ours:
           raise ValueError(f"{key!r} is {place.path!r} here, which is not "
                            "among the trained parameters")
-        yield (key, np.asarray(ours[place.path])[place.start:place.stop],
+        label = key if len(places) == 1 else f"{key} ({place.path})"
+        yield (label, np.asarray(ours[place.path])[place.start:place.stop],
                place.take(array))

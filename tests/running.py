@@ -12,6 +12,7 @@ import optax
 
 from vpt_jax import model as models
 from vpt_jax import tree
+from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 
 Batch = tuple[np.ndarray, np.ndarray]  # images and labels
@@ -37,24 +38,44 @@ def _trace(params: Any, model: models.Model, images: jax.Array):
     whose rows the block does not compute}.
   """
   seen, thrown = {}, {}
-  last = model.backbone.layout.depth - 1
+  spec = model.backbone.spec
+  last = spec.depth - 1
+  named = [f"{s}.{j}" if isinstance(model.backbone, Swin) else f"{i}"
+           for s, stage in enumerate(spec.stages) for j, i in enumerate(stage)]
 
   def spy(call, args, kwargs, context):
-    if not isinstance(context.module, ViT) or context.method_name != "block":
+    if not isinstance(context.module, (ViT, Swin)):
+      return call(*args, **kwargs)
+    if context.method_name == "enter":
+      return entered(call(*args, **kwargs), args[0])
+    if context.method_name != "block":
       return call(*args, **kwargs)
     i, tokens = args
-    prompt = kwargs["context"]
+    prompt, name = kwargs["context"], f"block_out/{named[i]}"
     whole = tokens if prompt is None else tokens.with_prompt(prompt)
     seen[f"block_in/{i}"], seen[f"prompts_in/{i}"] = whole.x, whole.prompt
     if i == last:
       tokens, kwargs = whole, {**kwargs, "context": None, "pool": None}
     elif prompt is not None:
-      thrown[f"block_out/{i}"] = jnp.zeros(prompt.shape[1])
+      thrown[name] = jnp.zeros(prompt.shape[1])
     out = call(i, tokens, **kwargs)
-    seen[f"block_out/{i}"] = out.x
+    seen[name] = out.x
     if i == last:
+      seen[f"stage_out/{len(spec.stages) - 1}"] = out.x
       seen["encoded"] = context.module.norm(out.x)
     return out
+
+  def entered(tokens, i):
+    """What stands between Swin's stages belongs to the first of them."""
+    before = f"block_out/{named[max(i - 1, 0)]}"
+    if i in (stage.start for stage in spec.stages[1:]):
+      name = f"stage_out/{named[i - 1].partition('.')[0]}"
+      seen[name] = tokens.x
+      if before in thrown:
+        thrown[name] = thrown[before]
+    elif i == 0:
+      seen["patch_embed"] = tokens.patch
+    return tokens
 
   with nn.intercept_methods(spy):
     model.clone(pool="img").apply({"params": params}, images)

@@ -32,18 +32,18 @@ def make(method, pool="cls", backbone=VIT, cls=Model):
 
 
 METHODS = {
-    "linear": Method(VIT.layout),
-    "shallow": VPT(VIT.layout, 4, deep=False),
-    "deep": VPT(VIT.layout, 4),
-    "partial": VPT(VIT.layout, 4, num_layers=2),
-    "noexpand": VPT(VIT.layout, 4, num_layers=2, expand=False),
-    "reverse": VPT(VIT.layout, 4, num_layers=2, reverse=True),
-    "shared": VPT(VIT.layout, 4, shared=True, project=7),
-    "vapt": VAPT(VIT.layout, 4),
-    "vapt_own": VAPT(VIT.layout, 4, static_layers=2, kernel_size=3, padding=1,
+    "linear": Method(VIT.spec),
+    "shallow": VPT(VIT.spec, 4, deep=False),
+    "deep": VPT(VIT.spec, 4),
+    "partial": VPT(VIT.spec, 4, num_layers=2),
+    "noexpand": VPT(VIT.spec, 4, num_layers=2, expand=False),
+    "reverse": VPT(VIT.spec, 4, num_layers=2, reverse=True),
+    "shared": VPT(VIT.spec, 4, shared=True, project=7),
+    "vapt": VAPT(VIT.spec, 4),
+    "vapt_own": VAPT(VIT.spec, 4, static_layers=2, kernel_size=3, padding=1,
                      per_channel=True, projector="own", activation="gelu",
                      learnable_scale=True),
-    "vapt_bare": VAPT(VIT.layout, 4, conv=False, projector="none"),
+    "vapt_bare": VAPT(VIT.spec, 4, conv=False, projector="none"),
 }
 
 
@@ -91,7 +91,7 @@ def test_the_last_block_computes_only_what_is_pooled():
 
 def test_norm_after_pooling():
   model, params = make(METHODS["shallow"], "imgprompt",
-                       VIT.clone(norm_first=False))
+                       VIT.clone(norm_order="after"))
   _, sown = model.apply({"params": params}, IMAGES, mutable="intermediates")
   out = sown["intermediates"]["block_out"][0].x
   pooled = sown["intermediates"]["pooled"][0]
@@ -105,7 +105,7 @@ def test_norm_after_pooling():
 
 def test_batch_constant_context_is_computed_once():
   """FLOPs of keys and values of VPT-deep do not grow with the batch."""
-  model, params = make(VPT(VIT.layout, 50))
+  model, params = make(VPT(VIT.spec, 50))
 
   def flops(model, batch):
     image = jnp.zeros((batch, 16, 24, 3))
@@ -126,7 +126,7 @@ def test_images_do_not_see_each_other():
 
 
 def test_prompt_dropout_is_per_image_and_scaled():
-  method = VPT(VIT.layout, 400, dropout=0.5)
+  method = VPT(VIT.spec, 400, dropout=0.5)
   model, params = make(method)
   _, sown = model.apply({"params": params}, IMAGES, train=True,
                         rngs={"dropout": jax.random.key(1)},
@@ -143,7 +143,7 @@ def test_prompt_dropout_is_per_image_and_scaled():
 
 
 def test_vapt_channel_dropout_drops_whole_channels():
-  method = VAPT(VIT.layout, 4, projector="none", dropout_channel=0.5)
+  method = VAPT(VIT.spec, 4, projector="none", dropout_channel=0.5)
   model, params = make(method)
   params["method"]["generator_1"]["tokens"]["bias"] *= 0
   _, sown = model.apply({"params": params}, IMAGES, train=True,
@@ -171,12 +171,12 @@ def test_vapt_starts_with_zero_prompts():
 ])
 def test_vapt_options_that_do_not_fit(kwargs, message):
   with pytest.raises(ValueError, match=message):
-    models.init(Model(VIT, VAPT(VIT.layout, **kwargs), 5), jax.random.key(0))
+    models.init(Model(VIT, VAPT(VIT.spec, **kwargs), 5), jax.random.key(0))
 
 
 def test_vpt_layers_that_do_not_fit():
   with pytest.raises(ValueError, match="num_layers=4, the backbone has 3"):
-    models.init(Model(VIT, VPT(VIT.layout, num_layers=4), 5), jax.random.key(0))
+    models.init(Model(VIT, VPT(VIT.spec, num_layers=4), 5), jax.random.key(0))
 
 
 @pytest.mark.parametrize("channels", [1, 6])
@@ -193,8 +193,8 @@ def test_depthwise_is_a_convolution(channels, size, padding):
 
 
 def test_initial_values_are_the_published_ones():
-  layout = VIT.layout
-  params = models.init(Model(VIT, VPT(layout, 500), 1000), jax.random.key(0))
+  spec = VIT.spec
+  params = models.init(Model(VIT, VPT(spec, 500), 1000), jax.random.key(0))
   bound = (6 / (3 * 16 + 32))**0.5
   prompt = params["method"]["prompt"]
   assert 0.99 * bound < jnp.abs(prompt).max() <= bound
@@ -223,9 +223,9 @@ class NoGrid(ViT):
   """A backbone whose tokens lie on no grid."""
 
   @property
-  def layout(self):
+  def spec(self):
     import dataclasses
-    return dataclasses.replace(super().layout, grid=None)
+    return dataclasses.replace(super().spec, grid=None)
 
 
 def test_a_method_that_needs_a_grid(config, monkeypatch):

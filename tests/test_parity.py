@@ -12,7 +12,7 @@ from tests import parity, running
 from tests.options import Unsupported
 from tests.reference import Names, read
 from vpt_jax.methods.vapt import VAPT
-from vpt_jax.tokens import Layout
+from vpt_jax.tokens import Spec
 
 GOLDEN = Path(__file__).parent / "golden"
 OURS = sorted(GOLDEN.glob("*.npz"))
@@ -290,8 +290,8 @@ def test_pools_that_count_removed_prompts(tmp_path, pool, rows):
 
 
 def test_generated_blocks_are_counted_after_the_static_ones():
-  layout = Layout(4, 8, patch_size=2, grid=(4, 4), image_size=(8, 8))
-  names = Names(2, VAPT(layout, static_layers=2), offset=2)
+  spec = Spec(4, 8, patch_size=2, grid=(4, 4), image_size=(8, 8))
+  names = Names(2, VAPT(spec, static_layers=2), offset=2)
   norm = "enc.transformer.deep_prompt_norm.{}.weight"
   assert names.places(norm.format(1))[0].path == (
       "method/generator_3/norm/scale")

@@ -54,7 +54,7 @@ def run(mesh, split, device_bytes):
   vit = ViT((8, 8), 4, 16, 2, 2, 32)
   # Dropout and crops: the random numbers of an image must not depend on the
   # device that it is on.
-  model = models.Model(vit, VPT(vit.layout, 3, dropout=0.2), 5)
+  model = models.Model(vit, VPT(vit.spec, 3, dropout=0.2), 5)
   rng = jax.random.PRNGKey(0)
   trainable, frozen = tree.split(models.init(model, rng),
                                  model.method.trainable)

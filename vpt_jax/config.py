@@ -86,7 +86,9 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   config.trainable = config.trainable or method.trainable
   if named_task:
     tasks.get(config.task)
-  backbones.get(config.backbone.name)
+  entry = backbones.get(config.backbone.name)
+  if config.data.normalize == "backbone":
+    config.data.normalize = entry.normalize
   for what, value, known in (
       ("data.normalize", config.data.normalize, preprocess.NORMALIZE),
       ("data.augment", config.data.augment, preprocess.AUGMENT),
@@ -100,13 +102,13 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
       ("backbone.frozen_dtype", config.backbone.frozen_dtype,
        ("float32", "bfloat16"))):
     tree.choose(value, known, what)
-  for name in ("batch_size", "epochs", "image_size", "checkpoint.every_epochs",
-               "checkpoint.keep"):
+  for name, least in (("batch_size", 1), ("epochs", 0), ("image_size", 1),
+                      ("checkpoint.every_epochs", 1), ("checkpoint.keep", 1)):
     value = config
     for part in name.split("."):
       value = value[part]
-    if value < 1:
-      raise ValueError(f"config.{name}={value}; expected at least 1")
+    if value < least:
+      raise ValueError(f"config.{name}={value}; expected at least {least}")
   if not 0 <= config.optim.warmup_epochs <= config.epochs:
     raise ValueError(
         f"config.optim.warmup_epochs={config.optim.warmup_epochs}; expected 0 "

@@ -20,7 +20,7 @@ Apply = Callable[..., jax.Array]
 
 def make_apply(model: models.Model, normalize: str) -> Apply:
   """`apply(variables, image uint8 [B, H, W, 3]) -> logits [B, K]`."""
-  size = model.backbone.layout.image_size
+  size = model.backbone.spec.image_size
 
   def apply(variables, image):
     return model.apply(variables, preprocess.prepare(image, size, normalize))
@@ -76,7 +76,7 @@ def evaluate(step: Callable[..., dict[str, jax.Array]], trainable: tree.Flat,
 def cache_features(model: models.Model, params: Any, feed: Feed,
                    normalize: str) -> Split:
   """The split with its frozen features [N, D] in place of its images."""
-  size = model.backbone.layout.image_size
+  size = model.backbone.spec.image_size
 
   @jax.jit
   def extract(params, image):

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from vpt_jax import checkpoint, config as configs, evaluate, optim, report
 from vpt_jax import model as models
 from vpt_jax import shard, train, tree
-from vpt_jax.data import pipeline, sources
+from vpt_jax.data import pipeline, sources, tasks
 
 log = report.log
 
@@ -69,7 +69,16 @@ def load_data(config: ConfigDict) -> Data:
   read = lambda split: sources.load(
       config.task, split, folder=config.data.dir, image_size=size,
       on_error=config.data.on_error)
-  return Data(read(config.data.train_split), read(config.data.test_split))
+  train_split = read(config.data.train_split)
+  if config.data.test_split == config.data.train_split:
+    return Data(train_split, train_split)
+  return Data(train_split, read(config.data.test_split))
+
+
+def class_names(config: ConfigDict) -> tuple[str, ...]:
+  """Names of the classes of a task in the table, () of any other."""
+  return (tasks.get(config.task).class_names if config.task in tasks.TASKS
+          else ())
 
 
 def fingerprint(data: Data) -> dict[str, dict[str, int]]:
@@ -116,7 +125,7 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
         f"0..{num_classes - 1} of the training images")
   model = models.build(config, num_classes)
   rng = jax.random.PRNGKey(config.seed)
-  params, sha256 = models.pretrained(model, config, rng)
+  params, sha256 = models.pretrained(model, config, rng, class_names(config))
   backbone = {"name": config.backbone.name, "sha256": sha256}
   has_prompts = bool(params["method"])
   trainable, frozen = tree.split(params, config.trainable)
@@ -132,7 +141,7 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
   train_feed, test_feed = feed(data.train), feed(data.test)
   apply = evaluate.make_apply(model, config.data.normalize)
   # If nothing before the head changes, its inputs are computed once.
-  on_features = (config.data.augment == "none" and not has_prompts and all(
+  on_features = (config.epochs > 0 and config.data.augment == "none" and not has_prompts and all(
       path.startswith("head/") for path in trainable))
   if on_features:
     cache = lambda part: feed(evaluate.cache_features(

@@ -3,15 +3,16 @@
 No method knows a backbone, no backbone knows a method; they meet here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
-from vpt_jax import tree
+from vpt_jax import heads, tree
 from vpt_jax.backbones import load
 from vpt_jax.backbones import registry as backbones
 from vpt_jax.methods import registry as methods
@@ -26,17 +27,23 @@ class Model(nn.Module):
     method: speaks at the sites of `methods/base.py`.
     num_classes: K.
     pool: the rows whose mean is the feature: `cls`, `img`, `prompt` or
-      `imgprompt`. The last block computes these rows only.
+      `imgprompt` ("": the backbone's own). A ViT's last block computes these
+      rows only.
+    cosine: the head sees the feature at unit length (CLIP).
+    groups: classes of the head that make one class of the task each (their
+      probabilities are added); (): they are the task's.
   """
 
   backbone: nn.Module
   method: nn.Module
   num_classes: int
-  pool: str = "cls"
+  pool: str = ""
+  cosine: bool = False
+  groups: tuple[tuple[int, ...], ...] = ()
 
   def setup(self):
     self.head = nn.Dense(
-        self.num_classes, dtype=jnp.float32,
+        sum(map(len, self.groups)) or self.num_classes, dtype=jnp.float32,
         # As published: Kaiming normal over fan-out, and a prior of 1 % for
         # every class (focal loss' trick): -log((1 - 0.01) / 0.01).
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -45,13 +52,16 @@ class Model(nn.Module):
   def features(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """Normalised images [B, H, W, 3] -> pooled features [B, D], float32."""
     backbone, method = self.backbone, self.method
-    reads_prompts = POOLS[self.pool][1]
-    last = backbone.layout.depth - 1
+    spec = backbone.spec
+    pool = self.pool or spec.pool
+    reads_prompts = POOLS[pool][1]
+    last = spec.depth - 1
 
     image = method.image(image, train=train)
     tokens = backbone.embed(image)
     tokens = tokens.with_prompt(method.prompts(image, tokens, train=train))
-    for i in range(last + 1):
+    for i in range(spec.depth):
+      tokens = backbone.enter(i, tokens)
       tokens = method.before(i, tokens, train=train)
       context = method.context(i, tokens, train=train)
       if i == last and reads_prompts and context is not None:
@@ -59,24 +69,34 @@ class Model(nn.Module):
       self.sow("intermediates", f"block_in_{i}", (tokens, context))
       tokens_out = backbone.block(
           i, tokens, context=context, temperature=method.temperature(i),
-          pool=self.pool if i == last else None)
+          pool=pool if i == last else None)
       tokens = method.after(i, tokens, tokens_out)
     self.sow("intermediates", "block_out", tokens)
 
-    if not tokens.x.shape[1] or (reads_prompts and not tokens.num_prompt):
+    if not tokens.x.shape[1]:
       raise ValueError(
-          f"pool={self.pool!r} reads prompts, but this method leaves none after"
-          " the last block; use pool='cls' or 'img'")
-    if backbone.norm_first:
+          f"pool='prompt' reads prompts, but this method leaves none after the "
+          "last block; use pool='cls' or 'img'" if reads_prompts else
+          f"pool={pool!r} reads the class token, but this backbone has none; "
+          "use pool='img'")
+    if spec.norm == "before":
       feature = backbone.norm(tokens.x).mean(axis=1)
     else:
       feature = backbone.norm(tokens.x.astype(jnp.float32).mean(axis=1))
+    feature = backbone.project(feature)
+    if self.cosine:
+      feature /= jnp.linalg.norm(feature, axis=-1, keepdims=True)
     self.sow("intermediates", "pooled", feature)
     return feature
 
   def classify(self, feature: jax.Array) -> jax.Array:
     """Features [B, D] -> logits [B, K]."""
-    return self.head(feature)
+    logits = self.head(feature)
+    if not self.groups:
+      return logits
+    ends = np.cumsum([len(group) for group in self.groups])[:-1]
+    return jnp.stack([jax.nn.logsumexp(part, axis=-1) for part in
+                      jnp.split(logits, ends, axis=-1)], axis=-1)
 
   def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """Normalised images [B, H, W, 3] -> logits [B, K].
@@ -93,17 +113,24 @@ def build(config: ConfigDict, num_classes: int) -> Model:
   Raises:
     ValueError: unknown names or options, or parts that do not fit.
   """
-  tree.choose(config.pool, POOLS, "pool")
+  if config.pool:
+    tree.choose(config.pool, POOLS, "pool")
+  tree.choose(config.head, heads.HEADS, "head")
+  if config.head == "zero_shot" and not config.backbone.projection:
+    raise ValueError("head='zero_shot' compares projected features with texts; "
+                     "set config.backbone.projection=True")
   backbone = backbones.build(config.backbone, config.image_size,
                              config.compute.dtype)
   options = config.get(config.method, {})
   if getattr(methods.get(config.method), "needs_grid", False) and (
-      backbone.layout.grid is None):
+      None in backbone.spec.grids):
     raise ValueError(
         f"method {config.method!r} needs patch tokens on a grid, backbone "
         f"{config.backbone.name!r} has none; use 'linear' or 'pixel'")
-  method = methods.build(config.method, options, backbone.layout)
-  return Model(backbone, method, num_classes, config.pool)
+  method = methods.build(config.method, options, backbone.spec)
+  return Model(backbone, method, num_classes, config.pool,
+               cosine=config.head == "zero_shot",
+               groups=heads.groups(config, num_classes))
 
 
 def init(model: Model, rng: jax.Array,
@@ -113,7 +140,7 @@ def init(model: Model, rng: jax.Array,
 
   Those of `parts` only: what is not asked for is not computed.
   """
-  height, width = model.backbone.layout.image_size
+  height, width = model.backbone.spec.image_size
 
   @jax.jit
   def values(rng):
@@ -125,7 +152,8 @@ def init(model: Model, rng: jax.Array,
   return {part: out[part] for part in parts}
 
 
-def pretrained(model: Model, config: ConfigDict, rng: jax.Array
+def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
+               class_names: Sequence[str] = ()
                ) -> tuple[dict[str, Any], str]:
   """Initialised parameters with the backbone's from its checkpoint.
 
@@ -133,6 +161,7 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array
     model: from `build`.
     config: names the checkpoint; `backbone.checkpoint="random"` has none.
     rng: key of the initial values.
+    class_names: of the task, for head='zero_shot'.
 
   Returns:
     (parameters, sha256 of the checkpoint or "random").
@@ -143,6 +172,9 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array
   entry = backbones.get(config.backbone.name)
   source = config.backbone.checkpoint or entry.url
   if source == "random":
+    if config.head != "linear":
+      raise ValueError(f"head={config.head!r} is in a checkpoint, but "
+                       "config.backbone.checkpoint is 'random'")
     return init(model, rng), "random"
   if not source:
     raise ValueError(
@@ -150,11 +182,15 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array
         "weights; set config.backbone.checkpoint to a file or an address")
   template = tree.flatten(jax.eval_shape(
       lambda: init(model, rng, ["backbone"]))["backbone"])
-  loaded, sha256 = load.load(
-      source, template, model.backbone.layout.grid,
+  loaded = load.load(
+      source, template, model.backbone.spec,
+      resize=getattr(model.backbone, "resize", "linear"),
       checksum="" if config.backbone.checkpoint else entry.checksum)
-  return {"backbone": tree.unflatten(jax.device_put(loaded)),
-          **init(model, rng, ["method", "head"])}, sha256
+  fresh = init(model, rng, ["method", "head"])
+  fresh["head"] = heads.initial(config, entry, loaded.extras, fresh["head"],
+                                class_names)
+  return {"backbone": tree.unflatten(jax.device_put(loaded.backbone)),
+          **fresh}, loaded.sha256
 
 
 def store(frozen: tree.Flat, config: ConfigDict) -> tree.Flat:

@@ -1,4 +1,4 @@
-"""`Tokens`: the packed sequence that travels through the blocks.
+"""`Tokens`, the packed sequence that travels through the blocks, and `Spec`.
 
 One array [B, C + P + N, D] holds class tokens, carried prompts and patches, in
 this order. Prompts have no position embedding and attention does not care for
@@ -21,15 +21,51 @@ POOLS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """What a prompt method may know about its backbone."""
+# Where the final norm stands: before the pooling (supervised ViT, MoCo v3),
+# after it (MAE in Gated Prompt Tuning), or after it with fresh weights (scale 1,
+# bias 0) in place of the checkpoint's (MAE in VPT's and VAPT's code).
+NORMS = ("before", "after", "fresh")
 
-  depth: int
-  width: int
-  patch_size: int
-  grid: tuple[int, int] | None  # rows and columns of patches; None: no grid
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """What methods, heads and users may know about a backbone.
+
+  Attributes:
+    image_size: (height, width) that it was built for.
+    patch_size: side of a patch in pixels.
+    widths: D of every block.
+    grids: (rows, columns) of patches in every block; None: no grid.
+    num_cls: C, class tokens.
+    pool: the rows that its feature is the mean of, unless a config says else.
+    norm: see `NORMS`.
+    gelu: `tanh`, `exact` or `quick`.
+    eps: of its LayerNorms.
+    normalize: mean and std that it was trained with, see `data/preprocess.py`.
+  """
+
   image_size: tuple[int, int]
+  patch_size: int
+  widths: tuple[int, ...]
+  grids: tuple[tuple[int, int] | None, ...]
+  num_cls: int = 1
+  pool: str = "cls"
+  norm: str = "before"
+  gelu: str = "tanh"
+  eps: float = 1e-6
+  normalize: str = "imagenet"
+
+  @property
+  def depth(self) -> int:
+    """Number of blocks."""
+    return len(self.widths)
+
+  @property
+  def stages(self) -> list[range]:
+    """The runs of blocks of one width; a plain ViT is one stage."""
+    starts = [i for i in range(self.depth)
+              if not i or self.widths[i] != self.widths[i - 1]]
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], self.depth])]
 
 
 class Tokens(flax.struct.PyTreeNode):

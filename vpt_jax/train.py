@@ -55,7 +55,7 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
     augment: see `preprocess.augment`.
     on_features: batches hold cached features [B, D] instead of images.
   """
-  size = model.backbone.layout.image_size
+  size = model.backbone.spec.image_size
 
   def logits_of(variables, image, rng, mutable):
     if on_features:

@@ -1,72 +1,79 @@
-"""Checkpoints of Vision Transformers as npz, in and out.
+"""Pretrained weights from a file or an address, whole or not at all.
 
-Whatever the layout in the file, the tree in memory has the names of
-google-research/big_vision's `models/vit.py` with `pool_type="tok"`.
+Whatever the format (`formats.py`) and the names (`layouts.py`), the tree in
+memory has the names of google-research/big_vision's `models/vit.py`.
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import logging
 import math
 import os
 import re
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.ndimage
 
 from vpt_jax import tree
-from vpt_jax.backbones import fetch
+from vpt_jax.backbones import fetch, formats, positions, registry
+from vpt_jax.backbones.layouts import EXTRAS
+from vpt_jax.backbones.translate import (Arrays, side, split_class_position,
+                                         translate)
+from vpt_jax.tokens import Spec
 
 log = logging.getLogger("vpt_jax")
 
-Arrays = dict[str, np.ndarray]
-
-_WRAPPERS = ("params/", "opt/target/")  # Where a training state has them.
-_DROPPED = ("head/", "pre_logits/", "MAPHead_0/")  # A backbone has none.
 _POSITIONS = "pos_embedding"
-# The first public checkpoints (2020) counted all layers of a block together.
-_BLOCK = r"^(Transformer/encoderblock_\d+)/"
-_RENAMES = (
-    (_BLOCK + "LayerNorm_2/", r"\1/LayerNorm_1/"),
-    (_BLOCK + "(MultiHeadDotProductAttention)_1/", r"\1/\2_0/"),
-    (_BLOCK + "MlpBlock_3/", r"\1/MlpBlock_0/"),
-    (r"^Transformer/(posembed_input/)?pos_embedding$", _POSITIONS),
-)
-_STACKED = "Transformer/encoderblock/"
+_NORM = "Transformer/encoder_norm/"
+_SHOWN = 12  # names of a kind that an error lists
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A checkpoint that fits a backbone.
+
+  Attributes:
+    backbone: float32 arrays with the names of the backbone's parameters.
+    extras: what else it holds under the names of `layouts.EXTRAS`, as in the
+      file (`head/kernel` [D, K], ...).
+    sha256: of the file.
+  """
+
+  backbone: Arrays
+  extras: Arrays
+  sha256: str
 
 
 def load(url_or_path: str | Path, template: Mapping[str, Any],
-         grid: tuple[int, int] | None, *, checksum: str = "",
-         cache: str | Path | None = None) -> tuple[Arrays, str]:
+         spec: Spec, *, resize: str = "linear", checksum: str = "",
+         cache: str | Path | None = None) -> Loaded:
   """Reads a checkpoint that fits a backbone exactly.
 
   Args:
     url_or_path: `https://`, `http://` or `gs://` address, `package:NAME` for a
       file of this package, or a local path.
     template: path -> array or ShapeDtypeStruct of the backbone's parameters.
-    grid: (rows, columns) of patches that the backbone was built for.
+    spec: of the backbone.
+    resize: how positions come to another grid, see `positions.resize`.
     checksum: `sha256:HEX` or `md5:HEX` of the file, see `fetch.verify`.
     cache: folder for fetched files, see `fetch.fetch`.
 
-  Returns:
-    float32 arrays with the keys of `template`, and the file's sha256.
-
   Raises:
-    ValueError: no such file, no npz, another checksum, or a wrong tree.
+    ValueError: no such file, damaged, another checksum, or not this backbone.
   """
-  with _local(str(url_or_path), checksum, cache) as path:
-    flat = to_big_vision(read(path), grid)
-    return restore(flat, template, str(url_or_path), grid), sha256(path)
+  with local(str(url_or_path), checksum, cache) as path:
+    backbone, extras = fit(formats.read(path), template, str(url_or_path), spec,
+                           resize)
+    return Loaded(backbone, extras, sha256(path))
 
 
 @contextlib.contextmanager
-def _local(address: str, checksum: str, cache: str | Path | None
+def local(address: str, checksum: str, cache: str | Path | None
            ) -> Iterator[Path]:
   """The verified file behind an address, a `package:NAME` or a path."""
   with contextlib.ExitStack() as stack:
@@ -80,157 +87,77 @@ def _local(address: str, checksum: str, cache: str | Path | None
       path = stack.enter_context(resources.as_file(assets / name))
     else:
       path = Path(address).expanduser()
-    if not path.is_file():
-      raise _unreadable(path, "no such file")
+    if not path.exists():
+      raise formats.unreadable(path, "no such file")
     fetch.verify(path, checksum, "fetch it again or correct the checksum")
     yield path
 
 
-def read(path: str | Path) -> Arrays:
-  """Arrays of an npz file, floats of any width as float32.
+def fit(flat: Mapping[str, np.ndarray], template: Mapping[str, Any],
+        source: str, spec: Spec, resize: str = "linear"
+        ) -> tuple[Arrays, Arrays]:
+  """(backbone, extras) of the arrays of a file in any known layout.
 
   Raises:
-    ValueError: no such file, not a whole npz file, or anything in it but plain
-      arrays. Pickled content is never loaded.
+    ValueError: see `load`.
   """
-  flat = {}
+  grid = spec.grids[0]
   try:
-    # Asked first, because np.load takes any other file for a pickle.
-    if not zipfile.is_zipfile(path) and Path(path).is_file():
-      raise ValueError("not an npz file, or cut short")
-    with np.load(path, allow_pickle=False) as npz:
-      for name in npz.files:
-        array = npz[name]
-        if not isinstance(array, np.ndarray):
-          raise ValueError(f"{name!r} is no array")
-        flat[name] = _float32(array)
-  except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile,
-          zlib.error) as error:
-    raise _unreadable(path, str(error)) from error
-  return flat
-
-
-def _unreadable(path: str | Path, why: str) -> ValueError:
-  return ValueError(
-      f"cannot read checkpoint {path}: {why}. Expected is an npz file of plain "
-      "numeric arrays (pickled content is never loaded); download it again, "
-      "convert it, or set config.backbone.checkpoint to another file")
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-  """Any float as float32; numpy reads bfloat16 back as two raw bytes (V2)."""
-  if array.dtype == np.dtype("V2"):
-    array = array.view(jnp.bfloat16)
-  if jnp.issubdtype(array.dtype, jnp.floating):
-    return array.astype(np.float32, copy=False)
-  return array
-
-
-def to_big_vision(flat: Mapping[str, np.ndarray],
-                  grid: tuple[int, int] | None = None) -> Arrays:
-  """Any known layout of a ViT checkpoint -> today's names of big_vision.
-
-  A training state is unwrapped, names of 2020 are renamed, blocks stacked for
-  a scan are taken apart, the classification head is dropped, and of 1 + n n
-  positions the first, the class token's, is added to `cls`. Whatever else there
-  is stays for `restore` to refuse.
-
-  Args:
-    flat: path -> array.
-    grid: (rows, columns) of the backbone; if today's layout has just as many
-      positions, none is the class token's (5 x 10 is 1 + 7 x 7).
-
-  Raises:
-    ValueError: two arrays would get the same name.
-  """
-  for prefix in _WRAPPERS:
-    flat = {name.removeprefix(prefix): array for name, array in flat.items()
-            if name.startswith(prefix)} or flat
-  out, dropped = {}, []
-  for name, array in _unstacked(flat):
-    if name.startswith(_DROPPED):
-      dropped.append(name)
-      continue
-    today = name
-    for pattern, replacement in _RENAMES:
-      today = re.sub(pattern, replacement, today)
-    if today in out:
-      raise ValueError(f"the checkpoint holds {today!r} twice, in two layouts "
-                       f"(the second is {name!r}); it was put together wrongly")
-    out[today] = array
-  if dropped:
-    log.info("ignored in the checkpoint: %s", ", ".join(sorted(dropped)))
-  exact = grid is not None and _POSITIONS in flat and (
-      out[_POSITIONS].shape[1:2] == (math.prod(grid),))
-  return out if exact else _split_class_position(out)
-
-
-def _unstacked(flat: Mapping[str, np.ndarray]
-               ) -> Iterator[tuple[str, np.ndarray]]:
-  """Items of `flat` with [L, ...] arrays of all blocks as L arrays."""
-  for name, array in flat.items():
-    if name.startswith(_STACKED) and array.ndim:
-      rest = name.removeprefix(_STACKED)
-      for i, part in enumerate(array):
-        yield f"Transformer/encoderblock_{i}/{rest}", part
-    else:
-      yield name, array
-
-
-def _split_class_position(flat: Arrays) -> Arrays:
-  """Adds the first of 1 + n n positions to the class token."""
-  cls, positions = flat.get("cls"), flat.get(_POSITIONS)
-  if cls is None or positions is None or positions.ndim != 3:
-    return flat
-  first, rest = positions[:, :1], positions[:, 1:]
-  if cls.shape != first.shape or not _side(rest.shape[1]):
-    return flat
-  return flat | {"cls": cls + first, _POSITIONS: rest}
-
-
-def _side(count: int) -> int:
-  """n if count is n n, else 0."""
-  side = math.isqrt(count)
-  return side if side * side == count else 0
-
-
-def resize_positions(positions: np.ndarray, grid_from: tuple[int, int],
-                     grid_to: tuple[int, int]) -> np.ndarray:
-  """Position embeddings [1, h w, D] -> [1, h' w', D], linear on the grid.
-
-  Corners stay at corners (scipy's zoom), as in big_vision and VPT's code.
-  """
-  width = positions.shape[-1]
-  table = positions.astype(np.float32).reshape(*grid_from, width)
-  zoom = (grid_to[0] / grid_from[0], grid_to[1] / grid_from[1], 1)
-  table = scipy.ndimage.zoom(table, zoom, order=1)
-  return table.reshape(1, -1, width)
+    found = translate(flat)
+  except ValueError as error:
+    raise ValueError(f"checkpoint {source} can't be used: {error}") from error
+  arrays = split_class_position(found.arrays, grid, found.layout)
+  if found.ignored:
+    log.info("ignored in the checkpoint: %s", _some(found.ignored))
+  after = {name: name.replace("fc_norm", "encoder_norm") for name in arrays}
+  if spec.norm != "before" and _NORM + "scale" not in arrays:
+    arrays = {after[name]: array for name, array in arrays.items()}
+  if spec.norm == "fresh":
+    width = spec.widths[-1]
+    arrays |= {_NORM + "scale": np.ones(width, np.float32),
+               _NORM + "bias": np.zeros(width, np.float32)}
+  extras = {name: array for name, array in arrays.items()
+            if name.startswith(EXTRAS) and name not in template}
+  arrays = {name: array for name, array in arrays.items()
+            if name not in extras}
+  return restore(arrays, template, source, grid, resize), extras
 
 
 def restore(flat: Mapping[str, np.ndarray], template: Mapping[str, Any],
-            source: str, grid: tuple[int, int] | None = None) -> Arrays:
+            source: str, grid: tuple[int, int] | None = None,
+            resize: str = "linear") -> Arrays:
   """The arrays that `template` asks for, or an error: never a part of them.
 
   Args:
-    flat: path -> array, in today's names.
-    template: path -> array or ShapeDtypeStruct of the backbone's parameters.
+    flat: path -> array, under our names.
+    template: path -> array or ShapeDtypeStruct of the parameters.
     source: name of the checkpoint, for errors.
     grid: (rows, columns) of the backbone; n n positions of another resolution
       are taken for an n x n grid and resized to it.
+    resize: see `positions.resize`.
 
   Returns:
     float32 arrays with the keys of `template`.
 
   Raises:
-    ValueError: names, shapes or kinds of numbers differ; the text lists all.
+    ValueError: names, shapes or kinds of numbers differ; the text lists them
+      and names the likely cause.
   """
-  flat = {name: _float32(np.asarray(array)) for name, array in flat.items()}
-  positions = flat.get(_POSITIONS)
-  if grid is not None and positions is not None and (
-      positions.ndim == 3 and len(positions) == 1):
-    side = _side(positions.shape[1])
-    if side and (side, side) != tuple(grid):
-      flat[_POSITIONS] = resize_positions(positions, (side, side), grid)
+  flat = {name: formats.float32(np.asarray(array))
+          for name, array in flat.items()}
+  table = flat.get(_POSITIONS)
+  if grid is not None and table is not None and (
+      table.ndim == 3 and len(table) == 1):
+    n = side(table.shape[1])
+    if n and (n, n) != tuple(grid):
+      flat[_POSITIONS] = positions.resize(table, (n, n), grid, resize)
+  for name in flat.keys() & template.keys():
+    shape = tuple(template[name].shape)
+    # PyTorch's files do not say how many heads there are.
+    if re.search(r"/(query|key|value|out)/(kernel|bias)$", name) and (
+        flat[name].ndim == 1 + name.endswith("kernel")
+        and flat[name].size == math.prod(shape)):
+      flat[name] = flat[name].reshape(shape)
 
   want = {name: f"{name} {tuple(leaf.shape)}"
           for name, leaf in template.items()}
@@ -246,13 +173,61 @@ def restore(flat: Mapping[str, np.ndarray], template: Mapping[str, Any],
       ("expected shapes:", "-", want, wrong),
       ("found shapes:", "+", have, wrong)):
     if names:
-      lines += [title, *(f"{sign} {text[name]}" for name in sorted(names))]
+      lines += [title, *(f"{sign} {text[name]}" for name in
+                         sorted(names)[:_SHOWN])]
+      if len(names) > _SHOWN:
+        lines.append(f"  ... and {len(names) - _SHOWN} more")
   if lines:
     raise ValueError("\n".join([
         f"checkpoint {source} does not fit this backbone", *lines,
+        *_causes(flat, template),
         "Nothing was loaded; choose the config.backbone.name whose "
         "architecture fits, or another config.backbone.checkpoint"]))
   return {name: flat[name] for name in template}
+
+
+def _causes(flat: Mapping[str, Any], template: Mapping[str, Any]
+            ) -> Iterator[str]:
+  """What is likely wrong, in words."""
+  file, ours = shape_of(flat), shape_of(template)
+  if file != ours:
+    text = lambda shape: ", ".join(f"{key} {value}" for key, value in
+                                   shape.items()) or "no transformer"
+    names = registry.fitting(file)
+    yield (f"Likely cause: the file is of another model ({text(file)}) than "
+           f"this backbone ({text(ours)})" + (
+               f"; backbones of its shape: {', '.join(names)}" if names else ""))
+  elif "Transformer/fc_norm/scale" in flat:
+    yield ("Likely cause: it was fine-tuned with mean pooling (`fc_norm`); set "
+           "config.backbone.norm=after and config.pool=img")
+  elif any("dist_token" in name for name in flat):
+    yield "Likely cause: a distilled DeiT, whose second class token is not known"
+  elif _POSITIONS in flat and _POSITIONS in template and (
+      flat[_POSITIONS].shape != template[_POSITIONS].shape):
+    yield ("Likely cause: positions of a grid that is no square, or with more "
+           "than one class token")
+
+
+def shape_of(flat: Mapping[str, Any]) -> dict[str, int]:
+  """patch_size, width, depth and mlp_dim by a tree's names and shapes."""
+  out = {}
+  kernel = flat.get("embedding/kernel")
+  if kernel is not None and len(kernel.shape) == 4:
+    out = {"patch_size": kernel.shape[0], "width": kernel.shape[-1]}
+  out["depth"] = len({match[0] for match in map(
+      re.compile(r"Transformer/encoderblock_\d+/").match, flat) if match})
+  hidden = flat.get("Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias")
+  if hidden is not None and len(hidden.shape) == 1:
+    out["mlp_dim"] = len(hidden) if isinstance(
+        hidden, np.ndarray) else hidden.shape[0]
+  return {key: int(value) for key, value in out.items() if value}
+
+
+def _some(names: Iterable[str]) -> str:
+  """A few of the names, with numbers of blocks as *."""
+  kinds = sorted({re.sub(r"\d+", "*", name) for name in names})
+  more = f" and {len(kinds) - _SHOWN} more kinds" if len(kinds) > _SHOWN else ""
+  return ", ".join(kinds[:_SHOWN]) + more
 
 
 def save(path: str | Path, flat: Mapping[str, Any],
@@ -288,5 +263,13 @@ def save(path: str | Path, flat: Mapping[str, Any],
 
 
 def sha256(path: str | Path) -> str:
-  """Hash of a file as hex digits."""
-  return fetch.digest(path, "sha256")
+  """Hash of a file, or of all files of a folder, as hex digits."""
+  path = Path(path)
+  if not path.is_dir():
+    return fetch.digest(path, "sha256")
+  whole = hashlib.sha256()
+  for file in sorted(path.rglob("*")):
+    if file.is_file():
+      whole.update(f"{file.relative_to(path)} "
+                   f"{fetch.digest(file, 'sha256')}\n".encode())
+  return whole.hexdigest()

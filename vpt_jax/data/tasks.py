@@ -14,17 +14,27 @@ class Task:
     source: which reader in `sources.py` it comes from.
     folder: of its pack below `data.dir`, for source `pack`.
     group: of VTAB-1k, "" otherwise.
+    class_names: in the order of the labels, for zero-shot heads; () if not
+      known.
   """
 
   num_classes: int
   source: str = "pack"
   folder: str = ""
   group: str = ""
+  class_names: tuple[str, ...] = ()
 
 
-def _vtab(group: str, **tasks: tuple[int, str]) -> dict[str, Task]:
-  return {name: Task(classes, "pack", f"vtab-1k/{folder}", group)
-          for name, (classes, folder) in tasks.items()}
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
+           "horse", "ship", "truck")
+EUROSAT = ("annual crop", "forest", "herbaceous vegetation", "highway",
+           "industrial buildings", "pasture", "permanent crop",
+           "residential buildings", "river", "sea or lake")
+
+
+def _vtab(group: str, **tasks: tuple) -> dict[str, Task]:
+  return {name: Task(classes, "pack", f"vtab-1k/{folder}", group, *names)
+          for name, (classes, folder, *names) in tasks.items()}
 
 
 # Folders are named as in the vtab-1k packs that circulate among researchers.
@@ -43,7 +53,7 @@ TASKS: dict[str, Task] = {
     **_vtab(
         "specialized",
         diabetic_retinopathy=(5, "diabetic_retinopathy"),
-        eurosat=(10, "eurosat"),
+        eurosat=(10, "eurosat", EUROSAT),
         patch_camelyon=(2, "patch_camelyon"),
         resisc45=(45, "resisc45"),
     ),
@@ -58,7 +68,7 @@ TASKS: dict[str, Task] = {
         smallnorb_azimuth=(18, "smallnorb_azi"),
         smallnorb_elevation=(9, "smallnorb_ele"),
     ),
-    "cifar10": Task(10, "npz", "cifar10_jpeg.npz"),
+    "cifar10": Task(10, "npz", "cifar10_jpeg.npz", class_names=CIFAR10),
 }
 
 

@@ -11,18 +11,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.tokens import Layout, Tokens
+from vpt_jax.tokens import Spec, Tokens
 
 
 class Method(nn.Module):
   """Linear probe: nothing but the head is trained.
 
   Attributes:
-    layout: what a method may know about its backbone.
+    spec: what a method may know about its backbone.
     trainable: default of `config.trainable` for this method.
   """
 
-  layout: Layout
+  spec: Spec
   trainable: ClassVar[str] = r"(method|head)/.*"
 
   def image(self, image: jax.Array, *, train: bool) -> jax.Array:
@@ -79,18 +79,50 @@ def check_options(section: str, at_least: dict[str, tuple[int, int]],
       raise ValueError(f"{section}.{name}={rate}; expected 0 <= rate < 1")
 
 
-def prompt_init(layout: Layout, width: int) -> nn.initializers.Initializer:
+def prompt_init(spec: Spec, width: int) -> nn.initializers.Initializer:
   """U(-v, v) with v = sqrt(6 / (3 patch_size^2 + width)): VPT, section 3.2.
 
   The published code takes the prompts' own width, which differs from the
   backbone's when they are projected.
   """
-  v = (6 / (3 * layout.patch_size**2 + width))**0.5
+  v = (6 / (3 * spec.patch_size**2 + width))**0.5
 
   def init(key, shape, dtype=None):
     return jax.random.uniform(key, shape, dtype or jnp.float32, -v, v)
 
   return init
+
+
+def prompt_sets(method: Method, blocks: range, num_tokens: int, *,
+                shared: bool = False, width: int = 0) -> list[jax.Array | None]:
+  """Parameters for the prompts of some blocks, to be made in `setup`.
+
+  They are one array `prompt` [L, P, D] or, where the backbone has stages of
+  other widths (Swin), `prompt_{s}` for every stage.
+
+  Args:
+    method: whose parameters they are.
+    blocks: that get prompts.
+    num_tokens: P.
+    shared: one set for all blocks of a stage.
+    width: of the prompts, if it is not that of their blocks.
+
+  Returns:
+    For every block of the backbone its prompts [1, P, D], or None.
+  """
+  spec, sets = method.spec, [None] * method.spec.depth
+  for s, stage in enumerate(spec.stages):
+    mine = [i for i in stage if i in blocks]
+    if mine:
+      shape = (1 if shared else len(mine), num_tokens,
+               width or spec.widths[stage.start])
+      name = "prompt" if len(spec.stages) == 1 else f"prompt_{s}"
+      # The first stage's width sets the range of all, as published.
+      prompt = method.param(name, prompt_init(spec, width or spec.widths[0]),
+                            shape)
+      for j, i in enumerate(mine):
+        sets[i] = prompt[:1] if shared else prompt[j:j + 1]
+  return sets
 
 
 def per_image(prompt: jax.Array, batch: int, dropout: nn.Dropout,

@@ -7,7 +7,7 @@ from vpt_jax import tree
 from vpt_jax.methods.base import Full, Method
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
-from vpt_jax.tokens import Layout
+from vpt_jax.tokens import Spec
 
 METHODS: dict[str, type[Method]] = {
     "linear": Method,
@@ -26,15 +26,15 @@ def get(name: str) -> type[Method]:
   return METHODS[tree.choose(name, METHODS, "method")]
 
 
-def build(name: str, options: Mapping[str, Any], layout: Layout) -> Method:
-  """Method `name` with its section of the config, for a backbone's layout.
+def build(name: str, options: Mapping[str, Any], spec: Spec) -> Method:
+  """Method `name` with its section of the config, for a backbone's spec.
 
   Raises:
     ValueError: unknown name or option.
   """
   cls = get(name)
   known = [field for field in cls.__dataclass_fields__
-           if field not in ("layout", "parent", "name")]
+           if field not in ("spec", "parent", "name")]
   for option in options:
     tree.choose(option, known, f"option of method {name!r}:")
-  return cls(layout=layout, **options)
+  return cls(spec=spec, **options)

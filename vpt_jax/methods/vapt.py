@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vpt_jax.methods.base import (Method, check_options, per_image,
-                                  prompt_init)
+                                  prompt_sets)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -111,7 +111,7 @@ class VAPT(Method):
     padding: zeros around the grid.
     per_channel: one kernel per channel, instead of one for all of them. The
       published `CHANNELWISE` is the opposite: True means one for all.
-    projector: `shared` by all blocks, `own` per block, or `none`.
+    projector: `shared` by all blocks (of a width), `own` per block, or `none`.
     hidden: r, width of the projector's hidden layer.
     activation: of the projector; see `ACTIVATIONS`.
     learnable_scale: learn the factor of the projector's branch.
@@ -137,22 +137,29 @@ class VAPT(Method):
   dropout_mlp: float = 0.1
 
   def setup(self):
-    layout = self.layout
+    spec = self.spec
     self.check()
-    self.prompt = self.param(
-        "prompt", prompt_init(layout, layout.width),
-        (self.static_layers, self.num_tokens, layout.width))
+    self.prompt = prompt_sets(self, range(self.static_layers),
+                              self.num_tokens)
     self.prompt_dropout = nn.Dropout(self.dropout)
-    generated = range(self.static_layers, layout.depth)
+    generated = range(self.static_layers, spec.depth)
     self.generator = {
         str(i): Generator(self.num_tokens, self.conv, self.kernel_size,
                           self.padding, self.per_channel, self.dropout_channel)
         for i in generated}
     if self.projector != "none":
-      names = ["shared"] if self.projector == "shared" else map(str, generated)
       self.project = {
           name: Projector(self.hidden, self.activation, self.dropout_mlp,
-                          self.learnable_scale) for name in names}
+                          self.learnable_scale)
+          for name in dict.fromkeys(map(self._projector, generated))}
+
+  def _projector(self, i: int) -> str:
+    """Name of block i's projector; a shared one is shared within a stage."""
+    stages = self.spec.stages
+    if self.projector == "own":
+      return str(i)
+    s = next(s for s, stage in enumerate(stages) if i in stage)
+    return "shared" if len(stages) == 1 else f"shared_{s}"
 
   def check(self):
     """Raises ValueError if the options do not fit each other."""
@@ -167,21 +174,20 @@ class VAPT(Method):
     if self.activation not in ACTIVATIONS:
       raise ValueError(f"vapt.activation={self.activation!r}; expected one of "
                        f"{', '.join(ACTIVATIONS)}")
-    if not 1 <= self.static_layers <= self.layout.depth:
+    if not 1 <= self.static_layers <= self.spec.depth:
       raise ValueError(f"vapt.static_layers={self.static_layers}, the backbone "
-                       f"has {self.layout.depth} blocks")
-    side = min(self.layout.grid) + 2 * self.padding
-    if self.conv and self.kernel_size > side:
+                       f"has {self.spec.depth} blocks")
+    grid = min(self.spec.grids[self.static_layers:], default=None)
+    if self.conv and grid and self.kernel_size > min(grid) + 2 * self.padding:
       raise ValueError(
           f"vapt.kernel_size={self.kernel_size} is larger than the padded grid "
-          f"{self.layout.grid} of {self.layout.image_size} images")
+          f"{grid} of {self.spec.image_size} images")
 
   def context(self, i, tokens, *, train):
     if i < self.static_layers:
-      return per_image(self.prompt[i:i + 1], len(tokens.x),
-                       self.prompt_dropout, train)
+      return per_image(self.prompt[i], len(tokens.x), self.prompt_dropout,
+                       train)
     prompt = self.generator[str(i)](tokens.patch, tokens.grid, train)
     if self.projector == "none":
       return prompt
-    name = "shared" if self.projector == "shared" else str(i)
-    return self.project[name](prompt, train)
+    return self.project[self._projector(i)](prompt, train)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from vpt_jax.methods.base import (Method, check_options, per_image,
-                                  prompt_init)
+                                  prompt_sets)
 from vpt_jax.tokens import Tokens
 
 
@@ -20,7 +20,7 @@ class VPT(Method):
     num_layers: deep: how many blocks are prompted (0: all), from the first.
     reverse: deep: count them from the last block instead. The published code
       loses the first P patches here; this one does not.
-    shared: deep: one set of prompts for all prompted blocks.
+    shared: deep: one set of prompts for all prompted blocks (of a width).
     expand: deep with num_layers: blocks after the last prompted one go on with
       its prompts' outputs, as published by default. False drops them.
     project: if positive, prompts have this width and one dense layer, shared by
@@ -40,7 +40,7 @@ class VPT(Method):
   @property
   def prompted(self) -> range:
     """Indices of the blocks that get prompts of their own."""
-    depth = self.layout.depth
+    depth = self.spec.depth
     if not self.deep:
       return range(1)
     n = self.num_layers or depth
@@ -52,21 +52,23 @@ class VPT(Method):
   def carried_from(self) -> int | None:
     """The block whose prompts are carried on through the later blocks."""
     last = self.prompted[-1]
-    carry = not self.deep or (self.expand and last + 1 < self.layout.depth)
+    carry = not self.deep or (self.expand and last + 1 < self.spec.depth)
     return last if carry else None
 
   def setup(self):
     check_options("vpt", {
         "num_tokens": (self.num_tokens, 1), "num_layers": (self.num_layers, 0),
         "project": (self.project, 0)}, {"dropout": self.dropout})
-    width = self.project or self.layout.width
-    sets = 1 if self.shared else len(self.prompted)
-    self.prompt = self.param("prompt", prompt_init(self.layout, width),
-                             (sets, self.num_tokens, width))
+    if self.project and len(self.spec.stages) > 1:
+      raise ValueError("vpt.project needs a backbone of one width, this has "
+                       f"stages of widths {sorted(set(self.spec.widths))}; "
+                       "use vpt.project=0")
+    self.prompt = prompt_sets(self, self.prompted, self.num_tokens,
+                              shared=self.shared, width=self.project)
     if self.project:
-      bound = width**-0.5  # the default bias of torch's linear layer
+      bound = self.project**-0.5  # the default bias of torch's linear layer
       self.projection = nn.Dense(
-          self.layout.width,
+          self.spec.widths[0],
           kernel_init=nn.initializers.variance_scaling(
               2.0, "fan_out", "normal"),
           bias_init=lambda key, shape, dtype: jax.random.uniform(
@@ -74,8 +76,7 @@ class VPT(Method):
     self.prompt_dropout = nn.Dropout(self.dropout)
 
   def _prompt(self, i: int, tokens: Tokens, train: bool) -> jax.Array:
-    j = 0 if self.shared else self.prompted.index(i)
-    prompt = self.prompt[j:j + 1]
+    prompt = self.prompt[i]
     if self.project:
       prompt = self.projection(prompt)
     return per_image(prompt, len(tokens.x), self.prompt_dropout, train)
