@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
   # Which tokens the feature is the mean of: cls | img | prompt | imgprompt; "":
   # the backbone's own (ViT, MoCo v3, CLIP: cls; MAE, Swin: imgprompt).
   config.pool = ""
-  # What the head starts from: linear (new) | pretrained (the checkpoint's own) |
-  # zero_shot (CLIP's text features of the class names).
+  # What the head starts from: linear (new) | pretrained (the checkpoint's own)
+  # | zero_shot (CLIP's text features of the class names).
   config.head = "linear"
   # head=pretrained: for each class of the task the classes of the checkpoint's
   # head that belong to it, as in ((404, 895), (436,)). (): they are the same.
@@ -63,8 +63,8 @@ def get_config() -> ConfigDict:
   # train/val and reports trainval/test.
   config.data.train_split = "trainval"
   config.data.test_split = "test"
-  # imagenet | half | clip | none: see vpt_jax/data/preprocess.py; backbone: what
-  # it was trained with. The papers' code uses ImageNet's for every backbone.
+  # imagenet | half | clip | none: see vpt_jax/data/preprocess.py; backbone:
+  # what it was trained with. The papers' code uses ImageNet's for every one.
   config.data.normalize = "imagenet"
   # none | flip | crop | flip_crop, of training images. VTAB-1k: none.
   config.data.augment = "none"

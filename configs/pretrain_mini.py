@@ -2,7 +2,7 @@
 
   python -m vpt_jax.main --config=configs/pretrain_mini.py \
       --config.data.dir=FOLDER_OF_cifar10_jpeg.npz --workdir=runs/mini
-  python -m vpt_jax.backbones.export runs/mini/adapter.npz OUT.npz
+  python -m vpt_jax.backbones.convert runs/mini/adapter.npz --to OUT.npz
 """
 
 from ml_collections import ConfigDict

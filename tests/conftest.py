@@ -12,12 +12,25 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+import flax.linen as nn  # pylint: disable=wrong-import-position
+
 from configs import common  # pylint: disable=wrong-import-position
 from vpt_jax import checkpoint, report  # pylint: disable=wrong-import-position
 from vpt_jax.backbones import registry  # pylint: disable=wrong-import-position
+from vpt_jax.backbones.swin import Swin  # pylint: disable=wrong-import-position
 
 registry.BACKBONES["vit_test"] = registry.Entry(dict(
     patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2))
+registry.BACKBONES["swin_test"] = registry.Entry(dict(
+    patch_size=1, width=16, depths=(2, 2), num_heads=(2, 2), window=4,
+    mlp_ratio=2.0), Swin)
+registry.BACKBONES["mae_test"] = registry.Entry(dict(
+    patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2, gelu="exact",
+    pool="imgprompt", norm_order="fresh"))
+registry.BACKBONES["clip_test"] = registry.Entry(dict(
+    patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2, gelu="quick",
+    eps=1e-5, patch_bias=False, pre_norm=True, normalize="clip"),
+    projection=lambda: nn.Dense(8, use_bias=False))
 
 
 @pytest.fixture

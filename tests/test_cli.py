@@ -27,7 +27,7 @@ def run(capsys, *args):
     ([VTAB, "--config.method=vpat"],
      "error: unknown method 'vpat'; did you mean 'vapt'? known: "),
     ([VTAB, "--config.epochs=ten"], "--config.epochs=ten"),
-    ([VTAB, "--config.epochs=0"], "config.epochs=0; expected at least 1"),
+    ([VTAB, "--config.epochs=-1"], "config.epochs=-1; expected at least 0"),
     ([VTAB, "--config.data.normalize=imgnet"], "did you mean 'imagenet'?"),
     ([VTAB, "--config.optim.warmup_epochs=99"], "warmup_epochs=99"),
     ([VTAB, "--confg=1"], "Unknown command line flag 'confg'"),

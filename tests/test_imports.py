@@ -34,8 +34,9 @@ RULES = (
     (r"vpt_jax\.(tree|tokens)", r"nothing"),
     (r"vpt_jax\.backbones(\..*)?", r"vpt_jax\.(tree|tokens|backbones\.\w+)"),
     (r"vpt_jax\.methods(\..*)?", r"vpt_jax\.(tree|tokens|methods\.\w+)"),
+    (r"vpt_jax\.heads", r"vpt_jax\.(tree|backbones\.\w+)"),
     (r"vpt_jax\.model",
-     r"vpt_jax\.(tree|tokens|backbones\.\w+|methods\.\w+)"),
+     r"vpt_jax\.(tree|tokens|heads|backbones\.\w+|methods\.\w+)"),
     # Batches are laid out over the devices.
     (r"vpt_jax\.data\.pipeline", rf"vpt_jax\.(tree|shard)|{DATA}"),
     (r"vpt_jax\.data(\..*)?", rf"vpt_jax\.tree|{DATA}"),
@@ -47,7 +48,7 @@ RULES = (
     (r"vpt_jax\.config",
      rf"vpt_jax\.((backbones|methods)\.registry|optim|tree)|{DATA}"),
     (r"vpt_jax\.main",
-     rf"vpt_jax\.(?!backbones|methods)\w+|{DATA}|"
+     rf"vpt_jax\.(?!backbones|methods|heads)\w+|{DATA}|"
      r"vpt_jax\.(backbones|methods)\.registry"),
     (r"configs(\..*)?", r"configs\.common"),
 )
@@ -102,8 +103,11 @@ def faults(module, source, is_package=False):
           r"flax\.struct(\..*)?" if module == "vpt_jax.train" else "nothing")
   out += [f"imports {name}" for name in names if name.split(".")[0] == "flax"
           and not re.fullmatch(flax, name)]
+  # Verifies a conversion with PyTorch, where that is installed.
+  peers = "tensorflow|tfds" if module == "vpt_jax.backbones.convert" else (
+      "(torch|tensorflow)(_.*|vision)?|tfds|timm")
   out += [f"imports {root}" for root in sorted(roots) if root in PICKLES or
-          re.fullmatch("(torch|tensorflow)(_.*|vision)?|tfds", root)]
+          re.fullmatch(peers, root)]
 
   for node in ast.walk(code):
     match node:

@@ -2,21 +2,24 @@
 
 Golden files hold a small ViT of the published PyTorch code: the weights in the
 layout of 2020, and the reference's logits after loading them for other sizes.
+What is in files of other kinds: test_formats.py; weights that do not fit:
+test_wrong_weights.py.
 """
 
 import functools
 import hashlib
 import json
-import re
 from pathlib import Path
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from vpt_jax import tree
-from vpt_jax.backbones import load, registry
+from vpt_jax.backbones import cost, formats, load, positions, registry
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.base import Method
 from vpt_jax.model import Model
@@ -25,28 +28,17 @@ GOLDEN = Path(__file__).parent / "golden"
 GOOGLE = GOLDEN / "vit_plain_google_layout.npz"
 REAL = (Path(__file__).parents[2] / "shared" / "models" /
         "vit_ti16_224_in1k_bigvision_f16.npz")
-GRID = (4, 4)
+VIT = ViT((32, 32), patch_size=8, width=48, depth=3, num_heads=3, mlp_dim=96,
+          gelu="exact")
 
 
-def vit(image_size) -> ViT:
-  return ViT(image_size=image_size, patch_size=8, width=48, depth=3,
-             num_heads=3, mlp_dim=96, gelu="exact")
+@pytest.fixture(name="template", scope="module")
+def template_fixture():
+  return cost.shapes(VIT)
 
 
-def template_of(backbone):
-  model = Model(backbone, Method(layout=backbone.layout), num_classes=5)
-  image = jnp.zeros((1, *backbone.layout.image_size, 3))
-  params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-  return tree.flatten(params["backbone"])
-
-
-@pytest.fixture(scope="module")
-def template():
-  return template_of(vit((32, 32)))
-
-
-@pytest.fixture(scope="module")
-def flat(template):
+@pytest.fixture(name="flat", scope="module")
+def flat_fixture(template):
   """Today's layout. Multiples of 1/16: exact in float16 and under sums."""
   rng = np.random.default_rng(0)
   return {name: (rng.integers(-99, 99, leaf.shape) / 16).astype(np.float32)
@@ -56,6 +48,13 @@ def flat(template):
 def write(path: Path, flat) -> Path:
   np.savez(path, **flat)
   return path
+
+
+def same(got, want):
+  assert list(got) == sorted(want)
+  for name, array in got.items():
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, want[name], err_msg=name)
 
 
 # The same weights in other layouts.
@@ -82,10 +81,12 @@ def of_2020(flat):
   return class_position(flat, "Transformer/posembed_input/pos_embedding")
 
 
+HEAD = {"head/kernel": np.ones((48, 9)), "head/bias": np.zeros(9)}
+
+
 def with_head(flat):
-  return flat | {"head/kernel": np.zeros((48, 9)), "head/bias": np.zeros(9),
-                 "pre_logits/kernel": np.zeros((48, 48)),
-                 "MAPHead_0/probe": np.zeros((1, 1, 48))}
+  return flat | HEAD | {"pre_logits/kernel": np.zeros((48, 48)),
+                        "MAPHead_0/probe": np.zeros((1, 1, 48))}
 
 
 def stacked(flat):
@@ -126,80 +127,131 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_tree(layout, flat, template, tmp_path):
   path = write(tmp_path / "x.npz", LAYOUTS[layout](flat))
-  got, digest = load.load(path, template, GRID)
-  assert list(got) == list(template)
-  for name, array in got.items():
-    assert array.dtype == np.float32
-    np.testing.assert_array_equal(array, flat[name], err_msg=name)
-  assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+  got = load.load(path, template, VIT.spec)
+  same(got.backbone, flat)
+  assert got.extras.keys() == (HEAD.keys() if "head" in layout else set())
+  assert got.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, jnp.bfloat16])
-def test_floats_of_any_width(dtype, flat, template, tmp_path):
-  path = write(tmp_path / "x.npz",
-               {name: array.astype(dtype) for name, array in flat.items()})
-  for name, array in load.load(path, template, GRID)[0].items():
-    assert array.dtype == np.float32
-    np.testing.assert_array_equal(array, flat[name].astype(dtype))
+def test_a_folder(flat, template, tmp_path):
+  """Orbax writes one; its hash is of all names and contents in it."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / "a", tree.unflatten(with_head(flat)))
+  got = load.load(tmp_path / "a", template, VIT.spec)
+  same(got.backbone, flat)
+  np.testing.assert_array_equal(got.extras["head/kernel"], 1)
+  (tmp_path / "a" / "more").write_text("")
+  assert load.sha256(tmp_path / "a") != got.sha256
 
 
 @pytest.mark.parametrize("case", ["up", "down"])
 def test_logits_of_published_code(case):
   with np.load(GOLDEN / f"vit_plain_resized_{case}.npz") as npz:
-    image, positions = npz["input/images"], npz["out/pos_embed_resized"]
+    image, table = npz["input/images"], npz["out/pos_embed_resized"]
     logits, size = npz["out/logits"], json.loads(str(npz["meta"]))["img_new"]
-  backbone = vit((size, size))
-  flat, _ = load.load(GOOGLE, template_of(backbone), backbone.layout.grid)
-  raw = load.read(GOOGLE)
-  np.testing.assert_allclose(flat["pos_embedding"], positions[:, 1:],
+  backbone = VIT.clone(image_size=(size, size))
+  got = load.load(GOOGLE, cost.shapes(backbone), backbone.spec)
+  raw = formats.read(GOOGLE)
+  np.testing.assert_allclose(got.backbone["pos_embedding"], table[:, 1:],
                              rtol=0, atol=1e-6)
-  np.testing.assert_allclose(flat["cls"], raw["cls"] + positions[:, :1],
+  np.testing.assert_allclose(got.backbone["cls"], raw["cls"] + table[:, :1],
                              rtol=0, atol=1e-6)
-  model = Model(backbone, Method(layout=backbone.layout), num_classes=5)
-  params = {"backbone": tree.unflatten(flat),
-            "head": {"kernel": raw["head/kernel"], "bias": raw["head/bias"]}}
-  got = jax.jit(model.apply)({"params": params}, image)
-  np.testing.assert_allclose(got, logits, rtol=0, atol=2e-5)
+  model = Model(backbone, Method(backbone.spec), num_classes=5)
+  params = {"backbone": got.backbone, "head": {
+      name.removeprefix("head/"): array for name, array in got.extras.items()}}
+  params = tree.unflatten(tree.flatten(params))
+  np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, image),
+                             logits, rtol=0, atol=2e-5)
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs a real checkpoint")
 def test_real_checkpoint():
-  backbone = ViT(image_size=(224, 224), **registry.get("vit_ti16").arch)
-  template = template_of(backbone)
-  flat, _ = load.load(REAL, template, backbone.layout.grid)
+  backbone = ViT((224, 224), **registry.get("vit_ti16").arch)
+  got = load.load(REAL, cost.shapes(backbone), backbone.spec).backbone
   with np.load(REAL) as npz:
-    for name in template:
-      np.testing.assert_array_equal(flat[name], npz[name].astype(np.float32))
+    same(got, {name: npz[name].astype(np.float32) for name in got})
 
 
-def test_positions_on_other_grids(flat, tmp_path):
+def test_linear_positions():
   """A plane stays a plane, corners stay corners, also when not square."""
-  rows, columns = np.meshgrid(np.linspace(0, 1, 4), np.linspace(0, 2, 4),
-                              indexing="ij")
-  plane = np.stack([rows, columns], axis=-1).reshape(1, 16, 2)
-  got = load.resize_positions(plane, (4, 4), (3, 7)).reshape(3, 7, 2)
+
+  def plane(rows, columns):
+    return np.stack(np.meshgrid(
+        np.linspace(0, 1, rows), np.linspace(0, 2, columns), indexing="ij"),
+                    axis=-1).reshape(1, -1, 2)
+
+  got = positions.resize(plane(4, 4), (4, 4), (3, 7))
   assert got.dtype == np.float32
-  rows, columns = np.meshgrid(np.linspace(0, 1, 3), np.linspace(0, 2, 7),
-                              indexing="ij")
-  np.testing.assert_allclose(got, np.stack([rows, columns], -1), atol=1e-6)
-
-  template = template_of(vit((16, 64)))  # 2 x 8: as many as 4 x 4.
-  got, _ = load.load(write(tmp_path / "x.npz", flat), template, (2, 8))
-  np.testing.assert_array_equal(
-      got["pos_embedding"],
-      load.resize_positions(flat["pos_embedding"], (4, 4), (2, 8)))
+  np.testing.assert_allclose(got, plane(3, 7), atol=1e-6)
 
 
-def test_as_many_positions_as_a_class_token_would_make(flat, tmp_path):
-  """2 x 5 = 1 + 3 x 3: taken for a class position only in the old layout."""
-  template = template_of(vit((16, 40)))
+@pytest.mark.parametrize("grid", [(3, 7), (6, 5), (4, 4), (14, 2)])
+def test_bicubic_positions_are_torchs(grid):
+  torch = pytest.importorskip("torch")
+  table = np.random.default_rng(0).normal(size=(1, 4, 5, 6))
+  want = torch.nn.functional.interpolate(
+      torch.tensor(table).permute(0, 3, 1, 2), mode="bicubic",
+      scale_factor=tuple((new + 0.1) / old for new, old in zip(grid, (4, 5))))
+  got = positions.resize(table.reshape(1, 20, 6), (4, 5), grid, "bicubic")
+  np.testing.assert_allclose(got.reshape(*grid, 6),
+                             want[0].permute(1, 2, 0), atol=1e-5)
+
+
+def test_sincos_positions():
+  """Chen et al.'s table, value by value; the file's own is not read."""
+  want = np.zeros((2, 3, 8))
+  for (row, column, channel), _ in np.ndenumerate(want):
+    place = (row, row, column, column)[channel // 2]
+    wave = (np.sin, np.cos)[channel // 2 % 2]
+    want[row, column, channel] = wave(place / 10000**(channel % 2 / 2))
+  np.testing.assert_allclose(positions.sincos((2, 3), 8).reshape(2, 3, 8), want,
+                             atol=1e-6)
+  got = positions.resize(np.full((1, 4, 8), np.nan), (2, 2), (2, 3), "sincos")
+  np.testing.assert_array_equal(got, positions.sincos((2, 3), 8))
+  with pytest.raises(ValueError, match="divisible by 4, not 6"):
+    positions.sincos((2, 3), 6)
+
+
+@pytest.mark.parametrize("how", ["linear", "bicubic", "sincos"])
+@pytest.mark.parametrize("layout", ["today", "of_2020"])
+def test_positions_are_resized_as_asked(how, layout, flat):
+  wide = VIT.clone(image_size=(16, 64))  # 2 x 8: as many as 4 x 4.
+  got, _ = load.fit(LAYOUTS[layout](flat), cost.shapes(wide), "x", wide.spec,
+                    how)
+  table = positions.resize(flat["pos_embedding"], (4, 4), (2, 8), how)
+  same(got, flat | {"pos_embedding": table})
+  assert (table != flat["pos_embedding"]).any()
+
+
+def test_positions_stay_where_the_grid_does(flat, template):
+  for how in "linear", "bicubic", "sincos":
+    same(load.fit(flat, template, "x", VIT.spec, how)[0], flat)
+
+
+def test_as_many_positions_as_a_class_token_would_make(flat):
+  """2 x 5 = 1 + 3 x 3: taken for a class position only in old layouts."""
+  wide = VIT.clone(image_size=(16, 40))
   flat = flat | {"pos_embedding": np.ones((1, 10, 48), np.float32)}
-  got, _ = load.load(write(tmp_path / "x.npz", flat), template, (2, 5))
-  for name in got:
-    np.testing.assert_array_equal(got[name], flat[name])
-  got, _ = load.load(write(tmp_path / "x.npz", in_encoder(flat)), template,
-                     (2, 5))
-  np.testing.assert_array_equal(got["cls"], flat["cls"] + 1)
+  fit = lambda flat: load.fit(flat, cost.shapes(wide), "x", wide.spec)[0]
+  same(fit(flat), flat)
+  same(fit(in_encoder(flat)), flat | {"cls": flat["cls"] + 1})
+
+
+def test_the_final_norm_that_the_backbone_asks_for(flat, template):
+  """After the pooling it may have its own name; fresh, it is not read."""
+  norms = [f"Transformer/encoder_norm/{leaf}" for leaf in ("bias", "scale")]
+  fine_tuned = {name.replace("encoder_norm", "fc_norm"): array
+                for name, array in flat.items()}
+  fresh = flat | {norms[0]: np.zeros(48), norms[1]: np.ones(48)}
+  none = {name: flat[name] for name in flat if name not in norms}
+  for order, file, want in (
+      ("after", flat, flat), ("after", fine_tuned, flat),
+      ("fresh", flat, fresh), ("fresh", none, fresh)):
+    spec = VIT.clone(norm_order=order).spec
+    same(load.fit(file, template, "x", spec)[0], want)
+  for order in "before", "after":
+    with pytest.raises(ValueError, match=r"missing.*\n- .*encoder_norm/bias"):
+      load.fit(none, template, "x", VIT.clone(norm_order=order).spec)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, jnp.bfloat16])
@@ -207,9 +259,8 @@ def test_save_and_load(dtype, flat, template, tmp_path):
   flat = {name: jnp.asarray(array) for name, array in flat.items()}
   load.save(tmp_path / "x.npz", flat, dtype)
   assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
-  got, _ = load.load(tmp_path / "x.npz", template, GRID)
-  for name in flat:
-    np.testing.assert_array_equal(got[name], flat[name].astype(dtype))
+  same(load.load(tmp_path / "x.npz", template, VIT.spec).backbone,
+       {name: array.astype(dtype) for name, array in flat.items()})
 
 
 def test_failed_save_leaves_the_old_file(tmp_path):
@@ -218,124 +269,30 @@ def test_failed_save_leaves_the_old_file(tmp_path):
     load.save(tmp_path / "x.npz", {"a": np.full(2, 1e5)})
   with pytest.raises(TypeError):
     load.save(tmp_path / "x.npz", {1: np.ones(2)})
-  np.testing.assert_array_equal(load.read(tmp_path / "x.npz")["a"], 1)
+  np.testing.assert_array_equal(formats.read(tmp_path / "x.npz")["a"], 1)
   assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_mismatch_is_listed_in_full(flat, template, tmp_path):
-  wrong = dict(flat)
-  del wrong["Transformer/encoderblock_2/MlpBlock_0/Dense_1/bias"], wrong["cls"]
-  wrong["extra/bias"] = np.zeros(3)
-  wrong["embedding/bias"] = np.zeros(7)
-  wrong["Transformer/encoder_norm/bias"] = np.zeros(48, np.int8)
-  path = write(tmp_path / "x.npz", wrong)
-  with pytest.raises(ValueError) as error:
-    load.load(path, template, GRID)
-  assert str(error.value).splitlines()[:-1] == [
-      f"checkpoint {path} does not fit this backbone",
-      "missing in the checkpoint:",
-      "- Transformer/encoderblock_2/MlpBlock_0/Dense_1/bias (48,)",
-      "- cls (1, 1, 48)",
-      "unexpected in the checkpoint:",
-      "+ extra/bias (3,)",
-      "expected shapes:",
-      "- Transformer/encoder_norm/bias (48,)",
-      "- embedding/bias (48,)",
-      "found shapes:",
-      "+ Transformer/encoder_norm/bias (48,) of int8",
-      "+ embedding/bias (7,)",
-  ]
-  assert "choose the config.backbone.name" in str(error.value)
-
-
-def test_only_lists_that_are_not_empty(flat, template):
-  with pytest.raises(ValueError) as error:
-    load.restore(flat | {"b": np.zeros(3)}, template, "x")
-  assert "+ b (3,)" in str(error.value)
-  assert "missing" not in str(error.value)
-  assert "shapes" not in str(error.value)
-
-
-@pytest.mark.parametrize("count", [15, 18])
-def test_positions_of_no_grid(count, flat, template):
-  wrong = flat | {"pos_embedding": np.zeros((1, count, 48), np.float32)}
-  with pytest.raises(ValueError, match=rf"\+ pos_embedding \(1, {count}, 48\)"):
-    load.restore(load.to_big_vision(wrong, GRID), template, "x", GRID)
-
-
-def test_two_layouts_in_one_file(flat):
-  twice = flat | {"Transformer/pos_embedding": flat["pos_embedding"]}
-  with pytest.raises(ValueError, match="'pos_embedding' twice"):
-    load.to_big_vision(twice)
-
-
-def test_a_wrong_tree_never_loads(flat, template):
-  """One random change to a layout: every one of them is refused."""
-  rng = np.random.default_rng(1)
-  layouts = list(LAYOUTS.values())
-  for _ in range(150):
-    wrong = dict(layouts[rng.integers(len(layouts))](flat))
-    names = [n for n in wrong if not re.search("opt/(state|0)|head|MAP|pre_", n,
-                                               re.IGNORECASE)]
-    name = names[rng.integers(len(names))]
-    array = wrong[name]
-    change = rng.integers(5)
-    if change == 0:
-      del wrong[name]
-    elif change == 1:
-      wrong[name + "_"] = wrong.pop(name)
-    elif change == 2:
-      wrong[name + "/deeper"] = array
-    elif change == 3:
-      wrong[name] = array[..., None]
-    else:
-      wrong[name] = array[..., :-1]
-    with pytest.raises(ValueError):
-      load.restore(load.to_big_vision(wrong, GRID), template, "x", GRID)
-
-
-def test_unreadable_files(tmp_path):
-  path = tmp_path / "x.npz"
-
-  def refused(content: bytes | None, match: str):
-    if content is not None:
-      path.write_bytes(content)
-    with pytest.raises(ValueError, match=match) as error:
-      load.read(path)
-    assert str(path) in str(error.value)
-    assert "config.backbone.checkpoint" in str(error.value)
-
-  refused(None, "No such file")
-  refused(b"", "not an npz file")
-  refused(b"\x80\x04N.", "not an npz file")  # A pickled None.
-  write(path, {"a": np.arange(1000.0)})
-  whole = path.read_bytes()
-  refused(whole[:-100], "cut short")
-  refused(whole[:500] + b"?" + whole[501:], "Bad CRC")
-  np.savez(path, a=np.array([{}], dtype=object))
-  refused(None, "pickled content is never loaded")
-  with pytest.raises(ValueError, match="such file"):
-    load.load(tmp_path / "none.npz", {}, None, checksum="md5:000000")
-
-
 def test_addresses(flat, template, tmp_path, monkeypatch):
+  get = functools.partial(load.load, template=template, spec=VIT.spec)
   (tmp_path / "assets").mkdir()
   path = write(tmp_path / "assets" / "mini.npz", flat)
   digest = load.sha256(path)
   monkeypatch.setattr(load.resources, "files", lambda _: tmp_path)
-  good = load.load("package:mini.npz", template, GRID,
-                   checksum=f"sha256:{digest}")
-  assert good[1] == digest
-  with pytest.raises(ValueError, match="did you mean 'mini.npz'"):
-    load.load("package:mimi.npz", template, GRID)
-  for address in ("package:mini.npz", path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  for address in "package:mini.npz", "~/assets/mini.npz", str(path), path:
+    assert get(address, checksum=f"sha256:{digest}").sha256 == digest
     with pytest.raises(ValueError, match=f"sha256:{digest}, expected"):
-      load.load(address, template, GRID, checksum="sha256:012345")
+      get(address, checksum="sha256:012345")
+  with pytest.raises(ValueError, match="did you mean 'mini.npz'"):
+    get("package:mimi.npz")
   with pytest.raises(ValueError, match="unknown scheme .* 's3'"):
-    load.load("s3://bucket/x.npz", template, GRID)
+    get("s3://bucket/x.npz")
+  with pytest.raises(ValueError, match="none.npz: no such file"):
+    get(tmp_path / "none.npz", checksum="md5:000000")
 
   asked = []
   monkeypatch.setattr(load.fetch, "fetch",
                       lambda *args: asked.append(args) or path)
-  load.load("gs://bucket/x.npz", template, GRID, cache=tmp_path)
+  same(get("gs://bucket/x.npz", cache=tmp_path).backbone, flat)
   assert asked == [("gs://bucket/x.npz", "", tmp_path)]

@@ -20,8 +20,7 @@ OURS = sorted(GOLDEN.glob("*.npz"))
 SHARED = [path for path in sorted(
     (GOLDEN.parents[2] / "shared" / "golden").glob("*.npz"))
           if not (GOLDEN / path.name).exists()]
-UNSUPPORTED = (r"(base_(adapter|mae|mlp|side)|ckpt_|condense_|gated_|pgn_|swin_"
-               r"|traj_gated|v(ap|p)t_(mae|moco|swin)"
+UNSUPPORTED = (r"(base_(adapter|mae|mlp|side)|condense_|gated_|pgn_|traj_gated"
                r"|vpt_vit_(add|below|pad|prepend-pixel)).*")
 
 

@@ -13,7 +13,7 @@ from vpt_jax import main, train, tree
 from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax import optim
-from vpt_jax.backbones import load
+from vpt_jax.backbones import formats, load
 from vpt_jax.data import sources
 
 
@@ -65,7 +65,7 @@ def test_a_run_leaves_what_a_researcher_needs(config, tmp_path,
 
   # Another backbone file is refused, by the adapter and by the workdir.
   other = tmp_path / "other.npz"
-  flat = load.read(checkpoint_file)
+  flat = formats.read(checkpoint_file)
   load.save(other, {**flat, "cls": flat["cls"] + 1})
   message = (r"was trained on backbone vit_test \(sha256 "
              f"{load.sha256(checkpoint_file)[:8]}.., this config builds "

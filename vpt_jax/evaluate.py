@@ -115,6 +115,7 @@ def load_adapter(path: str | os.PathLike, backbone: str = ""
   if not any(want.get(name) != leaf.shape for name, leaf in saved.items()):
     missing = want.keys() - saved.keys()
     if missing:  # of the backbone: the rest is always in the file
+      config.head = "linear"
       params, sha256 = models.pretrained(
           model, config, jax.random.PRNGKey(config.seed))
       models.check_backbone(str(path), meta["backbone"],

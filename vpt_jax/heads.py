@@ -1,4 +1,4 @@
-"""What the classification head starts from: new, the checkpoint's own, or texts.
+"""What the head starts from: new, the checkpoint's own, or texts.
 
 All three are one dense layer `head/{kernel [D, K], bias [K]}`, so that each may
 be trained or kept (`config.trainable`).
@@ -86,7 +86,7 @@ def _own(config: ConfigDict, extras: Arrays, fresh: dict[str, Any]
 def _from_text(config: ConfigDict, entry: Entry, extras: Arrays,
                fresh: dict[str, Any], class_names: Sequence[str]
                ) -> dict[str, Any]:
-  """exp(logit_scale) times the texts' features, no bias: CLIP, section 3.1.2."""
+  """exp(logit_scale) times the texts' features: CLIP, section 3.1.2."""
   text = {name.removeprefix("text/"): array for name, array in extras.items()
           if name.startswith("text/")}
   if entry.text is None or not text or "logit_scale" not in extras:

@@ -141,8 +141,9 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
   train_feed, test_feed = feed(data.train), feed(data.test)
   apply = evaluate.make_apply(model, config.data.normalize)
   # If nothing before the head changes, its inputs are computed once.
-  on_features = (config.epochs > 0 and config.data.augment == "none" and not has_prompts and all(
-      path.startswith("head/") for path in trainable))
+  on_features = (
+      config.epochs > 0 and config.data.augment == "none" and not has_prompts
+      and all(path.startswith("head/") for path in trainable))
   if on_features:
     cache = lambda part: feed(evaluate.cache_features(
         model, tree.merge(trainable, frozen), part, config.data.normalize))

@@ -22,8 +22,8 @@ POOLS = {
 
 
 # Where the final norm stands: before the pooling (supervised ViT, MoCo v3),
-# after it (MAE in Gated Prompt Tuning), or after it with fresh weights (scale 1,
-# bias 0) in place of the checkpoint's (MAE in VPT's and VAPT's code).
+# after it (MAE in Gated Prompt Tuning), or after it with fresh weights (scale
+# 1, bias 0) in place of the checkpoint's (MAE in VPT's and VAPT's code).
 NORMS = ("before", "after", "fresh")
 
 

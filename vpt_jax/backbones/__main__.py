@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 import sys
 
+import flax.linen as nn
+
 from vpt_jax.backbones import cost, fetch, registry
 from vpt_jax.backbones.table import Entry
 
@@ -18,7 +20,8 @@ def where(entry: Entry) -> str:
 
 def table() -> list[list[str]]:
   """Rows of text, the first is the heading."""
-  rows, known = [["name", "parameters", "GMACs", "px", "weights", "licence"]], {}
+  rows = [["name", "parameters", "GMACs", "px", "weights", "licence"]]
+  known: dict[nn.Module, tuple[str, str]] = {}
   for name, entry in registry.BACKBONES.items():
     module = registry.make(name, entry, (entry.image_size,) * 2)
     # Several checkpoints have one architecture.

@@ -1,6 +1,7 @@
 """Parameters and multiply-adds of a backbone, without running it."""
 
 from collections.abc import Callable, Iterator
+import functools
 import math
 from typing import Any
 
@@ -30,8 +31,7 @@ def parameters(module: nn.Module) -> int:
   The class token's position is part of the class token here, so that a ViT has
   D parameters fewer than where both are kept.
   """
-  return by_depth(module, lambda part: sum(
-      math.prod(leaf.shape) for leaf in shapes(part).values()))
+  return by_depth(module, lambda part: _measured(part)[0])
 
 
 def multiply_adds(module: nn.Module) -> int:
@@ -39,13 +39,17 @@ def multiply_adds(module: nn.Module) -> int:
 
   Papers call this number FLOPs. No prompts; all rows of the last block.
   """
+  return by_depth(module, lambda part: _measured(part)[1])
 
-  def count(part):
-    params = tree.unflatten(shapes(part))
-    jaxpr = jax.make_jaxpr(nn.apply(_forward, part))({"params": params})
-    return sum(map(_count, _equations(jaxpr.jaxpr)))
 
-  return by_depth(module, count)
+@functools.lru_cache(maxsize=256)
+def _measured(module: nn.Module) -> tuple[int, int]:
+  """(parameters, multiply-adds), traced."""
+  flat = shapes(module)
+  jaxpr = jax.make_jaxpr(nn.apply(_forward, module))(
+      {"params": tree.unflatten(flat)})
+  return (sum(math.prod(leaf.shape) for leaf in flat.values()),
+          sum(map(_count, _equations(jaxpr.jaxpr))))
 
 
 def by_depth(module: nn.Module, count: Callable[[nn.Module], int]) -> int:

@@ -165,8 +165,8 @@ def _download(url: str, path: Path, part: Path, checksum: str) -> None:
       if final or attempt == TRIES:
         raise FetchError(
             f"could not fetch {url}: {why}\nDownload this address elsewhere "
-            f"and put the file at\n  {path}\nor set config.backbone.checkpoint "
-            "to a local file") from error
+            f"and put the file at\n  {path}\nor name a local file "
+            "(config.backbone.checkpoint, config.clip.merges)") from error
       log.warning("fetching %s failed, trying again: %s", url, why)
       time.sleep(BACKOFF * attempt)
   note.unlink(missing_ok=True)

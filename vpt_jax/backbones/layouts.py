@@ -2,9 +2,9 @@
 
 A layout is an ordered table of rules: (regular expression over a module's or
 tensor's name, our name, kind). A name that no rule knows stays as it is, for
-`load.restore` to refuse. `translate.py` applies the rules. The backbone's own parameters come out without a
-prefix; beside them may be `head/` (a classifier), `projection/` (CLIP, DINO),
-`text/` (CLIP's text tower) and `logit_scale`.
+`load.restore` to refuse; `translate.py` applies the rules. The backbone's own
+parameters come out without a prefix; beside them may be `head/` (a classifier),
+`projection/` (CLIP, DINO), `text/` (CLIP's text tower) and `logit_scale`.
 """
 
 Rule = tuple[str, str, str]
@@ -18,7 +18,7 @@ _MLP = _BLOCK + "MlpBlock_0/Dense_"
 
 def _blocks(prefix: str, norms: tuple[str, str], mlp: tuple[str, str],
             to: str = "") -> tuple[Rule, ...]:
-  """Rules that all layouts of PyTorch share; `prefix` has the block's number."""
+  """Rules that PyTorch's layouts share; `prefix` has the block's number."""
   return ((prefix + norms[0], to + _BLOCK + "LayerNorm_0", "norm"),
           (prefix + norms[1], to + _BLOCK + "LayerNorm_1", "norm"),
           (prefix + mlp[0], to + _MLP + "0", "dense"),
@@ -30,7 +30,8 @@ _TIMM = (
     (r"pos_embed", "pos_embedding", "array"),
     (r"patch_embed\.proj", "embedding", "conv"),
     (r"patch_embed\.norm|norm_pre", "embedding_norm", "norm"),
-    *_blocks(r"blocks\.(\d+)\.", ("norm1", "norm2"), (r"mlp\.fc1", r"mlp\.fc2")),
+    *_blocks(r"blocks\.(\d+)\.", ("norm1", "norm2"),
+             (r"mlp\.fc1", r"mlp\.fc2")),
     (r"blocks\.(\d+)\.attn\.qkv", _ATTENTION[:-1], "qkv"),
     (r"blocks\.(\d+)\.attn\.proj", _ATTENTION + "out", "dense"),
     (r"blocks\.(\d+)\.attn\.relative_position_bias_table",

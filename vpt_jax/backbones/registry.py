@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vpt_jax import tree
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.table import BACKBONES, Entry
-from vpt_jax.backbones.vit import GELUS, ViT
+from vpt_jax.backbones.vit import GELUS
 from vpt_jax.tokens import NORMS
 
 
@@ -35,8 +35,8 @@ def build(config: ConfigDict, image_size: int | tuple[int, int],
   size = (size, size) if isinstance(size, int) else tuple(size)
   options: dict[str, Any] = {}
   if config.gelu == "torch":
-    options = {"gelu": "exact"} if entry.arch.get("gelu", "tanh") == "tanh" and (
-        entry.module is ViT) else {}
+    if entry.arch.get("gelu", entry.module.gelu) == "tanh":
+      options["gelu"] = "exact"
   elif config.gelu:
     options["gelu"] = tree.choose(config.gelu, GELUS, "backbone.gelu")
   if config.norm:

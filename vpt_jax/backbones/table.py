@@ -1,7 +1,9 @@
 """The pretrained models that a config can name, as data.
 
 Checksums are what the publishers state: whole, or the first digits that they
-put into a README or a file's name. Licences are those of the weights.
+put into a README or a file's name; "" where they state none. Licences are those
+of the weights, or of the repository that publishes them ("code: ...") where
+nothing is said of the weights.
 """
 
 from collections.abc import Callable
@@ -62,21 +64,25 @@ def _vit(size: str, patch: int, **more: Any) -> dict[str, Any]:
 
 
 def _google(size: str, patch: int, file: str = "", checksum: str = "",
-            folder: str = "imagenet21k", image_size: int = 224) -> Entry:
+            folder: str = "imagenet21k") -> Entry:
   """Trained in JAX: tanh GELU, pixels in [-1, 1]."""
   url = f"https://storage.googleapis.com/vit_models/{folder}/{file}.npz"
-  return Entry(_vit(size, patch, normalize="half"), image_size=image_size,
-               url=url if file else "", checksum=checksum,
-               licence="Apache-2.0" if file else "")
+  return Entry(_vit(size, patch, normalize="half"), url=url if file else "",
+               checksum=checksum, licence="Apache-2.0" if file else "")
+
+
+def _augreg(size: str, patch: int, recipe: str) -> Entry:
+  return _google(size, patch, f"{size.capitalize()}_{patch}-i21k-300ep-lr_0.001"
+                 f"-{recipe}-do_0.0-sd_0.0", folder="augreg")
 
 
 def _torch(size: str, patch: int, url: str, checksum: str, licence: str,
-           **more: Any) -> Entry:
+           projection: Callable[[], nn.Module] | None = None,
+           image_size: int = 224, **more: Any) -> Entry:
   """Trained in PyTorch: exact GELU, ImageNet's mean and std."""
-  more.setdefault("gelu", "exact")
-  projection = more.pop("projection", None)
-  return Entry(_vit(size, patch, **more), url=url, checksum=checksum,
-               licence=licence, projection=projection)
+  return Entry(_vit(size, patch, gelu="exact", **more), image_size=image_size,
+               url=url, checksum=checksum, licence=licence,
+               projection=projection)
 
 
 _FB = "https://dl.fbaipublicfiles.com/"
@@ -99,9 +105,10 @@ def _dino(size: str, patch: int, name: str) -> Entry:
                 resize="bicubic", projection=DinoHead)
 
 
-def _deit(size: str, file: str, prefix: str) -> Entry:
-  return _torch(size, 16, f"{_FB}deit/deit_{file}-{prefix}.pth",
-                f"sha256:{prefix}", "Apache-2.0")
+def _deit(size: str, file: str, prefix: str, image_size: int = 224) -> Entry:
+  file = f"deit_{file}_patch16_{image_size}-{prefix}.pth"
+  return _torch(size, 16, f"{_FB}deit/{file}", f"sha256:{prefix}",
+                "Apache-2.0", image_size=image_size)
 
 
 def _clip(size: str, patch: int, name: str, sha256: str, image_size: int = 224
@@ -112,7 +119,7 @@ def _clip(size: str, patch: int, name: str, sha256: str, image_size: int = 224
            patch_bias=False, pre_norm=True),
       image_size=image_size,
       url=f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}.pt",
-      checksum=f"sha256:{sha256}", licence="MIT",
+      checksum=f"sha256:{sha256}", licence="code: MIT",
       projection=lambda: nn.Dense(width, use_bias=False),
       text=dict(width=width, depth=12, num_heads=heads, output_dim=width))
 
@@ -120,7 +127,8 @@ def _clip(size: str, patch: int, name: str, sha256: str, image_size: int = 224
 def _torchvision(size: str, patch: int, prefix: str) -> Entry:
   return _torch(
       size, patch, "https://download.pytorch.org/models/"
-      f"vit_{size}_{patch}-{prefix}.pth", f"sha256:{prefix}", "BSD-3-Clause")
+      f"vit_{size}_{patch}-{prefix}.pth", f"sha256:{prefix}",
+      "code: BSD-3-Clause")
 
 
 def _swin(size: str, file: str = "", checksum: str = "", window: int = 7,
@@ -132,7 +140,7 @@ def _swin(size: str, file: str = "", checksum: str = "", window: int = 7,
            num_heads=tuple(width // 32 * 2**s for s in range(4))),
       Swin, image_size, "https://github.com/SwinTransformer/storage/releases/"
       f"download/v1.0.0/{file}.pth" if file else "", checksum,
-      "MIT" if file else "")
+      "code: MIT" if file else "")
 
 
 BACKBONES: dict[str, Entry] = {
@@ -143,6 +151,14 @@ BACKBONES: dict[str, Entry] = {
     "vit_l16_in21k": _google("l", 16, "ViT-L_16"),
     "vit_l32_in21k": _google("l", 32, "ViT-L_32"),
     "vit_h14_in21k": _google("h", 14, "ViT-H_14"),
+    # The same with more regularisation (AugReg, Steiner et al. 2021, arXiv
+    # 2106.10270): the files that its README recommends.
+    "augreg_ti16": _augreg("ti", 16, "aug_none-wd_0.03"),
+    "augreg_s16": _augreg("s", 16, "aug_light1-wd_0.03"),
+    "augreg_s32": _augreg("s", 32, "aug_none-wd_0.1"),
+    "augreg_b16": _augreg("b", 16, "aug_medium1-wd_0.1"),
+    "augreg_b32": _augreg("b", 32, "aug_light1-wd_0.1"),
+    "augreg_l16": _augreg("l", 16, "aug_strong1-wd_0.1"),
     # MAE (He et al. 2022, arXiv 2111.06377).
     "mae_b16": _mae("b", 16, "base", "md5:8cad7c"),
     "mae_l16": _mae("l", 16, "large", "md5:b8b06e"),
@@ -165,12 +181,16 @@ BACKBONES: dict[str, Entry] = {
                       "d9fb84e6937f9e85e4ecb61988df416f"),
     "clip_l14": _clip("l", 14, "ViT-L-14", "b8cca3fd41ae0c99ba7e8951adf17d26"
                       "7cdb84cd88be6f7c2e0eca1737a03836"),
+    "clip_l14_336": _clip("l", 14, "ViT-L-14-336px", "3035c92b350959924f9f0021"
+                          "3499208652fc7ea050643e8b385c2dac08641f02", 336),
     # Supervised on ImageNet-1k: torchvision, DeiT (arXiv 2012.12877).
     "vit_b32_in1k": _torchvision("b", 32, "d86f8d99"),
     "vit_b16_in1k": _torchvision("b", 16, "c867db91"),
-    "deit_ti16": _deit("ti", "tiny_patch16_224", "a1311bcf"),
-    "deit_s16": _deit("s", "small_patch16_224", "cd65a155"),
-    "deit_b16": _deit("b", "base_patch16_224", "b5f2ef4d"),
+    "vit_l16_in1k": _torchvision("l", 16, "852ce7e3"),
+    "deit_ti16": _deit("ti", "tiny", "a1311bcf"),
+    "deit_s16": _deit("s", "small", "cd65a155"),
+    "deit_b16": _deit("b", "base", "b5f2ef4d"),
+    "deit_b16_384": _deit("b", "base", "8de9b5d1", image_size=384),
     # Swin (Liu et al. 2021, arXiv 2103.14030).
     "swin_t": _swin("t", "swin_tiny_patch4_window7_224"),
     "swin_s": _swin("s", "swin_small_patch4_window7_224"),
@@ -194,7 +214,12 @@ BACKBONES: dict[str, Entry] = {
     "vit_b32": _google("b", 32),
     "vit_l16": _google("l", 16),
     "vit_h14": _google("h", 14),
-    # SigLIP's shape: no class token; its attention pooling is left out.
+    # SigLIP (Zhai et al. 2023, arXiv 2303.15343): no class token; the mean of
+    # patches stands for its attention pooling, which is left out.
+    "siglip_so400m14": Entry(
+        _vit("so400m", 14, normalize="half", num_cls=0, pool="img"),
+        url="https://storage.googleapis.com/big_vision/siglip/"
+        "webli_en_so400m_224_57633886.npz", licence="Apache-2.0"),
     "vit_so400m14": Entry(_vit("so400m", 14, normalize="half", num_cls=0,
                                pool="img")),
 }

@@ -24,8 +24,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # The first object in a file before 1.6 ...
 _PROTOCOL = 1001  # ... and the second.
 
 # What a file may ask for, far above what a large one needs.
-_TENSORS = 2**16
-_NAMES = 2**24  # Characters of all names, and 16 for each.
+_NAMES = 2**22  # Characters of all names, and 16 for each.
 _FLOOR = 2**26  # Bytes that any file may become, however small it is.
 _INFLATED = 20  # Of a larger one: unpacked size to that of the file,
 _EXPANDED = 4  # and tensors, which may share numbers, to what is in there.
@@ -169,10 +168,10 @@ def _leaves(root: Any) -> Iterator[tuple[str, unpickle.Tensor]]:
 def _arrays(tree: Any, load: Callable[[str], bytes], held: int, order: str
             ) -> dict[str, np.ndarray]:
   """Arrays of all tensors; each storage is loaded once, one at a time."""
-  leaves = list(itertools.islice(_leaves(tree), _TENSORS + 1))
+  leaves = list(_leaves(tree))
   out: dict[str, Any] = dict.fromkeys(name for name, _ in leaves)
-  if len(leaves) > _TENSORS or len(out) < len(leaves):
-    raise ValueError("it holds too many tensors, or two of the same name")
+  if len(out) < len(leaves):
+    raise ValueError("it holds two tensors of the same name")
   total = sum(math.prod(tensor.shape) * tensor.storage.dtype.itemsize
               for _, tensor in leaves)
   if total > max(_FLOOR, _EXPANDED * held):

@@ -70,8 +70,8 @@ def translate(flat: Mapping[str, np.ndarray]) -> Translated:
         ignored.append(name)
       elif ours in arrays:
         raise ValueError(f"the checkpoint holds {ours!r} twice, in two layouts "
-                         f"({origin[ours]!r} and {name!r}); it was put together "
-                         "wrongly")
+                         f"({origin[ours]!r} and {name!r}); it was put "
+                         "together wrongly")
       else:
         arrays[ours], origin[ours] = array, name
   return Translated(_with_batch_axis(_prototypes(arrays)), layout, origin,

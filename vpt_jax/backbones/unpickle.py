@@ -157,8 +157,13 @@ def _made(function: Any, args: Any) -> Any:
     case ("torch._utils._rebuild_parameter" |
           "torch._utils._rebuild_parameter_with_state"):
       return args[0]
-    case "collections.OrderedDict" if not args:
-      return {}
+    case "collections.OrderedDict" if len(args) < 2:
+      made: dict[str, Any] = {}
+      for pairs in args:  # Python 2 handed over [[key, value], ...].
+        for key, value in pairs:
+          _add(made, [key, value], dict)
+        pairs.clear()  # Moved: copies of one list could blow up.
+      return made
     case name if name.startswith("__torch__."):
       return Module()
     case name if _INERT.fullmatch(name):

@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
 def projections(num_heads: int, width: int, dtype: Dtype
                 ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-  """The dense layers `query`, `key`, `value` and `out` of the calling module."""
+  """Dense layers `query`, `key`, `value` and `out` of the calling module."""
   init = nn.initializers.xavier_uniform()
   dense = functools.partial(nn.DenseGeneral, (num_heads, width // num_heads),
                             dtype=dtype, kernel_init=init)
