@@ -26,6 +26,7 @@ from vpt_jax.model import Model
 
 GOLDEN = Path(__file__).parent / "golden"
 GOOGLE = GOLDEN / "vit_plain_google_layout.npz"
+RESIZED = sorted(GOLDEN.glob("vit_plain_resized_*.npz"))
 REAL = (Path(__file__).parents[2] / "shared" / "models" /
         "vit_ti16_224_in1k_bigvision_f16.npz")
 VIT = ViT((32, 32), patch_size=8, width=48, depth=3, num_heads=3, mlp_dim=96,
@@ -144,9 +145,9 @@ def test_a_folder(flat, template, tmp_path):
   assert load.sha256(tmp_path / "a") != got.sha256
 
 
-@pytest.mark.parametrize("case", ["up", "down"])
-def test_logits_of_published_code(case):
-  with np.load(GOLDEN / f"vit_plain_resized_{case}.npz") as npz:
+@pytest.mark.parametrize("file", RESIZED, ids=lambda path: path.stem)
+def test_logits_of_published_code(file):
+  with np.load(file) as npz:
     image, table = npz["input/images"], npz["out/pos_embed_resized"]
     logits, size = npz["out/logits"], json.loads(str(npz["meta"]))["img_new"]
   backbone = VIT.clone(image_size=(size, size))

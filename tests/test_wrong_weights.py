@@ -104,7 +104,7 @@ HERE = "than this backbone .ViT, patch_size 8, width 48, depth 3, mlp_dim 96"
 WRONG = {
     "a ResNet": (
         RESNET, VIT, "x.pth can't be used: the names in it are of no known "
-        "layout .it begins with bn1.running_mean, conv1.* a ResNet"),
+        "layout .it begins with bn1.running_mean, conv1.*a ResNet"),
     "only an optimizer": (
         {"opt/0/mu/cls": FLAT["cls"]}, VIT, "no known .* an optimizer's state"),
     "an optimizer's moments": (
@@ -124,7 +124,7 @@ WRONG = {
                      f"depth 2, .* {HERE}"),
     "MLP": (weights(VIT.clone(mlp_dim=48)), VIT, f"mlp_dim 48. {HERE}"),
     "no blocks": (without(FLAT, "encoderblock"), VIT,
-                  f"another model .ViT, patch_size 8, width 48. {HERE}"),
+                  f"model .no transformer, patch_size 8, width 48. {HERE}"),
     "heads": (weights(VIT.clone(num_heads=6)), VIT, "number of attention head"),
     "a Swin": (weights(SWIN), VIT, "another model .Swin, patch_size 4, width "
                f"16, depth 4, mlp_dim 64, window 4. {HERE}"),
@@ -160,7 +160,7 @@ WRONG = {
 def test_the_error_names_the_cause(case):
   file, backbone, match = WRONG[case]
   template = cost.shapes(backbone)
-  if backbone.projection if case == "projection" else False:
+  if case == "projection":
     template |= {"projection/kernel": jax.ShapeDtypeStruct((48, 8), "float32")}
   with pytest.raises(ValueError, match=match) as error:
     load.fit(file, template, "x.pth", backbone.spec)
@@ -246,9 +246,8 @@ def test_of_two_networks_the_published_one():
   for good, other in (("module.base_encoder.", "module.momentum_encoder."),
                       ("teacher/backbone.", "student/module.backbone."),
                       ("model/", "model_ema/")):
-    file = renamed(second, "", other) if False else {
-        other + name: array for name, array in second.items()}
-    file |= {good + name: array for name, array in timm(FLAT).items()}
+    file = {other + name: array for name, array in second.items()} | {
+        good + name: array for name, array in timm(FLAT).items()}
     for items in file.items(), reversed(file.items()):
       got, _ = fit(dict(items))
       np.testing.assert_allclose(got["embedding/bias"], FLAT["embedding/bias"])
@@ -286,7 +285,7 @@ def small(name):
 @pytest.mark.parametrize("case,match", [
     ("cut short", "cannot read checkpoint .*truncated"),
     ("a parameter less", "x.npz does not fit .*\nmissing .*\n- cls"),
-    ("a ResNet", "x.npz can't be used: .* a ResNet")])
+    ("a ResNet", "x.npz can't be used: .*a ResNet")])
 def test_a_run_begins_with_all_weights_or_none(case, match, config, tmp_path,
                                                monkeypatch):
   flat = {name: np.ones(leaf.shape, np.float32)

@@ -102,12 +102,13 @@ def convert(flat: Mapping[str, np.ndarray], source: str, backbone: str = "",
   own = load.restore(own, cost.shapes(module), source)
   out = {name.replace("encoder_norm", "fc_norm") if is_pooled else name: array
          for name, array in own.items()}
-  return out | {name: array for name, array in arrays.items()
-                if name.startswith(EXTRAS)}, module, found
+  out |= {name: array for name, array in arrays.items()
+          if name.startswith(EXTRAS)}
+  return dict(sorted(out.items())), module, found
 
 
 def mapping(found: Translated) -> Iterator[str]:
-  """What became what, one line for all blocks; then what was ignored."""
+  """What became what, in one line for all blocks; then what was ignored."""
   prefix = os.path.commonprefix([*found.origin.values()])
   prefix = re.sub(r"[^./]*$", "", prefix)
   kinds: dict[str, tuple[set[str], dict[str, None]]] = {}
@@ -122,7 +123,8 @@ def mapping(found: Translated) -> Iterator[str]:
                zip(*(name.split("/") for name in names)))
     ours = "/".join(next(iter(parts)) if len(parts) == 1 else
                     f"{{{','.join(parts)}}}" for parts in columns)
-    yield f"  {theirs} -> {ours}" + f"  x{len(files)}" * (len(files) > 1)
+    if ours != theirs:
+      yield f"  {theirs} -> {ours}" + f"  x{len(files)}" * (len(files) > 1)
   ignored = collections.Counter(map(_starred, found.ignored))
   yield from ["ignored:"] * bool(ignored)
   for name, count in ignored.items():
@@ -174,7 +176,8 @@ def difference(path: Path, found: Translated, module: ViT | Swin,
   params = {name.replace("fc_norm", "encoder_norm"): array
             for name, array in arrays.items()}
   with jax.default_matmul_precision("highest"):
-    ours = np.asarray(nn.apply(run, module)({"params": tree.unflatten(params)}))
+    ours = np.asarray(jax.jit(nn.apply(run, module))(
+        {"params": tree.unflatten(params)}))
   theirs = theirs.reshape(ours.shape)  # Swin's have rows and columns.
   return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 

@@ -46,8 +46,8 @@ _TIMM = (
     (r"head\.mlp\.2", "projection/Dense_1", "dense"),
     (r"head\.mlp\.4", "projection/Dense_2", "dense"),
     (r"head\.last_layer\.weight_([gv])", r"projection/prototypes/\1", "array"),
-    # MoCo v3's projector, the decoder of a whole MAE.
-    (r"head\.\d+\..*|mask_token|decoder_.*", "", "ignore"),
+    # MoCo v3's projector, the decoder of a whole MAE, SigLIP's pooling.
+    (r"head\.\d+\..*|mask_token|decoder_.*|attn_pool\..*", "", "ignore"),
 )
 
 
@@ -134,6 +134,8 @@ _HF_CLIP = (
     (r"text_model\.final_layer_norm", "text/Transformer/encoder_norm", "norm"),
     (r"text_projection", "text/projection", "dense"),
     (r"logit_scale", "logit_scale", "array"),
+    # SigLIP's pooling and what its texts alone need.
+    (r"(?:vision_model|text_model)\.head\..*|logit_bias", "", "ignore"),
 )
 # The first public checkpoints (2020) counted all layers of a block together.
 _OLD = r"Transformer/encoderblock_(\d+)/"

@@ -193,8 +193,9 @@ def _causes(flat: Mapping[str, Any], template: Mapping[str, Any]
   """What is likely wrong, in words."""
   file, ours = shape_of(flat), shape_of(template)
   missing, more = template.keys() - flat.keys(), flat.keys() - template.keys()
-  text = lambda shape: ", ".join(["Swin" if "window" in shape else "ViT"] + [
-      f"{key} {value}" for key, value in shape.items()])
+  text = lambda shape: ", ".join([
+      "Swin" if "window" in shape else "ViT" if "depth" in shape else
+      "no transformer", *(f"{key} {value}" for key, value in shape.items())])
   names = ", ".join(registry.fitting(file) if "width" in file and (
       "mlp_dim" in file) else ())
   kinds = {str(array.dtype) for array in flat.values()} - {"float32"}

@@ -14,6 +14,8 @@ Arrays = dict[str, np.ndarray]
 # Of several networks in one file, which is the published backbone.
 _SECOND = re.compile(r"momentum|student|ema|optimizer|opt/(?!target)")
 
+_MOST_BLOCKS = 1000  # of a sound file; a name each for millions is an attack
+
 _SAME: Callable[[np.ndarray], np.ndarray] = lambda x: x
 # kind -> {leaf: (our leaf, transform)}
 _LEAVES = {
@@ -98,7 +100,7 @@ def _unstacked(flat: Mapping[str, np.ndarray]
   """Items of `flat`; [L, ...] arrays of a scan over blocks as L arrays."""
   for name, array in flat.items():
     before, scan, rest = name.partition("Transformer/encoderblock/")
-    if scan and array.ndim:
+    if scan and array.ndim and len(array) <= _MOST_BLOCKS:
       for i, part in enumerate(array):
         yield f"{before}Transformer/encoderblock_{i}/{rest}", part
     else:
