@@ -13,7 +13,7 @@ import optax
 from tests.reference import Arrays, Names, below
 from vpt_jax import model as models
 from vpt_jax import optim, tree
-from vpt_jax.backbones import load
+from vpt_jax.backbones import diagnose
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.base import Method
@@ -101,7 +101,7 @@ class Built:
 def architecture(flat: tree.Flat, image_size: tuple[int, int], heads: int,
                  **more: Any) -> ViT:
   """The ViT that has these backbone parameters (paths without `backbone/`)."""
-  shape = load.shape_of(flat)
+  shape = diagnose.shape_of(flat)
   return ViT(image_size=image_size, num_heads=heads, **shape, **more)
 
 

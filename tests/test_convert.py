@@ -3,7 +3,6 @@
 The files are made here from our own arrays by renaming them back.
 """
 
-import math
 import re
 import sys
 

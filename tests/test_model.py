@@ -225,7 +225,8 @@ class NoGrid(ViT):
   @property
   def spec(self):
     import dataclasses
-    return dataclasses.replace(super().spec, grid=None)
+    return dataclasses.replace(
+        super().spec, grids=(None,) * self.depth)
 
 
 def test_a_method_that_needs_a_grid(config, monkeypatch):

@@ -18,7 +18,6 @@ from vpt_jax.backbones.swin import Swin
 SWIN = Swin((64, 64), 16, (2, 2), (2, 4), window=4)
 CLIP = VIT.clone(pre_norm=True, patch_bias=False)
 NO_CLS = VIT.clone(num_cls=0, pool="img")
-BIAS = "MultiHeadDotProductAttention_0/relative_position_bias"
 
 
 def weights(backbone, seed=0):
@@ -30,7 +29,7 @@ def weights(backbone, seed=0):
 FLAT, TEMPLATE = weights(VIT), cost.shapes(VIT)
 
 
-# PyTorch's names, by what they become of ours.
+# (A part of our names, timm's).
 TIMM = (
     ("Transformer/encoderblock_", "blocks."), ("/LayerNorm_0/", ".norm1."),
     ("/LayerNorm_1/", ".norm2."), ("/MlpBlock_0/Dense_0/", ".mlp.fc1."),
@@ -44,14 +43,12 @@ def timm(flat):
   """A ViT under timm's names."""
   out = {}
   for name, array in flat.items():
-    attention = re.search("/(query|key|value|out)/(kernel|bias)", name)
-    if attention:
-      out_ = attention[1] == "out"
-      array = array.reshape((-1, array.shape[-1]) if out_ and array.ndim == 3
-                            else (len(array), -1))
-    if name.endswith("kernel"):
-      array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
-    elif attention:
+    if "/out/kernel" in name:
+      array = array.reshape(-1, array.shape[-1]).T
+    elif name.endswith("kernel"):
+      array = (array.transpose(3, 2, 0, 1) if array.ndim == 4 else
+               array.reshape(len(array), -1).T)
+    elif re.search("/(query|key|value)/bias", name):
       array = array.reshape(-1)
     for ours, theirs in TIMM:
       name = name.replace(ours, theirs)
@@ -144,6 +141,10 @@ WRONG = {
         timm(FLAT), VIT.clone(projection=registry.get("clip_b16").projection()),
         "without the projection head that config.backbone.projection asks for"),
     "3 x 5": (positions(1 + 15), VIT, "x.pth can't be used: its 16 positions"),
+    "3 x 5, of 2020": (
+        LAYOUTS["of_2020"](FLAT) | {
+            "Transformer/posembed_input/pos_embedding": np.ones((1, 16, 48))},
+        VIT, "x.pth can't be used: its 16 positions"),
     "3 x 6": (positions(1 + 18), VIT, "positions of a grid that is no square"),
     "integers": ({name: array.astype(np.int8) for name, array in FLAT.items()},
                  VIT, "numbers of type int8, as in a quantised model"),

@@ -5,6 +5,7 @@ be trained or kept (`config.trainable`).
 """
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -101,10 +102,11 @@ def _from_text(config: ConfigDict, entry: Entry, extras: Arrays,
   template = tree.flatten(jax.eval_shape(
       tower.init, jax.random.key(0),
       jnp.zeros((1, tower.context_length), jnp.int32))["params"])
-  params = tree.unflatten(load.restore(text, template, "text tower"))
-  apply = jax.jit(lambda ids: tower.apply({"params": params}, ids))
+  params = jax.device_put(tree.unflatten(
+      load.restore(text, template, "text tower")))
+  apply = jax.jit(lambda params, ids: tower.apply({"params": params}, ids))
   tokenizer = clip.Tokenizer(config.clip.merges or None)
-  kernel = clip.zero_shot(apply, tokenizer.encode, names,
-                          tuple(config.clip.templates))
+  kernel = clip.zero_shot(functools.partial(apply, params), tokenizer.encode,
+                          names, tuple(config.clip.templates))
   kernel = kernel * np.exp(extras["logit_scale"]).reshape(())
   return {"kernel": jnp.asarray(kernel), "bias": jnp.zeros_like(fresh["bias"])}

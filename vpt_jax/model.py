@@ -75,7 +75,7 @@ class Model(nn.Module):
 
     if not tokens.x.shape[1]:
       raise ValueError(
-          f"pool='prompt' reads prompts, but this method leaves none after the "
+          "pool='prompt' reads prompts, but this method leaves none after the "
           "last block; use pool='cls' or 'img'" if reads_prompts else
           f"pool={pool!r} reads the class token, but this backbone has none; "
           "use pool='img'")

@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from vpt_jax.backbones import cost, fetch, registry
 from vpt_jax.backbones.table import Entry
+from vpt_jax.backbones.vit import ViT
 
 
 def where(entry: Entry) -> str:
@@ -25,7 +26,8 @@ def table() -> list[list[str]]:
   for name, entry in registry.BACKBONES.items():
     module = registry.make(name, entry, (entry.image_size,) * 2)
     # Several checkpoints have one architecture.
-    shape = module.clone(gelu="exact", pool="", norm_order="", normalize="")
+    shape = module.clone(gelu="exact", pool="", norm_order="", normalize="",
+                         **({"resize": ""} if entry.module is ViT else {}))
     if shape not in known:
       known[shape] = (f"{cost.parameters(module):,}",
                       f"{cost.multiply_adds(module) / 1e9:.2f}")

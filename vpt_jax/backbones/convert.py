@@ -91,7 +91,7 @@ def convert(flat: Mapping[str, np.ndarray], source: str, backbone: str = "",
     found = translate({name: array for name, array in flat.items()
                        if name not in beside})
     found.ignored.extend(beside)
-    arrays = split_class_position(found.arrays, None, found.layout)
+    arrays = split_class_position(found, None)
     # Fine-tuned with mean pooling: `load.fit` looks where that norm is to go.
     is_pooled = "Transformer/encoder_norm/scale" not in arrays
     own = {name.replace("fc_norm", "encoder_norm") if is_pooled else name: array

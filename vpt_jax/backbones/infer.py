@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from vpt_jax.backbones import load, positions, registry
+from vpt_jax.backbones import diagnose, positions, registry
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.translate import side
 from vpt_jax.backbones.vit import ViT
@@ -29,7 +29,7 @@ def module_of(arrays: Arrays, backbone: str = "", heads: int = 0) -> ViT | Swin:
     ValueError: no whole transformer, unknown name, or the number of heads is
       not known.
   """
-  shape = load.shape_of(arrays)
+  shape = diagnose.shape_of(arrays)
   tables = {int(match[1]): array.shape for name, array in arrays.items() if (
       match := re.fullmatch(r"Transformer/encoderblock_(\d+)/.*/relative_"
                             "position_bias", name))}

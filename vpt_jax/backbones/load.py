@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpt_jax import tree
-from vpt_jax.backbones import fetch, formats, positions, registry
+from vpt_jax.backbones import diagnose, fetch, formats, positions
 from vpt_jax.backbones.layouts import EXTRAS
 from vpt_jax.backbones.translate import (Arrays, side, split_class_position,
                                          translate)
@@ -30,8 +30,6 @@ log = logging.getLogger("vpt_jax")
 
 _POSITIONS = "pos_embedding"
 _NORM = "Transformer/encoder_norm/"
-_BLOCK = "Transformer/encoderblock_0/"
-_BIAS = "MultiHeadDotProductAttention_0/relative_position_bias"
 _SHOWN = 12  # names of a kind that an error lists
 
 
@@ -91,6 +89,8 @@ def local(address: str, checksum: str, cache: str | Path | None
       path = Path(address).expanduser()
     if not path.exists():
       raise formats.unreadable(path, "no such file")
+    if checksum and path.is_dir():
+      raise ValueError(f"{path} is a folder; checksums are of files only")
     fetch.verify(path, checksum, "fetch it again or correct the checksum")
     yield path
 
@@ -106,9 +106,9 @@ def fit(flat: Mapping[str, np.ndarray], template: Mapping[str, Any],
   grid = spec.grids[0]
   try:
     found = translate(flat)
+    arrays = split_class_position(found, grid)
   except ValueError as error:
     raise ValueError(f"checkpoint {source} can't be used: {error}") from error
-  arrays = split_class_position(found.arrays, grid, found.layout)
   if found.ignored:
     log.info("ignored in the checkpoint: %s", _some(found.ignored))
   after = {name: name.replace("fc_norm", "encoder_norm") for name in arrays}
@@ -182,69 +182,14 @@ def restore(flat: Mapping[str, np.ndarray], template: Mapping[str, Any],
   if lines:
     raise ValueError("\n".join([
         f"checkpoint {source} does not fit this backbone", *lines,
-        *_causes(flat, template),
+        *diagnose.causes(flat, template),
         "Nothing was loaded; choose the config.backbone.name whose "
         "architecture fits, or another config.backbone.checkpoint"]))
+  broken = [name for name in template if not np.isfinite(flat[name]).all()]
+  if broken:
+    raise ValueError(f"checkpoint {source} holds NaN or infinite numbers in "
+                     f"{_some(broken)}; it is damaged, download it again")
   return {name: flat[name] for name in template}
-
-
-def _causes(flat: Mapping[str, Any], template: Mapping[str, Any]
-            ) -> Iterator[str]:
-  """What is likely wrong, in words."""
-  file, ours = shape_of(flat), shape_of(template)
-  missing, more = template.keys() - flat.keys(), flat.keys() - template.keys()
-  text = lambda shape: ", ".join([
-      "Swin" if "window" in shape else "ViT" if "depth" in shape else
-      "no transformer", *(f"{key} {value}" for key, value in shape.items())])
-  names = ", ".join(registry.fitting(file) if "width" in file and (
-      "mlp_dim" in file) else ())
-  kinds = {str(array.dtype) for array in flat.values()} - {"float32"}
-  grids = {str(arrays[_POSITIONS].shape) for arrays in (flat, template)
-           if _POSITIONS in arrays}
-  causes = (
-      (file != ours, f"the file is of another model ({text(file)}) than this "
-       f"backbone ({text(ours)})" + f"; of its shape are {names}" * (
-           names != "")),
-      ("Transformer/fc_norm/scale" in more, "it was fine-tuned with mean "
-       "pooling (`fc_norm`); set config.backbone.norm=after and "
-       "config.pool=img"),
-      (any("dist_token" in name for name in more), "a distilled DeiT, whose "
-       "second class token is not supported"),
-      (any(name.startswith("projection/") for name in missing), "a file "
-       "without the projection head that config.backbone.projection asks for; "
-       "DINO's is in the file named ..._full_checkpoint.pth only"),
-      ("embedding_norm/scale" in more, "the file is CLIP's visual tower, with "
-       "a norm before the blocks; choose a backbone whose name begins with "
-       "clip_"),
-      ("embedding_norm/scale" in missing, "the file is a plain ViT, but this "
-       "backbone CLIP's visual tower, with a norm before the blocks"),
-      ("cls" in missing, "the file has no class token; it was trained with "
-       "another pooling"),
-      ("cls" in more, "the file has a class token, this backbone has none"),
-      (kinds, f"numbers of type {', '.join(sorted(kinds))}, as in a quantised "
-       "model; choose a file of floats"),
-      (len(grids) > 1, "positions of a grid that is no square, or with more "
-       "than one class token"),
-      (more, "a variant with parts that this backbone does not have"),
-      (missing, "the file is not whole, or of a variant without these parts"),
-      (True, "another number of attention heads, or another variant"))
-  yield "Likely cause: " + next(cause for found, cause in causes if found)
-
-
-def shape_of(flat: Mapping[str, Any]) -> dict[str, int]:
-  """patch_size, width, depth, mlp_dim and Swin's window, by a tree's shapes."""
-  shape = lambda name: getattr(flat.get(name), "shape", ())
-  out = {}
-  if len(shape("embedding/kernel")) == 4:
-    out["patch_size"], _, _, out["width"] = shape("embedding/kernel")
-  out["depth"] = len({match[0] for match in map(
-      re.compile(r"Transformer/encoderblock_\d+/").match, flat) if match})
-  if len(shape(_BLOCK + "MlpBlock_0/Dense_0/bias")) == 1:
-    out["mlp_dim"] = shape(_BLOCK + "MlpBlock_0/Dense_0/bias")[0]
-  table = shape(_BLOCK + _BIAS)
-  if len(table) == 2:  # (2 window - 1)^2 rows.
-    out["window"] = (math.isqrt(table[0]) + 1) // 2
-  return {key: int(value) for key, value in out.items() if value}
 
 
 def _some(names: Iterable[str]) -> str:

@@ -70,10 +70,25 @@ def make(name: str, entry: Entry, size: tuple[int, int], **options: Any
       raise ValueError(f"image_size={side} is not a multiple of the patch size "
                        f"{unit} of {name!r} (and its windows, if it has any); "
                        f"nearest: {near}")
-  return entry.module(image_size=size, **(entry.arch | options))
+  module = entry.module(image_size=size, **(entry.arch | options))
+  if entry.module is Swin and size[0] != size[1] and (
+      min(module.spec.grids[-1]) < entry.arch["window"]):
+    raise ValueError(f"image_size={size} leaves {name!r} a grid that is smaller "
+                     "than its windows and no square; use a larger or a square "
+                     "image")
+  return module
 
 
 def fitting(shape: Mapping[str, int]) -> list[str]:
-  """Names of the ViTs in the table with this patch_size, width, depth, ..."""
+  """Names in the table with this patch_size, width, depth, mlp_dim, window."""
+
+  def sizes(entry):
+    if entry.module is not Swin:
+      return entry.arch
+    arch = dict(patch_size=Swin.patch_size, mlp_ratio=Swin.mlp_ratio
+                ) | entry.arch
+    return arch | dict(depth=sum(arch["depths"]),
+                       mlp_dim=int(arch["width"] * arch["mlp_ratio"]))
+
   return [name for name, entry in BACKBONES.items()
-          if all(entry.arch.get(key) == value for key, value in shape.items())]
+          if shape.items() <= sizes(entry).items()]

@@ -13,6 +13,8 @@ Arrays = dict[str, np.ndarray]
 
 # Of several networks in one file, which is the published backbone.
 _SECOND = re.compile(r"momentum|student|ema|optimizer|opt/(?!target)")
+# Which is none, even if it is the only one.
+_NEVER = re.compile(r"momentum|(^|/)opt(imizer)?/(?!target)")
 
 _MOST_BLOCKS = 1000  # of a sound file; a name each for millions is an attack
 
@@ -86,8 +88,13 @@ def _find(flat: Mapping[str, np.ndarray]) -> tuple[str, str, tuple[Rule, ...]]:
     found = [name.removesuffix(marker) for name in flat
              if name == marker or name.endswith((f"/{marker}", f".{marker}"))]
     if found:
-      return layout, min(found, key=lambda prefix: (
-          bool(_SECOND.search(prefix)), len(prefix), prefix)), rules
+      prefix = min(found, key=lambda prefix: (
+          bool(_SECOND.search(prefix)), len(prefix), prefix))
+      if _NEVER.search(prefix):
+        raise ValueError(f"all that it holds is {prefix!r}, which is no "
+                         "published backbone but a momentum encoder or an "
+                         "optimizer's state")
+      return layout, prefix, rules
   some = ", ".join(sorted(flat)[:4])
   raise ValueError(
       f"the names in it are of no known layout (it begins with {some}); known: "
@@ -185,25 +192,34 @@ def _with_batch_axis(arrays: Arrays) -> Arrays:
   return arrays
 
 
-def split_class_position(arrays: Arrays, grid: tuple[int, int] | None,
-                         layout: str) -> Arrays:
+def split_class_position(found: Translated, grid: tuple[int, int] | None
+                         ) -> Arrays:
   """Adds the class token's position, the first of 1 + n n, to the token.
 
   Args:
-    arrays: under our names.
-    grid: of the backbone; in big_vision's layout just as many positions have
-      none for the class token (5 x 10 is 1 + 7 x 7).
-    layout: name of the layout.
+    found: the checkpoint.
+    grid: of the backbone; where big_vision has its positions today, just as
+      many have none for the class token (5 x 10 is 1 + 7 x 7).
+
+  Raises:
+    ValueError: n n positions in a layout that has the class token's as well.
   """
+  arrays = found.arrays
   cls, table = arrays.get("cls"), arrays.get("pos_embedding")
   if cls is None or table is None or table.ndim != 3:
     return arrays
-  if layout == "big_vision" and grid and table.shape[1] == math.prod(grid):
+  name, count = found.origin["pos_embedding"], table.shape[1]
+  always = found.layout != "big_vision" or "posembed_input" in name
+  if not always and grid and count == math.prod(grid) and not (
+      "Transformer/" in name and side(count - 1)):
     return arrays
   first, rest = table[:, :1], table[:, 1:]
-  if cls.shape != first.shape or not side(rest.shape[1]):
-    return arrays
-  return arrays | {"cls": cls + first, "pos_embedding": rest}
+  if cls.shape == first.shape and side(count - 1):
+    return arrays | {"cls": cls + first, "pos_embedding": rest}
+  if always and side(count):
+    raise ValueError(f"its {count} positions are not the class token's and "
+                     "those of an n x n grid")
+  return arrays
 
 
 def side(count: int) -> int:
