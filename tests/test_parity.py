@@ -289,7 +289,7 @@ def test_pools_that_count_removed_prompts(tmp_path, pool, rows):
 
 
 def test_generated_blocks_are_counted_after_the_static_ones():
-  spec = Spec(4, 8, patch_size=2, grid=(4, 4), image_size=(8, 8))
+  spec = Spec((8, 8), patch_size=2, widths=(8,) * 4, grids=((4, 4),) * 4)
   names = Names(2, VAPT(spec, static_layers=2), offset=2)
   norm = "enc.transformer.deep_prompt_norm.{}.weight"
   assert names.places(norm.format(1))[0].path == (

@@ -73,9 +73,9 @@ def make(name: str, entry: Entry, size: tuple[int, int], **options: Any
   module = entry.module(image_size=size, **(entry.arch | options))
   if entry.module is Swin and size[0] != size[1] and (
       min(module.spec.grids[-1]) < entry.arch["window"]):
-    raise ValueError(f"image_size={size} leaves {name!r} a grid that is smaller "
-                     "than its windows and no square; use a larger or a square "
-                     "image")
+    raise ValueError(f"image_size={size} leaves {name!r} a grid that is no "
+                     "square and smaller than its windows; use a larger or a "
+                     "square image")
   return module
 
 
