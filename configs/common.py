@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
 
   # What is adapted to what. See vpt_jax/data/tasks.py for the tasks.
   config.task = ""
-  # linear | full | vpt | vapt; its options are in the section of that name.
+  # linear | full | vpt | vapt | pgn | ...: vpt_jax/methods/registry.py lists
+  # them; its options are in the section of that name.
   config.method = "vapt"
   # Regular expression over parameter paths (`backbone/...`, `method/...`,
   # `head/...`); what it matches is trained. "": the method's own, which is
@@ -24,11 +25,14 @@ def get_config() -> ConfigDict:
   # the backbone's own (ViT, MoCo v3, CLIP: cls; MAE, Swin: imgprompt).
   config.pool = ""
   # What the head starts from: linear (new) | pretrained (the checkpoint's own)
-  # | zero_shot (CLIP's text features of the class names).
+  # | zero_shot (CLIP's text features of the class names) | prototypes (of
+  # DINO, a random one for each class: PGN's).
   config.head = "linear"
   # head=pretrained: for each class of the task the classes of the checkpoint's
   # head that belong to it, as in ((404, 895), (436,)). (): they are the same.
   config.head_groups = ()
+  # Hidden layers of the head (Dense, ReLU, BatchNorm, Dropout 0.1 each).
+  config.head_layers = 0
   # Side of the square images that the backbone sees; other sizes than the
   # checkpoint's resize its position embeddings.
   config.image_size = 224
@@ -101,13 +105,32 @@ def get_config() -> ConfigDict:
   # How exact float32 products are on GPU and TPU: highest (float32 throughout)
   # | high | default (TF32 or bfloat16 inside).
   config.compute.matmul_precision = "highest"
+  # True: less memory, a third more time; see jax.checkpoint.
+  config.compute.remat = False
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every_epochs = 10
   config.checkpoint.keep = 2
 
+  # Prompt condensation, see vpt_jax/condense.py and configs/condense_vtab.py.
+  config.condense = ConfigDict()
+  # Shares of the prompts to keep, each on its own; (): an ordinary run.
+  config.condense.shares = ()
+  # What ranks the prompts: a name in vpt_jax/scores.py.
+  config.condense.statistic = "removal"
+  # Fine-tuning of the kept prompts and the head, without warm-up. The rate is
+  # `lr_factor` times `optim.lr`.
+  config.condense.epochs = 20
+  config.condense.lr_factor = 0.5
+  # Images for the exact effect of each prompt, to which all statistics are
+  # compared; it takes a forward pass for every prompt. 0: not done.
+  config.condense.oracle_images = 0
+
   # For head=zero_shot.
   config.clip = ConfigDict()
+  # File (npy, npz) of the classes' text features [K, D]; "": the text tower
+  # makes them from what follows.
+  config.clip.text_features = ""
   # (): those of the task.
   config.clip.class_names = ()
   # Their text features are averaged; {} is the class name.
@@ -119,12 +142,33 @@ def get_config() -> ConfigDict:
   # See vpt_jax/methods/vpt.py and vapt.py for what the options mean.
   config.vpt = ConfigDict(dict(
       num_tokens=10, deep=True, num_layers=0, reverse=False, shared=False,
-      expand=True, project=0, dropout=0.1))
+      expand=True, project=0, dropout=0.1, kept=()))
   config.vapt = ConfigDict(dict(
       num_tokens=10, static_layers=1, conv=True, kernel_size=2, padding=0,
       per_channel=False, projector="shared", hidden=8, activation="relu",
       learnable_scale=False, dropout=0.1, dropout_channel=0.1,
       dropout_mlp=0.1))
+  # pgn.py.
+  config.pgn = ConfigDict(dict(
+      num_tokens=16, library=256, act="softmax", network="resnet10",
+      init_max_pool=True, initial_channels=16, groups=4, blocks_per_group=1,
+      resolution=0, weights=""))
+  config.iip = ConfigDict(dict(num_tokens=16))
+  # gated.py.
+  config.gated = ConfigDict(dict(
+      num_tokens=10, gates=True, num_gates=0, gate_init=10.0, hard=False,
+      learn_temperature=True, temperature_init=1.0, temperature_min=0.01,
+      temperature_max=10.0, dropout=0.1))
+  # inside.py.
+  config.adapter = ConfigDict(dict(reduction=8, initial="near_identity"))
+  config.lora = ConfigDict(dict(
+      rank=8, alpha=8.0, layers=("query", "value")))
+  # pixel.py.
+  config.add = ConfigDict(dict(single=False, deep=False, dropout=0.1))
+  config.pad = ConfigDict(dict(width=16))
+  config.below = ConfigDict(dict(num_channels=1))
+  config.prepend_pixel = ConfigDict(dict(num_tokens=10, variant="plain"))
+  config.border = ConfigDict(dict(width=0, init_std=1.0))
   return config
 
 

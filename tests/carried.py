@@ -22,7 +22,7 @@ class CarriedModel(Model):
       if context is not None:
         tokens = tokens.with_prompt(context)
       out = backbone.block(i, tokens, temperature=method.temperature(i))
-      tokens = method.after(i, tokens, out)
+      tokens = method.after(i, tokens, out, train=train)
       if context is not None and i + 1 < backbone.spec.depth:
         tokens = tokens.with_prompt(None)
     rows = tokens.replace(x=backbone.norm(tokens.x)).rows(

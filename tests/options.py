@@ -1,6 +1,6 @@
 """The model that a fixture's `meta` describes, built from our parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import re
 from typing import Any
@@ -10,18 +10,37 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.reference import Arrays, Names, below
+from tests.reference import STATS, Arrays, Names, below
 from vpt_jax import model as models
-from vpt_jax import optim, tree
+from vpt_jax import layers, optim, tree
 from vpt_jax.backbones import diagnose
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.base import Method
+from vpt_jax.methods.gated import Gated
+from vpt_jax.methods.inside import Adapter
+from vpt_jax.methods.pixel import Add, Below, Pad, PrependPixel
 from vpt_jax.methods.vapt import ACTIVATIONS, VAPT
 from vpt_jax.methods.vpt import VPT
+from vpt_jax.tokens import Spec
 
 POOLS = {"original": "", "img_pool": "img", "prompt_pool": "prompt",
          "imgprompt_pool": "imgprompt"}
+
+
+# Prompts that do not stand beside the tokens: what makes the method from the
+# spec, NUM_TOKENS and DEEP.
+LOCATIONS: dict[str, Callable[[Spec, int, bool], Method]] = {
+    "add": lambda spec, n, deep: Add(spec, deep=deep),
+    "add-1": lambda spec, n, deep: Add(spec, single=True, deep=deep),
+    "pad": lambda spec, n, deep: Pad(spec, n),
+    "below": lambda spec, n, deep: Below(spec, n),
+    "prepend-pixel": lambda spec, n, deep: PrependPixel(spec, n),
+    "prepend-pixel-gaussian": lambda spec, n, deep: PrependPixel(
+        spec, n, "gaussian"),
+    "prepend-pixel-imgnettransform": lambda spec, n, deep: PrependPixel(
+        spec, n, "imgnettransform"),
+}
 
 
 class Unsupported(Exception):
@@ -35,15 +54,19 @@ def check_supported(meta: dict[str, Any], keys: set[str]) -> None:
   eps = meta.get("layer_norm_eps", 1e-6)
   gelu = meta.get("gelu", "exact")
   location = cfg.get("LOCATION", "prepend")
+  elsewhere = location != "prepend"
+  style = (meta.get("adapter_cfg") or {}).get("STYLE", "Pfeiffer")
   reasons = {
-      "method: prompt generation network": "pgn" in where.lower(),
-      "prompt condensation scores": "statistics" in meta,
-      "method: gated prompts": "Gated" in where,
-      "method: adapter": bool(meta.get("adapter_cfg")) or "adapter" in where,
+      f"adapter style {style!r}": style != "Pfeiffer",
       "method: side network": any(key.startswith("side") for key in keys),
-      "hidden layers in the head": bool(meta.get("mlp_num")) or any(
-          key.startswith("head.projection") for key in keys),
-      f"prompt location {location!r}": location != "prepend",
+      f"prompt location {location!r}": elsewhere and (
+          location not in LOCATIONS or "vit_ablations" not in where),
+      "added prompts that are shared, projected or not in all blocks":
+          elsewhere and (cfg.get("PROJECT", -1) > 0 or any(map(cfg.get, (
+              "NUM_DEEP_LAYERS", "REVERSE_DEEP", "DEEP_SHARED")))),
+      "projected prompts with gates": (
+          is_gated(meta) and cfg.get("PROJECT", -1) > 0
+          and not cfg["DEEP"]),
       f"LayerNorm eps {eps} (ours is 1e-6)": eps != 1e-6,
       f"GELU {gelu!r}": not str(gelu).startswith(("exact", "tanh")),
       "projected prompts beside generated ones": bool(
@@ -52,6 +75,21 @@ def check_supported(meta: dict[str, Any], keys: set[str]) -> None:
   for reason, holds in reasons.items():
     if holds:
       raise Unsupported(reason)
+
+
+def is_gated(meta: dict[str, Any]) -> bool:
+  """Whether a fixture is of the repository of Gated Prompt Tuning."""
+  return "Gated" in meta.get("reference", "")
+
+
+class TrainedHead(models.Model):
+  """The head, alone, in training mode; without dropout."""
+
+  def setup(self):
+    self.head = layers.Head(self.num_classes, self.hidden_layers, dropout=0.0)
+
+  def classify(self, feature, *, train=False):
+    return self.head(feature, train=True)
 
 
 class Published(VPT):
@@ -74,7 +112,7 @@ class Published(VPT):
                             grid=None)
     return super().before(i, tokens, train=train)
 
-  def after(self, i, tokens_in, tokens_out):
+  def after(self, i, tokens_in, tokens_out, *, train):
     if self.counted and i == self.spec.depth - 1:
       rows = (slice(self.num_tokens) if self.counted == "prompt" else
               slice(self.num_tokens, None))
@@ -115,13 +153,26 @@ def backbone_of(meta: dict[str, Any], flat: tree.Flat,
     return Swin(image_size, sizes["embed"], tuple(sizes["depths"]),
                 tuple(sizes["heads"]), sizes["window"], sizes["patch"],
                 sizes["mlp_ratio"], gelu=gelu)
-  mae = dict(pool="imgprompt", norm_order="after") if "mae" in where else {}
-  return architecture(flat, image_size, sizes["heads"], gelu=gelu, **mae)
+  more = dict(pool="imgprompt", norm_order="after") if "mae" in where else {}
+  cfg = meta.get("prompt_cfg") or {}
+  if is_gated(meta) and cfg.get("VIT_POOL_TYPE", "original") != "original":
+    more["norm_order"] = "after"
+  if cfg.get("LOCATION") == "pad":
+    image_size = tuple(side + 2 * cfg["NUM_TOKENS"] for side in image_size)
+  return architecture(flat, image_size, sizes["heads"], gelu=gelu, **more)
 
 
-def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int]
-          ) -> tuple[Built, tree.Flat]:
+def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int],
+          train_head: bool = False) -> tuple[Built, tree.Flat]:
   """The model of a fixture, and its parameters under our names.
+
+  Running statistics are among them, below `batch_stats/`.
+
+  Args:
+    meta: of the fixture.
+    params: its `param/`.
+    image_size: of its images.
+    train_head: the head's batch normalisation is in training mode.
 
   Raises:
     Unsupported: the library does not have this model.
@@ -135,7 +186,7 @@ def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int]
   names = Names(heads, depths=depths)
   backbone = names.parameters(
       {key: value for key, value in params.items()
-       if not re.match(r"head\.|.*prompt_", key)})
+       if not re.match(r"head\.|.*(prompt_|adapter_|gate_logit$|temp$)", key)})
   if not any(path.endswith("query/kernel") for path in backbone):
     raise ValueError("no parameter of a known backbone; is it a fixture?")
   module = backbone_of(meta, below(backbone, "backbone/"), image_size)
@@ -143,17 +194,22 @@ def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int]
              if re.fullmatch(r"head(\.last_layer)?\.bias", key)]
   if len(classes) != 1:
     raise ValueError("expected one head.bias or head.last_layer.bias")
-  built = _with_method(module, meta, names, classes[0])
+  cls = TrainedHead if train_head else models.Model
+  model = cls(module, Method(module.spec), classes[0], hidden_layers=sum(
+      re.fullmatch(r"head\.projection\.\d+\.running_mean", key) is not None
+      for key in params))
+  built = _with_method(model, meta, names)
   flat = built.names.parameters(params)
   check_template(flat, built.model)
   return built, flat
 
 
 def template(model: models.Model) -> tree.Flat:
-  """Shapes of the model's parameters."""
-  image = jnp.zeros((1, *model.backbone.image_size, 3))
-  return tree.flatten(jax.eval_shape(
-      lambda: model.init(jax.random.key(0), image))["params"])
+  """Shapes of the model's parameters and running statistics."""
+  image = jnp.zeros((1, *model.method.input_size, 3))
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
+  return {**tree.flatten(shapes["params"]),
+          **tree.flatten(shapes.get("batch_stats", {}), STATS)}
 
 
 def check_template(flat: tree.Flat, model: models.Model) -> None:
@@ -168,20 +224,29 @@ def check_template(flat: tree.Flat, model: models.Model) -> None:
     raise ValueError("parameters do not fit: " + "; ".join(wrong))
 
 
-def _with_method(backbone: ViT | Swin, meta: dict[str, Any], names: Names,
-                 num_classes: int) -> Built:
-  """Adds the method, pool and head of a reference's option dictionary."""
-  cfg, spec = meta.get("prompt_cfg"), backbone.spec
+def _with_method(model: models.Model, meta: dict[str, Any], names: Names
+                 ) -> Built:
+  """Puts in the method and pool of a reference's option dictionaries."""
+  cfg, spec = meta.get("prompt_cfg"), model.backbone.spec
   depth = spec.depth
-  model = models.Model(backbone, Method(spec), num_classes)
   if not cfg:
-    return Built(model, names.of(model.method))
+    adapter, method = meta.get("adapter_cfg"), model.method
+    if adapter:
+      method = Adapter(spec, adapter["REDUCATION_FACTOR"])
+    return Built(model.clone(method=method), names.of(method))
   pool = tree.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
-  if re.search("Swin|moco", str(meta["reference_class"])):
+  if re.search("Swin|moco", str(meta["reference_class"])) and (
+      not is_gated(meta)):
     pool = "original"  # they do not read the option
   pool, deep = POOLS[pool] or spec.pool, bool(cfg["DEEP"])
+  model = model.clone(pool=pool)
   if deep and cfg.get("ADAPTIVE"):
-    return _with_vapt(model.clone(pool=pool), cfg, names)
+    return _with_vapt(model, cfg, names)
+  location = cfg.get("LOCATION", "prepend")
+  if location != "prepend" or is_gated(meta) and not deep:
+    method = (_gated(spec, cfg) if location == "prepend" else
+              LOCATIONS[location](spec, cfg["NUM_TOKENS"], deep))
+    return Built(model.clone(method=method), names.of(method))
   reverse = bool(deep and cfg.get("REVERSE_DEEP"))
   noexpand = bool(deep and cfg.get("FORWARD_DEEP_NOEXPAND") and not reverse)
   options = dict(
@@ -191,7 +256,7 @@ def _with_method(backbone: ViT | Swin, meta: dict[str, Any], names: Names,
       shared=bool(deep and cfg.get("DEEP_SHARED") and not reverse
                   and not noexpand),
       expand=not noexpand, project=max(0, cfg.get("PROJECT", -1)))
-  ours = model.clone(method=VPT(spec, **options), pool=pool)
+  ours = model.clone(method=VPT(spec, **options))
   names = names.of(ours.method)
   if reverse:
     return Built(ours.clone(method=Published(spec, **options)), names, ours,
@@ -204,6 +269,16 @@ def _with_method(backbone: ViT | Swin, meta: dict[str, Any], names: Names,
   return Built(ours.clone(method=Published(spec, counted=pool, **options)),
                names, ours if pool == "img" else None,
                f"{pool}_pool counts the removed prompts as if they were there")
+
+
+def _gated(spec: Spec, cfg: dict[str, Any]) -> Gated:
+  learned = bool(cfg["TEMP_LEARN"])
+  bounds = dict(temperature_min=cfg["TEMP_MIN"],
+                temperature_max=cfg["TEMP_MAX"]) if learned else {}
+  return Gated(
+      spec, cfg["NUM_TOKENS"], gates=bool(cfg["GATE_PRIOR"]),
+      num_gates=cfg["GATE_NUM"], learn_temperature=learned,
+      temperature_init=cfg["TEMP"], **bounds)
 
 
 def _with_vapt(model: models.Model, cfg: dict[str, Any], names: Names

@@ -17,6 +17,8 @@ import numpy as np
 
 from vpt_jax import tree
 from vpt_jax.methods.base import Method
+from vpt_jax.methods.gated import Gated
+from vpt_jax.methods.pixel import Add, Below, Pad, PrependPixel
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 
@@ -95,6 +97,10 @@ MODULES = (
     (r"transformer\.encoder\.encoder_norm|norm|fc_norm",
      "backbone/Transformer/encoder_norm", "norm"),
     (r"transformer\.prompt_proj", "method/projection", "dense"),
+    (_BLOCK + "adapter_downsample", r"method/adapter_\1/down", "dense"),
+    (_BLOCK + "adapter_upsample", r"method/adapter_\1/up", "dense"),
+    (_TIMM + "adapter_downsample", r"method/adapter_\1/down", "dense"),
+    (_TIMM + "adapter_upsample", r"method/adapter_\1/up", "dense"),
     (_VAPT + r"norm\.(\d+)", _GENERATOR + "norm", "norm"),
     (_VAPT + r"downsample\.(\d+)(?:\.linear)?", _GENERATOR + "tokens", "dense"),
     (_VAPT + r"downsample\.(\d+)\.conv", _GENERATOR[:-1], "depthwise"),
@@ -109,8 +115,34 @@ MODULES = (
      "dense"),
     (_VAPT + r"embeddings_mlp\.(\d+)", "method/project_{i}", "scale"),
     (r"head(?:\.last_layer)?", "head", "dense"),
+    (r"head\.hidden\.(\d+)", r"head/hidden_\1", "dense"),
+    (r"head\.norm\.(\d+)", r"head/norm_\1", "batch norm"),
 )
-_BUFFERS = (".attn_mask", ".relative_position_index")
+_BUFFERS = (".attn_mask", ".relative_position_index", ".num_batches_tracked")
+STATS = "batch_stats/"  # before the paths of running statistics
+
+
+def _pixels(x: np.ndarray) -> np.ndarray:
+  """[1, C, H, W] -> [H, W, C]."""
+  return x[0].transpose(1, 2, 0)
+
+
+# Parameters of a method: {name in the reference: (ours, transform)}.
+OWN: dict[type[Method], dict[str, tuple[str, Transform]]] = {
+    Gated: {name: (f"method/{ours}", lambda x: x) for name, ours in (
+        ("gate_logit", "gate_logit"), ("temp", "temperature"))},
+    # Both sides one beside the other.
+    Pad: {
+        "prompt_embeddings_tb": ("method/top_bottom", lambda x: np.stack(
+            np.split(_pixels(x), 2, axis=0))),
+        "prompt_embeddings_lr": ("method/left_right", lambda x: np.stack(
+            np.split(_pixels(x), 2, axis=1)))},
+    Below: {"prompt_embeddings": (
+        "method/channels", lambda x: _pixels(x)[None])},
+    # All patches one beside the other.
+    PrependPixel: {"prompt_embeddings": ("method/pixels", lambda x: np.stack(
+        np.split(_pixels(x), x.shape[3] // x.shape[2], axis=1)))},
+}
 
 
 class Names:
@@ -148,7 +180,12 @@ class Names:
     leaves = {
         "norm": {"weight": ("scale", same), "bias": ("bias", same)},
         "dense": {"weight": ("kernel", np.transpose), "bias": ("bias", same)},
-        "conv": {"weight": ("kernel", lambda x: x.transpose(2, 3, 1, 0)),
+        "batch norm": {"weight": ("scale", same), "bias": ("bias", same),
+                       "running_mean": ("mean", same),
+                       "running_var": ("var", same)},
+        # The image's channels come first.
+        "conv": {"weight": (
+            "kernel", lambda x: x.transpose(2, 3, 1, 0)[:, :, :3]),
                  "bias": ("bias", same)},
         "heads": {"weight": ("kernel", weight), "bias": ("bias", bias)},
         "unheads": {
@@ -163,7 +200,15 @@ class Names:
     return {leaf: [place] for leaf, place in leaves.items()}
 
   def numbered(self, key: str) -> str:
-    """Swin's `layers.S.blocks.B.` as `blocks.I.`, downsample as `merge.I.`."""
+    """Swin's `layers.S.blocks.B.` as `blocks.I.`, downsample as `merge.I.`.
+
+    The head's `projection.N.` is `hidden.I.` or `norm.I.`: there are four
+    modules in each of its layers.
+    """
+    found = re.match(r"head\.projection\.(\d+)\.(.*)", key)
+    if found:
+      i, place = divmod(int(found[1]), 4)
+      return f"head.{('hidden', '', 'norm', '')[place]}.{i}.{found[2]}"
     found = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.(.*)", key)
     if not found:
       return key
@@ -186,6 +231,11 @@ class Names:
       # Ours has the class token's position in the class token itself.
       return [Place("backbone/cls", lambda x: x[:, :1]),
               Place("backbone/pos_embedding", lambda x: x[:, 1:])]
+    own = OWN.get(type(self.method), {})
+    if short in own:
+      return [Place(*own[short])]
+    if short in OWN[Gated]:
+      return []  # deep prompts have no gates
     if short == "prompt_embeddings":
       return [Place("method/prompt_0" if self.depths else "method/prompt",
                     stop=1)]
@@ -214,7 +264,14 @@ class Names:
           if i not in blocks:
             return []
           base = base.format(i=i)
-        return [Place(f"{base}/{name}", take) for name, take in leaves[leaf]]
+        if leaf.startswith("running_"):
+          base = STATS + base
+        out = [Place(f"{base}/{name}", take) for name, take in leaves[leaf]]
+        if isinstance(self.method, Below) and (kind, leaf) == (
+            "conv", "weight"):
+          out.append(Place("method/embedding/kernel", lambda x: x.transpose(
+              2, 3, 1, 0)[:, :, 3:]))
+        return out
     raise ValueError(f"no rule for the reference's parameter {whole!r}")
 
   def _deep_prompts(self) -> list[Place]:
@@ -222,6 +279,8 @@ class Names:
     first, sets = 1, 1
     if isinstance(self.method, VAPT):
       sets = self.method.static_layers
+    elif isinstance(self.method, Add):
+      sets = self.method.spec.depth
     elif isinstance(self.method, VPT) and not self.method.shared:
       first, sets = int(not self.method.reverse), len(self.method.prompted)
     if first == sets:

@@ -34,6 +34,8 @@ TOLERANCES = {
     "gradient norms": Tolerance(0.0, 1e-4),
     "parameters": Tolerance(1e-6, 1e-4),
     "final logits": Tolerance(1e-4),
+    "scores": Tolerance(0.0, 1e-4),
+    "selection": Tolerance(0.0),
 }
 # Groups of which the worst few are printed, not only the worst.
 _MANY = ("gradients", "parameters")

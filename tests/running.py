@@ -18,16 +18,37 @@ from vpt_jax.backbones.vit import ViT
 Batch = tuple[np.ndarray, np.ndarray]  # images and labels
 
 
+def _variables(train: tree.Flat, frozen: tree.Flat) -> dict[str, Any]:
+  """Of both; paths below `batch_stats/` are running statistics."""
+  params = tree.merge(train, frozen)
+  statistics = params.pop("batch_stats", None)
+  return {"params": params} | (
+      {} if statistics is None else {"batch_stats": statistics})
+
+
 def _loss(train: tree.Flat, frozen: tree.Flat, model: models.Model,
           images: jax.Array, labels: jax.Array):
-  """Mean cross entropy, and (logits, pooled features)."""
-  logits, state = model.apply({"params": tree.merge(train, frozen)}, images,
-                              mutable=["intermediates"])
+  """Mean cross entropy, and (logits, features, what has changed).
+
+  The features are the pooled one, and that after the head's hidden layers.
+  """
+  variables = _variables(train, frozen)
+  logits, state = model.apply(
+      variables, images, mutable=["intermediates", "batch_stats"],
+      capture_intermediates=lambda module, _: module.name == (
+          f"norm_{model.hidden_layers - 1}"))
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-  return loss, (logits, state["intermediates"]["pooled"][0])
+  sown = tree.flatten(state["intermediates"])
+  features = {"pooled": sown["pooled"][0], **{
+      "mlp_hidden": value[0] for path, value in sown.items()
+      if path.startswith("head/")}}
+  changed = {"batch_stats": state.get("batch_stats", {}),
+             "method": model.method.constrain(
+                 variables["params"].get("method", {}))}
+  return loss, (logits, features, tree.flatten(changed))
 
 
-def _trace(params: Any, model: models.Model, images: jax.Array):
+def _trace(variables: dict[str, Any], model: models.Model, images: jax.Array):
   """All tokens on their way, in the reference's order.
 
   The model runs as it is, but for its last block, which is asked for all rows
@@ -78,7 +99,7 @@ def _trace(params: Any, model: models.Model, images: jax.Array):
     return tokens
 
   with nn.intercept_methods(spy):
-    model.clone(pool="img").apply({"params": params}, images)
+    model.clone(pool="img").apply(variables, images)
   return seen, thrown
 
 
@@ -88,28 +109,29 @@ class Pass(NamedTuple):
   Attributes:
     loss: mean cross entropy.
     logits: [B, K].
-    pooled: the feature of the head [B, D].
     grads: of the loss, for the trainable tree.
-    seen: {name of a fixture's `out/`: tokens [B, N, D]}.
+    seen: {name of a fixture's `out/`: tokens [B, N, D] or features [B, D]}.
     thrown: {such a name: zeros [P]}, where P prompts' rows are not computed.
+    changed: running statistics after it, and the method's parameters as its
+      `constrain` leaves them.
   """
 
   loss: jax.Array
   logits: jax.Array
-  pooled: jax.Array
   grads: tree.Flat
   seen: dict[str, jax.Array]
   thrown: dict[str, jax.Array]
+  changed: tree.Flat
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def run(train: tree.Flat, frozen: tree.Flat, model: models.Model,
         images: jax.Array, labels: jax.Array) -> Pass:
   """One pass; the model is static, so equal ones share a compilation."""
-  (loss, (logits, pooled)), grads = jax.value_and_grad(_loss, has_aux=True)(
-      train, frozen, model, images, labels)
-  return Pass(loss, logits, pooled, grads,
-              *_trace(tree.merge(train, frozen), model, images))
+  (loss, (logits, features, changed)), grads = jax.value_and_grad(
+      _loss, has_aux=True)(train, frozen, model, images, labels)
+  seen, thrown = _trace(_variables(train, frozen), model, images)
+  return Pass(loss, logits, grads, {**seen, **features}, thrown, changed)
 
 
 class Training(NamedTuple):
@@ -128,16 +150,25 @@ def train(trainable: tree.Flat, frozen: tree.Flat, model: models.Model,
   """Trains over the batches in order, again and again.
 
   `mid` is after half the steps, `final_logits` of the first batch at the end.
+  Parameters are constrained before the first step too, as the reference clamps
+  its own when it runs.
   """
+
+  def constrained(flat):
+    nested = tree.unflatten(flat)
+    if "method" in nested:
+      nested["method"] = model.method.constrain(nested["method"])
+    return tree.flatten(nested)
 
   @jax.jit
   def update(trainable, frozen, state, images, labels):
-    (loss, (logits, _)), grads = jax.value_and_grad(_loss, has_aux=True)(
+    (loss, (logits, *_)), grads = jax.value_and_grad(_loss, has_aux=True)(
         trainable, frozen, model, images, labels)
     updates, state = optimizer.update(grads, state, trainable)
-    return (optax.apply_updates(trainable, updates), state, loss, logits,
-            optax.tree.norm(grads))
+    return (constrained(optax.apply_updates(trainable, updates)), state, loss,
+            logits, optax.tree.norm(grads))
 
+  trainable = constrained(trainable)
   mid, state, losses, norms = trainable, optimizer.init(trainable), [], []
   for step in range(steps):
     trainable, state, loss, _, norm = update(

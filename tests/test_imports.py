@@ -31,19 +31,24 @@ BASE = rf"vpt_jax\.(tree|optim|shard|checkpoint|report)|{DATA}"
 RULES = (
     # The package's names are imported on first use, hence not statically.
     (r"vpt_jax", r"nothing"),
-    (r"vpt_jax\.(tree|tokens)", r"nothing"),
+    (r"vpt_jax\.(tree|tokens|layers)", r"nothing"),
     (r"vpt_jax\.backbones(\..*)?", r"vpt_jax\.(tree|tokens|backbones\.\w+)"),
-    (r"vpt_jax\.methods(\..*)?", r"vpt_jax\.(tree|tokens|methods\.\w+)"),
+    (r"vpt_jax\.methods(\..*)?",
+     r"vpt_jax\.(tree|tokens|layers|methods\.\w+)"),
     (r"vpt_jax\.heads", r"vpt_jax\.(tree|backbones\.\w+)"),
     (r"vpt_jax\.model",
-     r"vpt_jax\.(tree|tokens|heads|backbones\.\w+|methods\.\w+)"),
+     r"vpt_jax\.(tree|tokens|layers|heads|backbones\.\w+|methods\.\w+)"),
     # Batches are laid out over the devices.
     (r"vpt_jax\.data\.pipeline", rf"vpt_jax\.(tree|shard)|{DATA}"),
     (r"vpt_jax\.data(\..*)?", rf"vpt_jax\.tree|{DATA}"),
     # Metrics are cut back to the step of a checkpoint.
     (r"vpt_jax\.report", r"vpt_jax\.(tree|checkpoint)"),
     (r"vpt_jax\.(optim|shard|checkpoint)", r"vpt_jax\.tree"),
-    (r"vpt_jax\.(train|evaluate|condense|sweep)", rf"{BASE}|vpt_jax\.model"),
+    (r"vpt_jax\.(train|evaluate|scores|sweep)", rf"{BASE}|vpt_jax\.model"),
+    (r"vpt_jax\.condense", rf"{BASE}|vpt_jax\.(model|scores)"),
+    # A backbone with the pixels of another method's prompts.
+    (r"vpt_jax\.inversion",
+     rf"{BASE}|vpt_jax\.(model|evaluate|methods\.pgn)"),
     # Reads the registries for the names that a config may use.
     (r"vpt_jax\.config",
      rf"vpt_jax\.((backbones|methods)\.registry|optim|tree)|{DATA}"),
@@ -52,7 +57,7 @@ RULES = (
      r"vpt_jax\.(backbones|methods)\.registry"),
     (r"configs(\..*)?", r"configs\.common"),
 )
-FLAX = r"vpt_jax\.(tokens|model|backbones\..*|methods\..*)"
+FLAX = r"vpt_jax\.(tokens|layers|model|backbones\..*|methods\..*)"
 BOTH = {"vpt_jax.model", "vpt_jax.main", "vpt_jax.config"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib",
            "shelve", "marshal"}

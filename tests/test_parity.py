@@ -20,8 +20,7 @@ OURS = sorted(GOLDEN.glob("*.npz"))
 SHARED = [path for path in sorted(
     (GOLDEN.parents[2] / "shared" / "golden").glob("*.npz"))
           if not (GOLDEN / path.name).exists()]
-UNSUPPORTED = (r"(base_(adapter|mae|mlp|side)|condense_|gated_|pgn_|traj_gated"
-               r"|vpt_vit_(add|below|pad|prepend-pixel)).*")
+UNSUPPORTED = r"base_side"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -195,7 +194,11 @@ def test_no_fixture_is_an_error(tmp_path, capsys):
 @pytest.mark.parametrize("edit, why", [
     (lambda meta: meta["prompt_cfg"].update(LOCATION="add-1"), "'add-1'"),
     (lambda meta: meta.update(layer_norm_eps=1e-5), "eps 1e-05"),
-    (lambda meta: meta.update(mlp_num=2), "hidden layers in the head"),
+    (lambda meta: meta.update(adapter_cfg={"STYLE": "Houlsby"}),
+     "style 'Houlsby'"),
+    (lambda meta: meta.update(reference="GatedPromptTuning", prompt_cfg={
+        "PROJECT": 4, "DEEP": False}),
+     "projected prompts with gates"),
     (lambda meta: meta.update(gelu="quick"), "GELU 'quick'"),
 ])
 def test_unsupported_says_why(tmp_path, capsys, edit, why):

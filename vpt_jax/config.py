@@ -83,6 +83,8 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   for section in methods.METHODS:
     if section != config.method and section in config:
       del config[section]
+  if "condense" in config and not config.condense.shares:
+    del config.condense
   config.trainable = config.trainable or method.trainable
   if named_task:
     tasks.get(config.task)

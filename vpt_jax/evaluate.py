@@ -20,7 +20,7 @@ Apply = Callable[..., jax.Array]
 
 def make_apply(model: models.Model, normalize: str) -> Apply:
   """`apply(variables, image uint8 [B, H, W, 3]) -> logits [B, K]`."""
-  size = model.backbone.spec.image_size
+  size = model.method.input_size
 
   def apply(variables, image):
     return model.apply(variables, preprocess.prepare(image, size, normalize))
@@ -76,7 +76,7 @@ def evaluate(step: Callable[..., dict[str, jax.Array]], trainable: tree.Flat,
 def cache_features(model: models.Model, params: Any, feed: Feed,
                    normalize: str) -> Split:
   """The split with its frozen features [N, D] in place of its images."""
-  size = model.backbone.spec.image_size
+  size = model.method.input_size
 
   @jax.jit
   def extract(params, image):
@@ -106,26 +106,8 @@ def load_adapter(path: str | os.PathLike, backbone: str = ""
   Raises:
     ValueError: a damaged file, or a backbone other than the one trained on.
   """
-  saved, meta = checkpoint.read_adapter(path)
+  model, variables, meta = read_model(path, backbone)
   config = ConfigDict(meta["config"])
-  config.backbone.checkpoint = backbone or config.backbone.checkpoint
-  model = models.build(config, meta["num_classes"])
-  want = {name: leaf.shape for name, leaf in tree.flatten(jax.eval_shape(
-      lambda: models.init(model, jax.random.PRNGKey(0)))).items()}
-  if not any(want.get(name) != leaf.shape for name, leaf in saved.items()):
-    missing = want.keys() - saved.keys()
-    if missing:  # of the backbone: the rest is always in the file
-      config.head = "linear"
-      params, sha256 = models.pretrained(
-          model, config, jax.random.PRNGKey(config.seed))
-      models.check_backbone(str(path), meta["backbone"],
-                            {"name": config.backbone.name, "sha256": sha256})
-      flat = models.store(tree.flatten(params), config)
-      saved.update({name: flat[name] for name in missing})
-  if {name: leaf.shape for name, leaf in saved.items()} != want:
-    raise ValueError(f"{path} does not fit the model of its own config; the "
-                     "file is damaged or of another version")
-  params = tree.unflatten(jax.device_put(saved))
   apply = jax.jit(make_apply(model, config.data.normalize))
 
   def predict(images: np.ndarray) -> np.ndarray:
@@ -136,10 +118,44 @@ def load_adapter(path: str | os.PathLike, backbone: str = ""
       part = images[first:first + size]
       # Filled up to one shape, which compiles once.
       with jax.default_matmul_precision(config.compute.matmul_precision):
-        logits = apply({"params": params}, np.resize(
+        logits = apply(variables, np.resize(
             part, (size, *part.shape[1:])))
       parts.append(np.asarray(jax.nn.softmax(logits))[:len(part)])
     return np.concatenate(parts)
 
   predict.meta = meta
   return predict
+
+
+def read_model(path: str | os.PathLike, backbone: str = ""
+               ) -> tuple[models.Model, dict[str, Any], dict[str, Any]]:
+  """(model, its variables, what the file says of the run) of an adapter.
+
+  See `load_adapter`.
+  """
+  saved, meta = checkpoint.read_adapter(path)
+  config = ConfigDict(meta["config"])
+  config.backbone.checkpoint = backbone or config.backbone.checkpoint
+  model = models.build(config, meta["num_classes"])
+  rng = jax.random.PRNGKey(config.seed)
+  want = {name: leaf.shape for name, leaf in tree.flatten(jax.eval_shape(
+      lambda: models.init(model, rng) | models.collections(model, rng)
+  )).items()}
+  if not any(want.get(name) != leaf.shape for name, leaf in saved.items()):
+    # The backbone's frozen part: the rest is always in the file.
+    missing = {name for name in want.keys() - saved.keys()
+               if name.startswith("backbone/")}
+    if missing:
+      config.head = "linear"
+      params, sha256 = models.pretrained(model, config, rng)
+      models.check_backbone(str(path), meta["backbone"],
+                            {"name": config.backbone.name, "sha256": sha256})
+      flat = models.store(tree.flatten(params), config)
+      saved.update({name: flat[name] for name in missing})
+  if {name: leaf.shape for name, leaf in saved.items()} != want:
+    raise ValueError(f"{path} does not fit the model of its own config; the "
+                     "file is damaged or of another version")
+  variables = tree.unflatten(jax.device_put(saved))
+  variables["params"] = {part: variables.pop(part, {}) for part in
+                         ("backbone", "method", "head")}
+  return model, variables, meta

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vpt_jax import checkpoint, config as configs, evaluate, optim, report
+from vpt_jax import checkpoint, condense, config as configs, evaluate, optim
 from vpt_jax import model as models
-from vpt_jax import shard, train, tree
+from vpt_jax import report, shard, train, tree
 from vpt_jax.data import pipeline, sources, tasks
 
 log = report.log
@@ -33,7 +33,8 @@ class Data:
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike,
-        data: Data | None = None) -> dict[str, Any]:
+        data: Data | None = None, start: tree.Flat | None = None
+        ) -> dict[str, Any]:
   """Adapts, evaluates and saves; goes on where an earlier call was killed.
 
   Args:
@@ -41,9 +42,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
     workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/,
       adapter.npz and, last, result.json.
     data: splits in memory; default: those that `config.task` names.
+    start: values of an adapter file that the run starts from.
 
   Returns:
-    What result.json holds.
+    What result.json holds, or condense.json (see `condense.py`).
 
   Raises:
     ValueError: a config, file or folder that can't be used, saying why.
@@ -51,7 +53,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
   """
   config = configs.resolve(config, named_task=data is None)
   workdir = Path(workdir).expanduser()
-  finished = workdir / "result.json"
+  staged = "condense" in config
+  if staged:
+    condense.check(config)
+  finished = workdir / ("condense.json" if staged else "result.json")
   with checkpoint.lock(workdir):
     check_unchanged(workdir / "config.json", configs.plain(config))
     if data is not None:
@@ -60,7 +65,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
       log.info("%s is finished; another --workdir runs it again", workdir)
       return json.loads(finished.read_text())
     with jax.default_matmul_precision(config.compute.matmul_precision):
-      return _run(config, workdir, data or load_data(config))
+      data = data or load_data(config)
+      if staged:
+        return condense.run(config, workdir, data, run)
+      return _run(config, workdir, data, start or {})
 
 
 def load_data(config: ConfigDict) -> Data:
@@ -115,7 +123,8 @@ def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
   checkpoint.write_json(workdir / "config.json", configs.plain(config))
 
 
-def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
+def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
+         ) -> dict[str, Any]:
   started = time.monotonic()
   mesh = shard.make_mesh(config.batch_size)
   num_classes = data.train.num_classes
@@ -126,6 +135,10 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
   model = models.build(config, num_classes)
   rng = jax.random.PRNGKey(config.seed)
   params, sha256 = models.pretrained(model, config, rng, class_names(config))
+  params, collections = models.start_method(
+      model, params, models.collections(model, rng))
+  params = models.restore(params, start)
+  collections = models.restore(collections, start)
   backbone = {"name": config.backbone.name, "sha256": sha256}
   has_prompts = bool(params["method"])
   trainable, frozen = tree.split(params, config.trainable)
@@ -156,7 +169,7 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
       batch_size=config.batch_size, epochs=config.epochs,
       steps_per_epoch=len(train_feed))
   state = shard.replicate(train.TrainState(
-      jnp.int32(0), trainable, tx.init(trainable), {},
+      jnp.int32(0), trainable, tx.init(trainable), collections,
       jax.random.fold_in(rng, 1)), mesh)
   step = train.make_train_step(
       model, tx, normalize=config.data.normalize, augment=config.data.augment,
@@ -183,6 +196,7 @@ def _run(config: ConfigDict, workdir: Path, data: Data) -> dict[str, Any]:
   # All but the backbone's frozen part, so that nothing is left to guess.
   own = {path: leaf for path, leaf in frozen.items()
          if not path.startswith("backbone/")}
+  own |= tree.flatten(state.collections)
   checkpoint.save_adapter(workdir / "adapter.npz", {**own, **state.trainable}, {
       "backbone": backbone, "config": configs.plain(config),
       "num_classes": num_classes, "versions": result["versions"]})
@@ -218,8 +232,10 @@ def main(argv: Sequence[str]) -> int:
   except KeyboardInterrupt:
     sys.stderr.write("interrupted; the same command goes on\n")
     return 130
-  log.info("%s\nresult.json and adapter.npz in %s", report.result_text(result),
-           workdir)
+  text, files = ((condense.table(result), "condense.json and all runs")
+                 if "condense" in config else
+                 (report.result_text(result), "result.json and adapter.npz"))
+  log.info("%s\n%s in %s", text, files, workdir)
   return 0
 
 

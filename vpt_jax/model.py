@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import heads, tree
-from vpt_jax.backbones import load
+from vpt_jax.layers import Head
+from vpt_jax.backbones import cost, formats, load
 from vpt_jax.backbones import registry as backbones
 from vpt_jax.methods import registry as methods
-from vpt_jax.tokens import POOLS
+from vpt_jax.tokens import POOLS, Tokens
 
 
 class Model(nn.Module):
@@ -32,6 +33,9 @@ class Model(nn.Module):
     cosine: the head sees the feature at unit length (CLIP).
     groups: classes of the head that make one class of the task each (their
       probabilities are added); (): they are the task's.
+    hidden_layers: of the head.
+    remat: compute a block's activations again in the backward pass, instead of
+      keeping them.
   """
 
   backbone: nn.Module
@@ -40,14 +44,12 @@ class Model(nn.Module):
   pool: str = ""
   cosine: bool = False
   groups: tuple[tuple[int, ...], ...] = ()
+  hidden_layers: int = 0
+  remat: bool = False
 
   def setup(self):
-    self.head = nn.Dense(
-        sum(map(len, self.groups)) or self.num_classes, dtype=jnp.float32,
-        # As published: Kaiming normal over fan-out, and a prior of 1 % for
-        # every class (focal loss' trick): -log((1 - 0.01) / 0.01).
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        bias_init=nn.initializers.constant(-4.59511985))
+    self.head = Head(sum(map(len, self.groups)) or self.num_classes,
+                     self.hidden_layers)
 
   def features(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """Normalised images [B, H, W, 3] -> pooled features [B, D], float32."""
@@ -55,22 +57,19 @@ class Model(nn.Module):
     spec = backbone.spec
     pool = self.pool or spec.pool
     reads_prompts = POOLS[pool][1]
-    last = spec.depth - 1
 
     image = method.image(image, train=train)
     tokens = backbone.embed(image)
-    tokens = tokens.with_prompt(method.prompts(image, tokens, train=train))
+    pixels = method.patches(image)
+    if pixels is not None:
+      tokens = tokens.with_prompt(backbone.embed_patches(pixels))
+    prompts = method.prompts(image, tokens, train=train)
+    if prompts is not None:
+      tokens = tokens.with_prompt(prompts)
+    step = (nn.remat(Model._block, static_argnums=(1, 3)) if self.remat else
+            Model._block)
     for i in range(spec.depth):
-      tokens = backbone.enter(i, tokens)
-      tokens = method.before(i, tokens, train=train)
-      context = method.context(i, tokens, train=train)
-      if i == last and reads_prompts and context is not None:
-        tokens, context = tokens.with_prompt(context), None
-      self.sow("intermediates", f"block_in_{i}", (tokens, context))
-      tokens_out = backbone.block(
-          i, tokens, context=context, temperature=method.temperature(i),
-          pool=pool if i == last else None)
-      tokens = method.after(i, tokens, tokens_out)
+      tokens = step(self, i, tokens, train)
     self.sow("intermediates", "block_out", tokens)
 
     if not tokens.x.shape[1]:
@@ -79,19 +78,37 @@ class Model(nn.Module):
           "last block; use pool='cls' or 'img'" if reads_prompts else
           f"pool={pool!r} reads the class token, but this backbone has none; "
           "use pool='img'")
+    prompt_bias = method.prompt_bias(spec.depth - 1)
     if spec.norm == "before":
-      feature = backbone.norm(tokens.x).mean(axis=1)
+      feature = tokens.replace(x=backbone.norm(tokens.x)).mean(prompt_bias)
     else:
-      feature = backbone.norm(tokens.x.astype(jnp.float32).mean(axis=1))
+      feature = backbone.norm(tokens.replace(
+          x=tokens.x.astype(jnp.float32)).mean(prompt_bias))
     feature = backbone.project(feature)
     if self.cosine:
       feature /= jnp.linalg.norm(feature, axis=-1, keepdims=True)
     self.sow("intermediates", "pooled", feature)
     return feature
 
-  def classify(self, feature: jax.Array) -> jax.Array:
+  def _block(self, i: int, tokens: Tokens, train: bool) -> Tokens:
+    """Block i, and all that a method says there."""
+    backbone, method = self.backbone, self.method
+    pool, last = self.pool or backbone.spec.pool, backbone.spec.depth - 1
+    tokens = backbone.enter(i, tokens)
+    tokens = method.before(i, tokens, train=train)
+    context = method.context(i, tokens, train=train)
+    if i == last and POOLS[pool][1] and context is not None:
+      tokens, context = tokens.with_prompt(context), None
+    self.sow("intermediates", f"block_in_{i}", (tokens, context))
+    tokens_out = backbone.block(
+        i, tokens, context=context, temperature=method.temperature(i),
+        pool=pool if i == last else None, prompt_bias=method.prompt_bias(i),
+        edit=lambda layer, x, out: method.inside(i, layer, x, out))
+    return method.after(i, tokens, tokens_out, train=train)
+
+  def classify(self, feature: jax.Array, *, train: bool = False) -> jax.Array:
     """Features [B, D] -> logits [B, K]."""
-    logits = self.head(feature)
+    logits = self.head(feature, train)
     if not self.groups:
       return logits
     ends = np.cumsum([len(group) for group in self.groups])[:-1]
@@ -104,7 +121,7 @@ class Model(nn.Module):
     `train=True` needs an rng named `dropout` and draws the method's dropout;
     the backbone's own is always off, as published.
     """
-    return self.classify(self.features(image, train=train))
+    return self.classify(self.features(image, train=train), train=train)
 
 
 def build(config: ConfigDict, num_classes: int) -> Model:
@@ -128,9 +145,12 @@ def build(config: ConfigDict, num_classes: int) -> Model:
         f"method {config.method!r} needs patch tokens on a grid, backbone "
         f"{config.backbone.name!r} has none; use 'linear' or 'pixel'")
   method = methods.build(config.method, options, backbone.spec)
+  if config.head == "prototypes":
+    backbone = heads.without_prototypes(backbone)
   return Model(backbone, method, num_classes, config.pool,
                cosine=config.head == "zero_shot",
-               groups=heads.groups(config, num_classes))
+               groups=heads.groups(config, num_classes),
+               hidden_layers=config.head_layers, remat=config.compute.remat)
 
 
 def init(model: Model, rng: jax.Array,
@@ -140,16 +160,27 @@ def init(model: Model, rng: jax.Array,
 
   Those of `parts` only: what is not asked for is not computed.
   """
-  height, width = model.backbone.spec.image_size
 
   @jax.jit
   def values(rng):
-    image = jnp.zeros((1, height, width, 3))
-    params = {"method": {}, **model.init({"params": rng}, image)["params"]}
+    params = {"method": {}, **_variables(model, rng)["params"]}
     return {part: params[part] for part in parts}
 
   out = values(rng)
   return {part: out[part] for part in parts}
+
+
+def collections(model: Model, rng: jax.Array) -> dict[str, Any]:
+  """What is not trained and yet changes: batch statistics, or {}."""
+  values = jax.jit(lambda rng: {
+      name: value for name, value in _variables(model, rng).items()
+      if name not in ("params", "intermediates")})
+  return values(rng)
+
+
+def _variables(model: Model, rng: jax.Array) -> dict[str, Any]:
+  image = jnp.zeros((1, *model.method.input_size, 3))
+  return model.init({"params": rng}, image)
 
 
 def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
@@ -191,6 +222,56 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
                                 class_names)
   return {"backbone": tree.unflatten(jax.device_put(loaded.backbone)),
           **fresh}, loaded.sha256
+
+
+def multiply_adds(model: Model) -> int:
+  """Of one image, with its prompts and the head; see `backbones/cost.py`."""
+  image = jnp.zeros((1, *model.method.input_size, 3))
+  variables = jax.eval_shape(lambda: _variables(model, jax.random.key(0)))
+  return cost.counted(model.apply, variables, image)
+
+
+def restore(values: dict[str, Any], saved: tree.Flat) -> dict[str, Any]:
+  """Nested values, those that are in a flat `saved` taken from there."""
+  flat = tree.flatten(values)
+  for path, leaf in flat.items():
+    if path in saved and leaf.shape != saved[path].shape:
+      raise ValueError(f"{path} is {saved[path].shape} where it was saved, "
+                       f"{leaf.shape} in this model")
+  return values | tree.unflatten({
+      path: jnp.asarray(saved.get(path, leaf)) for path, leaf in flat.items()})
+
+
+def start_method(model: Model, params: dict[str, Any],
+                 collections: dict[str, Any]
+                 ) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(params, collections) with the method's own weights, if it names a file.
+
+  Raises:
+    ValueError: the file is missing, damaged or does not fit.
+  """
+  source = model.method.weights
+  if not source:
+    return params, collections
+  statistics = collections.get("batch_stats", {})
+  with load.local(source, "", None) as path:
+    found = model.method.pretrained(formats.read(path))
+  for fresh, flat in zip((params["method"], statistics.get("method", {})),
+                         found):
+    want, have = ({name: np.shape(leaf) for name, leaf in part.items()}
+                  for part in (tree.flatten(fresh), flat))
+    wrong = [f"{name}: {want.get(name, 'none')} here, "
+             f"{have.get(name, 'none')} in the file"
+             for name in sorted(want.keys() | have.keys())
+             if want.get(name) != have.get(name)]
+    if wrong:
+      raise ValueError(
+          f"{source} does not fit the method's options ({'; '.join(wrong[:4])}"
+          f"{' ...' * (len(wrong) > 4)}); set those that it was trained with")
+  params, statistics = (
+      {**whole, "method": tree.unflatten(jax.device_put(flat))}
+      for whole, flat in zip((params, statistics), found))
+  return params, {**collections, "batch_stats": statistics}
 
 
 def store(frozen: tree.Flat, config: ConfigDict) -> tree.Flat:

@@ -42,6 +42,7 @@ class Spec:
     gelu: `tanh`, `exact` or `quick`.
     eps: of its LayerNorms.
     normalize: mean and std that it was trained with, see `data/preprocess.py`.
+    stem_norm: a norm stands between the embedding and the first block.
   """
 
   image_size: tuple[int, int]
@@ -54,6 +55,7 @@ class Spec:
   gelu: str = "tanh"
   eps: float = 1e-6
   normalize: str = "imagenet"
+  stem_norm: bool = False
 
   @property
   def depth(self) -> int:
@@ -107,6 +109,27 @@ class Tokens(flax.struct.PyTreeNode):
           [self.cls, prompt.astype(self.x.dtype), self.patch], axis=1)
       p = prompt.shape[1]
     return self.replace(x=x, num_prompt=p)
+
+  def spread(self, values: jax.Array) -> jax.Array:
+    """Values of prompts at the prompts' places among all keys, 0 elsewhere.
+
+    Args:
+      values: [P + P'] of the carried prompts, then of a context's.
+
+    Returns:
+      [C + P + N + P'].
+    """
+    others = jnp.zeros(self.x.shape[1] - self.num_prompt, values.dtype)
+    carried, context = jnp.split(values, [self.num_prompt])
+    return jnp.concatenate(
+        [others[:self.num_cls], carried, others[self.num_cls:], context])
+
+  def mean(self, prompt_bias: jax.Array | None = None) -> jax.Array:
+    """Mean of the rows [B, D]; a prompt counts exp(prompt_bias) times."""
+    if prompt_bias is None or not self.num_prompt:
+      return self.x.mean(axis=1)
+    weights = jnp.exp(self.spread(prompt_bias))
+    return weights @ self.x / weights.sum()
 
   def rows(self, pool: str) -> "Tokens":
     """Only the tokens that a pooling reads, as `Tokens` (see `POOLS`)."""

@@ -55,12 +55,13 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
     augment: see `preprocess.augment`.
     on_features: batches hold cached features [B, D] instead of images.
   """
-  size = model.backbone.spec.image_size
+  size = model.method.input_size
 
   def logits_of(variables, image, rng, mutable):
-    if on_features:
-      return model.apply(variables, image, method=model.classify), {}
     augment_rng, dropout_rng = jax.random.split(rng)
+    if on_features:
+      return model.apply(variables, image, train=True, mutable=mutable,
+                         rngs={"dropout": dropout_rng}, method=model.classify)
     image = preprocess.prepare(image, size, normalize)
     image = preprocess.augment(image, augment, augment_rng)
     return model.apply(variables, image, train=True, mutable=mutable,

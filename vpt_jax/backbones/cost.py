@@ -46,10 +46,15 @@ def multiply_adds(module: nn.Module) -> int:
 def _measured(module: nn.Module) -> tuple[int, int]:
   """(parameters, multiply-adds), traced."""
   flat = shapes(module)
-  jaxpr = jax.make_jaxpr(nn.apply(_forward, module))(
-      {"params": tree.unflatten(flat)})
   return (sum(math.prod(leaf.shape) for leaf in flat.values()),
-          sum(map(_count, _equations(jaxpr.jaxpr))))
+          counted(nn.apply(_forward, module),
+                  {"params": tree.unflatten(flat)}))
+
+
+def counted(function: Callable[..., Any], *args: Any) -> int:
+  """Multiply-adds of a call; arrays among its arguments may be shapes."""
+  jaxpr = jax.make_jaxpr(function)(*args)
+  return sum(map(_count, _equations(jaxpr.jaxpr)))
 
 
 def by_depth(module: nn.Module, count: Callable[[nn.Module], int]) -> int:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vpt_jax import tree
+from vpt_jax.backbones.blocks import GELUS
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.table import BACKBONES, Entry
-from vpt_jax.backbones.vit import GELUS
 from vpt_jax.tokens import NORMS
 
 

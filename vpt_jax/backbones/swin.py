@@ -7,56 +7,16 @@ windows (VPT, appendix). The published code pairs prompts and windows of
 different images when a batch has more than one; here no image sees another.
 """
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax.backbones.vit import Dtype, Mlp, check_size, projections
+from vpt_jax.backbones.blocks import (Dtype, Edit, Mlp, check_size, edited,
+                                      no_edit, projections)
+from vpt_jax.backbones.windows import (Grid, from_windows, relative_position,
+                                       shift_mask, to_windows)
 from vpt_jax.tokens import Spec, Tokens
-
-Grid = tuple[int, int]
-
-
-def relative_position(window: int) -> np.ndarray:
-  """Index [T, T] into the bias table for T = window^2 places of a window."""
-  row, column = np.divmod(np.arange(window * window), window)
-  rows = row[:, None] - row + window - 1
-  columns = column[:, None] - column + window - 1
-  return rows * (2 * window - 1) + columns
-
-
-def shift_mask(grid: Grid, window: int, shift: int) -> np.ndarray:
-  """What shifted windows [W, T, T] add to the logits: -100 between strangers.
-
-  Patches that the cyclic shift has brought together from opposite borders
-  must not see each other.
-  """
-  region = [np.digitize(np.arange(size), [size - window, size - shift])
-            for size in grid]
-  label = region[0][:, None] * 3 + region[1]
-  label = np.asarray(to_windows(label[None, :, :, None], window))[0, :, :, 0]
-  return np.where(label[:, :, None] == label[:, None, :], 0.0, -100.0).astype(
-      np.float32)
-
-
-def to_windows(x, window: int):
-  """[B, h, w, D] -> [B, W, T, D]: W windows of T = window^2 patches."""
-  batch, rows, columns, width = x.shape
-  x = x.reshape(batch, rows // window, window, columns // window, window, width)
-  return x.swapaxes(2, 3).reshape(batch, -1, window * window, width)
-
-
-def from_windows(x, grid: Grid):
-  """[B, W, T, D] -> [B, h, w, D], the inverse of `to_windows`."""
-  batch, _, places, width = x.shape
-  window = math.isqrt(places)
-  x = x.reshape(batch, grid[0] // window, grid[1] // window, window, window,
-                width)
-  return x.swapaxes(2, 3).reshape(batch, *grid, width)
-
 
 class WindowAttention(nn.Module):
   """Attention inside windows whose keys and values may include prompts."""
@@ -68,11 +28,12 @@ class WindowAttention(nn.Module):
   @nn.compact
   def __call__(self, patch: jax.Array, carried: jax.Array | None,
                context: jax.Array | None, mask: np.ndarray | None,
-               temperature: jax.Array | float
+               temperature: jax.Array | float, edit: Edit,
+               prompt_bias: jax.Array | None
                ) -> tuple[jax.Array, jax.Array | None]:
     """Heads' logits: Q K^T / (sqrt(d) temperature) + bias + mask.
 
-    Bias and mask are between patches only, zero for prompts.
+    Bias and mask are between patches only; prompts have `prompt_bias` alone.
 
     Args:
       patch: [B, W, T, D] windows.
@@ -80,6 +41,8 @@ class WindowAttention(nn.Module):
       context: [B or 1, P', D] prompts that only give keys and values.
       mask: [W, T, T] or None.
       temperature: scalar.
+      edit: see `vit.ViT.block`; axes are [B, W, T, ...] for patches.
+      prompt_bias: [P + P'] or None: zero.
 
     Returns:
       Windows [B, W, T, D], and the carried prompts' mean over windows
@@ -88,10 +51,17 @@ class WindowAttention(nn.Module):
     batch, width = len(patch), patch.shape[-1]
     to_query, to_key, to_value, to_out = projections(
         self.num_heads, width, self.dtype)
+    to_query, to_key, to_value = (
+        edited(edit, layer, function) for layer, function in (
+            ("query", to_query), ("key", to_key), ("value", to_value)))
     scale = (width // self.num_heads)**-0.5 / temperature
     query = to_query(patch) * jnp.asarray(scale, self.dtype)
     key, value = to_key(patch), to_value(patch)
     given = [x for x in (carried, context) if x is not None]
+    given_bias = [0.0] * len(given)
+    if prompt_bias is not None:
+      given_bias = jnp.split(
+          prompt_bias, np.cumsum([x.shape[1] for x in given])[:-1])
     given_key, given_value = (
         [jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in map(to, given)]
         for to in (to_key, to_value))
@@ -109,7 +79,8 @@ class WindowAttention(nn.Module):
           f"bwqhd,{axes}->bwhqk", query, key,
           preferred_element_type=jnp.float32)
       logits = [product("bwkhd", key) + bias,
-                *(product("bkhd", x) for x in given_key)]
+                *(product("bkhd", x) + b
+                  for x, b in zip(given_key, given_bias))]
       ends = np.cumsum([x.shape[-1] for x in logits])[:-1]
       weights = jnp.split(jax.nn.softmax(jnp.concatenate(
           logits, axis=-1)).astype(self.dtype), ends, axis=-1)
@@ -140,7 +111,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Tokens, context: jax.Array | None,
-               temperature: jax.Array | float) -> Tokens:
+               temperature: jax.Array | float, edit: Edit,
+               prompt_bias: jax.Array | None) -> Tokens:
     norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32,
                         name="LayerNorm_0")
     normed = tokens.replace(x=norm(tokens.x).astype(self.dtype))
@@ -155,7 +127,8 @@ class Block(nn.Module):
     patch, carried = WindowAttention(
         self.num_heads, self.window, self.dtype,
         name="MultiHeadDotProductAttention_0")(
-            to_windows(patch, self.window), carried, context, mask, temperature)
+            to_windows(patch, self.window), carried, context, mask, temperature,
+            edit, prompt_bias)
     patch = from_windows(patch, self.grid)
     if self.shift:
       patch = jnp.roll(patch, (self.shift, self.shift), (1, 2))
@@ -163,8 +136,8 @@ class Block(nn.Module):
     x = tokens.x + tokens.replace(x=patch, num_prompt=0).with_prompt(carried).x
     normed = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32,
                           name="LayerNorm_1")(x).astype(self.dtype)
-    return tokens.replace(x=x + Mlp(self.mlp_dim, self.gelu, self.dtype,
-                                    name="MlpBlock_0")(normed))
+    mlp = Mlp(self.mlp_dim, self.gelu, self.dtype, name="MlpBlock_0")
+    return tokens.replace(x=x + edited(edit, "mlp", mlp)(normed))
 
 
 class Merge(nn.Module):
@@ -256,7 +229,7 @@ class Swin(nn.Module):
     return Spec(self.image_size, self.patch_size,
                 tuple(self.width * 2**s for s in stages),
                 tuple(map(grid, stages)), 0, self.pool, self.norm_order,
-                self.gelu, self.eps, self.normalize)
+                self.gelu, self.eps, self.normalize, stem_norm=True)
 
   def setup(self):
     patch = (self.patch_size, self.patch_size)
@@ -274,6 +247,12 @@ class Swin(nn.Module):
     x = self.embedding_norm(patch.reshape(batch, rows * columns, width))
     return Tokens(x.astype(self.dtype), num_cls=0, grid=(rows, columns))
 
+  def embed_patches(self, pixels: jax.Array) -> jax.Array:
+    """Patches of pixels [B, P, p, p, 3] -> tokens [B, P, D]."""
+    flat = pixels.reshape(-1, *pixels.shape[2:]).astype(self.dtype)
+    patch = self.embedding(flat).reshape(*pixels.shape[:2], self.width)
+    return self.embedding_norm(patch).astype(self.dtype)
+
   def enter(self, i: int, tokens: Tokens) -> Tokens:
     """What stands before block i and is no block: patch merging."""
     if i and self.spec.widths[i] != self.spec.widths[i - 1]:
@@ -281,11 +260,12 @@ class Swin(nn.Module):
     return tokens
 
   def block(self, i: int, tokens: Tokens, *, context: jax.Array | None = None,
-            temperature: jax.Array | float = 1.0, pool: str | None = None
+            temperature: jax.Array | float = 1.0, pool: str | None = None,
+            edit: Edit = no_edit, prompt_bias: jax.Array | None = None
             ) -> Tokens:
     """Block i; see `vit.ViT.block`."""
     out = self.Transformer.call(f"encoderblock_{i}", tokens, context,
-                                temperature)
+                                temperature, edit, prompt_bias)
     return out if pool is None else out.rows(pool)
 
   def norm(self, x: jax.Array) -> jax.Array:

@@ -5,12 +5,15 @@ A new method is a subclass that overrides the sites it needs, in one file of
 its own, and one line in `registry.py`. See `model.py` for when each is called.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vpt_jax import tree
 from vpt_jax.tokens import Spec, Tokens
 
 
@@ -20,18 +23,29 @@ class Method(nn.Module):
   Attributes:
     spec: what a method may know about its backbone.
     trainable: default of `config.trainable` for this method.
+    weights: file or address of weights that it starts from; "": new ones.
   """
 
   spec: Spec
   trainable: ClassVar[str] = r"(method|head)/.*"
+  weights: ClassVar[str] = ""
+
+  @property
+  def input_size(self) -> tuple[int, int]:
+    """(height, width) of the images that `image` is given."""
+    return self.spec.image_size
 
   def image(self, image: jax.Array, *, train: bool) -> jax.Array:
-    """Edits the normalised images [B, H, W, 3]."""
+    """Edits the normalised images [B, H, W, 3]; gives the backbone's size."""
     return image
 
   def prompts(self, image: jax.Array, tokens: Tokens, *,
               train: bool) -> jax.Array | None:
     """Prompts [B or 1, P, D] that are carried through all blocks."""
+    return None
+
+  def patches(self, image: jax.Array) -> jax.Array | None:
+    """Pixels [B or 1, P, p, p, 3] that the backbone embeds as prompts."""
     return None
 
   def before(self, i: int, tokens: Tokens, *, train: bool) -> Tokens:
@@ -43,13 +57,36 @@ class Method(nn.Module):
     """Prompts [B or 1, P_i, D] that only block i sees and then forgets."""
     return None
 
+  def prompt_bias(self, i: int) -> jax.Array | None:
+    """Added to the attention logits [P_i] of all prompts that block i sees."""
+    return None
+
   def temperature(self, i: int) -> jax.Array | float:
     """What the attention logits of block i are divided by."""
     return 1.0
 
-  def after(self, i: int, tokens_in: Tokens, tokens_out: Tokens) -> Tokens:
+  def inside(self, i: int, layer: str, x: jax.Array, out: jax.Array
+             ) -> jax.Array:
+    """Edits what a layer inside block i gives.
+
+    Args:
+      i: index of the block.
+      layer: `query`, `key`, `value` (out: [B, T, heads, d]) or `mlp` (out:
+        [B, T, D]); on Swin's windows there is one axis more.
+      x: the layer's input [B, T, D], after the norm.
+      out: its output.
+    """
+    return out
+
+  def after(self, i: int, tokens_in: Tokens, tokens_out: Tokens, *,
+            train: bool) -> Tokens:
     """Edits the tokens that leave block i."""
     return tokens_out
+
+  def pretrained(self, flat: Mapping[str, np.ndarray]
+                 ) -> tuple[tree.Flat, tree.Flat]:
+    """(parameters, batch statistics), flat, from the arrays in `weights`."""
+    raise NotImplementedError
 
   def constrain(self, params: dict[str, Any]) -> dict[str, Any]:
     """Projects this method's parameters after the optimizer's update."""
@@ -94,7 +131,9 @@ def prompt_init(spec: Spec, width: int) -> nn.initializers.Initializer:
 
 
 def prompt_sets(method: Method, blocks: range, num_tokens: int, *,
-                shared: bool = False, width: int = 0) -> list[jax.Array | None]:
+                shared: bool = False, width: int = 0,
+                kept: Sequence[Sequence[int]] = ()
+                ) -> list[jax.Array | None]:
   """Parameters for the prompts of some blocks, to be made in `setup`.
 
   They are one array `prompt` [L, P, D] or, where the backbone has stages of
@@ -106,22 +145,31 @@ def prompt_sets(method: Method, blocks: range, num_tokens: int, *,
     num_tokens: P.
     shared: one set for all blocks of a stage.
     width: of the prompts, if it is not that of their blocks.
+    kept: which of its P prompts each set has, (): all. The arrays are packed
+      then, [P_1 + ... + P_L, D], and an array without any prompt is left out.
 
   Returns:
-    For every block of the backbone its prompts [1, P, D], or None.
+    For every block of the backbone its prompts [1, P_i, D], or None.
   """
-  spec, sets = method.spec, [None] * method.spec.depth
+  spec, sets, packed = method.spec, [None] * method.spec.depth, bool(kept)
   for s, stage in enumerate(spec.stages):
     mine = [i for i in stage if i in blocks]
-    if mine:
-      shape = (1 if shared else len(mine), num_tokens,
-               width or spec.widths[stage.start])
-      name = "prompt" if len(spec.stages) == 1 else f"prompt_{s}"
-      # The first stage's width sets the range of all, as published.
-      prompt = method.param(name, prompt_init(spec, width or spec.widths[0]),
-                            shape)
-      for j, i in enumerate(mine):
-        sets[i] = prompt[:1] if shared else prompt[j:j + 1]
+    n = min(1, len(mine)) if shared else len(mine)
+    sizes = [len(indices) for indices in kept[:n]] or [num_tokens] * n
+    kept = kept[n:]
+    if not sum(sizes):
+      continue
+    shape = (sum(sizes),) if packed else (n, num_tokens)
+    own_width = width or spec.widths[stage.start]
+    name = "prompt" if len(spec.stages) == 1 else f"prompt_{s}"
+    # The first stage's width sets the range of all, as published.
+    prompt = method.param(name, prompt_init(spec, width or spec.widths[0]),
+                          (*shape, own_width)).reshape(1, -1, own_width)
+    ends = np.cumsum(sizes)
+    for j, i in enumerate(mine):
+      j = 0 if shared else j
+      if sizes[j]:
+        sets[i] = prompt[:, ends[j] - sizes[j]:ends[j]]
   return sets
 
 

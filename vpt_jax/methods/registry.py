@@ -1,10 +1,15 @@
 """Prompt methods by name: a new method is one file and one line here."""
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from vpt_jax import tree
 from vpt_jax.methods.base import Full, Method
+from vpt_jax.methods.gated import Gated
+from vpt_jax.methods.inside import Adapter, LoRA
+from vpt_jax.methods.pgn import IIP, PGN
+from vpt_jax.methods.pixel import Add, Below, Border, Pad, PrependPixel
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.tokens import Spec
@@ -14,6 +19,16 @@ METHODS: dict[str, type[Method]] = {
     "full": Full,
     "vpt": VPT,
     "vapt": VAPT,
+    "gated": Gated,
+    "adapter": Adapter,
+    "lora": LoRA,
+    "add": Add,
+    "pad": Pad,
+    "below": Below,
+    "prepend_pixel": PrependPixel,
+    "border": Border,
+    "pgn": PGN,
+    "iip": IIP,
 }
 
 
@@ -33,8 +48,8 @@ def build(name: str, options: Mapping[str, Any], spec: Spec) -> Method:
     ValueError: unknown name or option.
   """
   cls = get(name)
-  known = [field for field in cls.__dataclass_fields__
-           if field not in ("spec", "parent", "name")]
+  known = [field.name for field in dataclasses.fields(cls)
+           if field.name not in ("spec", "parent", "name")]
   for option in options:
     tree.choose(option, known, f"option of method {name!r}:")
   return cls(spec=spec, **options)

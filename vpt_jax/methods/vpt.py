@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from vpt_jax.methods.base import (Method, check_options, per_image,
                                   prompt_sets)
@@ -26,6 +27,8 @@ class VPT(Method):
     project: if positive, prompts have this width and one dense layer, shared by
       all blocks, maps them to the backbone's.
     dropout: rate of the prompts' dropout, per image, after the projection.
+    kept: condensed prompts: of every set (of a block, or `shared` ones) which
+      of its P are there. (): all.
   """
 
   num_tokens: int = 10
@@ -36,6 +39,7 @@ class VPT(Method):
   expand: bool = True
   project: int = 0
   dropout: float = 0.0
+  kept: tuple[tuple[int, ...], ...] = ()
 
   @property
   def prompted(self) -> range:
@@ -63,8 +67,16 @@ class VPT(Method):
       raise ValueError("vpt.project needs a backbone of one width, this has "
                        f"stages of widths {sorted(set(self.spec.widths))}; "
                        "use vpt.project=0")
-    self.prompt = prompt_sets(self, self.prompted, self.num_tokens,
-                              shared=self.shared, width=self.project)
+    sets = 1 + max(self._set(i) for i in self.prompted)
+    if self.kept and (len(self.kept) != sets or any(
+        [*kept] != sorted({*kept} & {*range(self.num_tokens)})
+        for kept in self.kept)):
+      raise ValueError(
+          f"vpt.kept={self.kept}; expected {sets} tuples, one for each set of "
+          f"prompts, of increasing indices below num_tokens={self.num_tokens}")
+    self.prompt = prompt_sets(
+        self, self.prompted, self.num_tokens, shared=self.shared,
+        width=self.project, kept=self.kept)
     if self.project:
       bound = self.project**-0.5  # the default bias of torch's linear layer
       self.projection = nn.Dense(
@@ -75,8 +87,17 @@ class VPT(Method):
               key, shape, dtype, -bound, bound))
     self.prompt_dropout = nn.Dropout(self.dropout)
 
-  def _prompt(self, i: int, tokens: Tokens, train: bool) -> jax.Array:
+  def _set(self, i: int) -> int:
+    """Which set the prompts of block i are."""
+    of = lambda block: next(s for s, stage in enumerate(self.spec.stages)
+                            if block in stage)
+    first = self.prompted[0]
+    return of(i) - of(first) if self.shared else i - first
+
+  def _prompt(self, i: int, tokens: Tokens, train: bool) -> jax.Array | None:
     prompt = self.prompt[i]
+    if prompt is None:
+      return None
     if self.project:
       prompt = self.projection(prompt)
     return per_image(prompt, len(tokens.x), self.prompt_dropout, train)
@@ -93,3 +114,14 @@ class VPT(Method):
   def context(self, i, tokens, *, train):
     if i in self.prompted and i != self.carried_from:
       return self._prompt(i, tokens, train)
+
+  def prompt_bias(self, i):
+    """log m of a mask [L, P] in the variables `mask`: 0 removes a prompt.
+
+      softmax_k of exp(logit_k) m_k
+    """
+    mask = self.get_variable("mask", "prompt")
+    carried = self.carried_from is not None and i > self.carried_from
+    if mask is None or not (carried or i in self.prompted):
+      return None
+    return jnp.log(mask[self._set(self.carried_from if carried else i)])

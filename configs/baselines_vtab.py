@@ -1,0 +1,88 @@
+"""Baselines on a VTAB-1k task with ViT-B/16 IN-21k, by VPT's protocol.
+
+  python -m vpt_jax.main --config=configs/baselines_vtab.py:lora,eurosat
+
+The first word is a key of `BASELINES`. Without a task (`...:lora`): the
+embedded digits and backbone.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+Fields = dict[str, str | float | bool]
+
+# Values of `config.trainable`. By name, as published: on Swin the tables of
+# relative positions are biases too.
+BIAS = r"head/.*|backbone/.*bias"
+PROMPT_BIAS = r"(method|head)/.*|backbone/.*bias"
+
+
+def last_blocks(count: int, depth: int) -> str:
+  """`trainable` for a ViT's last blocks, its final norm and the head."""
+  numbers = "|".join(str(i) for i in range(depth - count, depth))
+  return (rf"head/.*|backbone/Transformer/(encoderblock_({numbers})|"
+          r"encoder_norm)/.*")
+
+
+def partial(count: int, lr: float) -> Fields:
+  """The fields of partial-k, with the depth of ViT-B."""
+  return {"method": "linear", "trainable": last_blocks(count, 12),
+          "optim.lr": lr}
+
+
+# Fields that differ from `common.py`. What VPT tuned per task (rate, decay,
+# the adapters' width) is not published; these are places to start from.
+BASELINES: dict[str, Fields] = {
+    "adapter": {"method": "adapter", "optim.lr": 0.5},
+    "lora": {"method": "lora", "optim.lr": 0.5},
+    "bias": {"method": "linear", "trainable": BIAS, "optim.lr": 0.5},
+    "partial1": partial(1, 0.1),
+    "partial2": partial(2, 0.1),
+    "partial4": partial(4, 0.05),
+    # Three layers with the classifier.
+    "mlp3": {"method": "linear", "head_layers": 2, "optim.lr": 0.5},
+    "prompt_bias": {"method": "vpt", "trainable": PROMPT_BIAS,
+                    "optim.lr": 0.5},
+    "add": {"method": "add", "add.deep": True},
+    # Images stay 224 x 224 inside the frame.
+    "pad": {"method": "pad", "image_size": 240, "pad.width": 8},
+    "below": {"method": "below", "optim.lr": 0.1},
+    "prepend_pixel": {"method": "prepend_pixel"},
+    # As published, but for CLIP: batch 256, rate 40, no decay.
+    "border": {"method": "border", "batch_size": 256, "optim.lr": 40.0,
+               "optim.scale_lr": False, "optim.weight_decay": 0.0},
+}
+# The same for the embedded task, where AdamW takes rate 0.01 if not said here.
+EMBEDDED: dict[str, Fields] = {
+    "adapter": {"optim.lr": 1e-3},
+    "lora": {"optim.lr": 2e-3},
+    "bias": {"optim.lr": 2e-3},
+    "partial1": {"trainable": last_blocks(1, 4), "optim.lr": 1e-3},
+    "partial2": {"trainable": last_blocks(2, 4), "optim.lr": 1e-3},
+    "partial4": {"trainable": last_blocks(4, 4), "optim.lr": 5e-4},
+    "mlp3": {"optim.lr": 1e-3},
+    "prompt_bias": {"vpt.dropout": 0.0, "optim.lr": 2e-3},
+    "add": {"add.dropout": 0.0},
+    "pad": {"pad.width": 2},
+    "below": {"optim.lr": 1e-3},
+    "border": {"border.init_std": 0.0},
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """A baseline for "METHOD,TASK", or "METHOD": embedded.
+
+  METHOD: see `BASELINES`; TASK: see vpt_jax/data/tasks.py.
+  """
+  name, _, task = arg.partition(",")
+  if name not in BASELINES:
+    raise ValueError(f"unknown baseline {name!r}; write :METHOD or "
+                     f":METHOD,TASK, METHOD being {', '.join(BASELINES)}")
+  config = common.get_config()
+  config.task = task
+  config.update_from_flattened_dict(BASELINES[name])
+  if not task:
+    config = common.embedded(config)
+    config.update_from_flattened_dict(EMBEDDED.get(name, {}))
+  return config

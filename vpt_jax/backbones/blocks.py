@@ -1,0 +1,160 @@
+"""What the backbones' blocks are made of."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vpt_jax.tokens import Spec, Tokens
+
+Dtype = Any
+
+GELUS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": functools.partial(nn.gelu, approximate=True),  # big_vision
+    "exact": functools.partial(nn.gelu, approximate=False),  # PyTorch
+    "quick": lambda x: x * nn.sigmoid(1.702 * x),  # CLIP
+}
+
+# What a method changes in a block: (layer, its input, its output) -> output.
+Edit = Callable[[str, jax.Array, jax.Array], jax.Array]
+
+
+def no_edit(layer: str, x: jax.Array, out: jax.Array) -> jax.Array:
+  """Leaves a layer's output as it is."""
+  return out
+
+
+def edited(edit: Edit, layer: str, function: Callable[[jax.Array], jax.Array]
+           ) -> Callable[[jax.Array], jax.Array]:
+  """The function, its output edited."""
+  return lambda x: edit(layer, x, function(x))
+
+
+class Attention(nn.Module):
+  """Multi-head attention whose keys and values may include a context."""
+
+  num_heads: int
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, queries: jax.Array, tokens: jax.Array,
+               context: jax.Array | None, temperature: jax.Array | float,
+               bias: jax.Array | None = None, edit: Edit = no_edit
+               ) -> jax.Array:
+    """softmax(Q K^T / (sqrt(d) temperature) + bias) V.
+
+    Args:
+      queries: [B, Q, D] rows that are asked for.
+      tokens: [B, T, D] rows that give keys and values.
+      context: [B or 1, P, D] further rows that give keys and values; with a
+        leading 1 these are computed once for the whole batch.
+      temperature: scalar.
+      bias: [..., Q, K], added to the logits (a mask, for example).
+      edit: sees "query", "key" and "value" [B, T, heads, d].
+
+    Returns:
+      [B, Q, D].
+    """
+    width = queries.shape[-1]
+    to_query, to_key, to_value, to_out = projections(
+        self.num_heads, width, self.dtype)
+    # Heads before rows: XLA's batched products on CPU are twice as fast so.
+    query = edit("query", queries, to_query(queries)).swapaxes(1, 2)
+    to_key, to_value = edited(edit, "key", to_key), edited(
+        edit, "value", to_value)
+    key, value = to_key(tokens), to_value(tokens)
+    if context is not None:
+      key = _join(key, to_key(context))
+      value = _join(value, to_value(context))
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+    scale = (width // self.num_heads)**-0.5 / temperature
+    query = query * jnp.asarray(scale, self.dtype)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key,
+                        preferred_element_type=jnp.float32)
+    if bias is not None:
+      logits = logits + bias
+    weights = jax.nn.softmax(logits).astype(self.dtype)
+    return to_out(jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2))
+
+
+def projections(num_heads: int, width: int, dtype: Dtype
+                ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+  """Dense layers `query`, `key`, `value` and `out` of the calling module."""
+  init = nn.initializers.xavier_uniform()
+  dense = functools.partial(nn.DenseGeneral, (num_heads, width // num_heads),
+                            dtype=dtype, kernel_init=init)
+  return (dense(name="query"), dense(name="key"), dense(name="value"),
+          nn.DenseGeneral(width, axis=(-2, -1), dtype=dtype, name="out",
+                          kernel_init=init))
+
+
+def _join(tokens: jax.Array, context: jax.Array) -> jax.Array:
+  """Concatenates [B, T, ...] and [B or 1, P, ...] along the second axis."""
+  context = jnp.broadcast_to(context, (len(tokens), *context.shape[1:]))
+  return jnp.concatenate([tokens, context], axis=1)
+
+
+class Mlp(nn.Module):
+  """Dense, GELU, Dense."""
+
+  mlp_dim: int
+  gelu: str
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = functools.partial(
+        nn.Dense, dtype=self.dtype,
+        kernel_init=nn.initializers.xavier_uniform(),
+        bias_init=nn.initializers.normal(1e-6))
+    width = x.shape[-1]
+    x = dense(self.mlp_dim, name="Dense_0")(x)
+    x = GELUS[self.gelu](x)
+    return dense(width, name="Dense_1")(x)
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block."""
+
+  num_heads: int
+  mlp_dim: int
+  gelu: str
+  eps: float = 1e-6
+  dtype: Dtype = jnp.float32
+
+  def setup(self):
+    # Statistics and scale in float32 whatever the compute dtype is.
+    norm = functools.partial(nn.LayerNorm, epsilon=self.eps, dtype=jnp.float32)
+    self.LayerNorm_0 = norm()
+    self.MultiHeadDotProductAttention_0 = Attention(self.num_heads, self.dtype)
+    self.LayerNorm_1 = norm()
+    self.MlpBlock_0 = Mlp(self.mlp_dim, self.gelu, self.dtype)
+
+  def __call__(self, tokens: Tokens, context: jax.Array | None,
+               temperature: jax.Array | float, pool: str | None,
+               bias: jax.Array | None = None, edit: Edit = no_edit,
+               prompt_bias: jax.Array | None = None) -> Tokens:
+    if prompt_bias is not None:
+      prompt_bias = tokens.spread(prompt_bias)
+      bias = prompt_bias if bias is None else bias + prompt_bias
+    normed = tokens.replace(x=self.LayerNorm_0(tokens.x).astype(self.dtype))
+    asked, residual = normed, tokens
+    if pool is not None:
+      asked, residual = normed.rows(pool), tokens.rows(pool)
+    if context is not None:
+      context = self.LayerNorm_0(context).astype(self.dtype)
+    x = residual.x + self.MultiHeadDotProductAttention_0(
+        asked.x, normed.x, context, temperature, bias, edit)
+    x = x + edited(edit, "mlp", self.MlpBlock_0)(
+        self.LayerNorm_1(x).astype(self.dtype))
+    return residual.replace(x=x)
+
+
+def check_size(image: jax.Array, spec: Spec) -> None:
+  """Raises ValueError if images [B, H, W, 3] are of another size."""
+  if image.shape[1:3] != tuple(spec.image_size):
+    raise ValueError(f"images are {image.shape[1:3]}, the backbone was built "
+                     f"for {tuple(spec.image_size)}; set config.image_size")

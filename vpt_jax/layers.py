@@ -1,0 +1,76 @@
+"""Layers that heads and methods share."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over all axes but the last, by PyTorch's rule.
+
+    y = scale (x - mean) / sqrt(var + eps) + bias
+
+  In training mean and variance are the batch's (of the global batch, when it is
+  sharded), and the running ones in the collection `batch_stats` move a tenth of
+  the way to them; the variance that is stored is the unbiased one, n / (n - 1)
+  times that of the formula. (Flax's own stores the biased one.)
+
+  Attributes:
+    momentum: how far the running statistics move.
+    eps: added to the variance.
+  """
+
+  momentum: float = 0.1
+  eps: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """[..., D] -> [..., D]."""
+    width = (x.shape[-1],)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, width)
+    var = self.variable("batch_stats", "var", jnp.ones, width)
+    scale = self.param("scale", nn.initializers.ones, width)
+    bias = self.param("bias", nn.initializers.zeros, width)
+    now = mean.value, var.value
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      now = x.mean(axes), x.var(axes)
+      n = x.size // x.shape[-1]
+      if not self.is_initializing() and self.is_mutable_collection(
+          "batch_stats"):
+        move = lambda old, new: old + self.momentum * (new - old)
+        mean.value = move(mean.value, now[0])
+        var.value = move(var.value, now[1] * n / max(n - 1, 1))
+    return (x - now[0]) * jax.lax.rsqrt(now[1] + self.eps) * scale + bias
+
+
+class Head(nn.Module):
+  """Classifier `kernel` [D, K], `bias` [K] after hidden layers.
+
+  Each hidden layer is Dense, ReLU, BatchNorm, Dropout: VPT's MLP heads.
+
+  Attributes:
+    num_classes: K.
+    hidden_layers: of width D.
+    dropout: rate after each hidden layer.
+  """
+
+  num_classes: int
+  hidden_layers: int = 0
+  dropout: float = 0.1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    """Features [B, D] -> logits [B, K]."""
+    # As published: Kaiming normal over fan-out.
+    init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    width = x.shape[-1]
+    for i in range(self.hidden_layers):
+      x = nn.relu(nn.Dense(width, kernel_init=init, name=f"hidden_{i}")(x))
+      x = BatchNorm(name=f"norm_{i}")(x, train)
+      x = nn.Dropout(self.dropout)(x, deterministic=not train)
+    kernel = self.param("kernel", init, (width, self.num_classes))
+    # A prior of 1 % for every class (focal loss' trick): -log(0.99 / 0.01).
+    bias = self.param("bias", nn.initializers.constant(-4.59511985),
+                      (self.num_classes,))
+    return x @ kernel + bias

@@ -1,0 +1,158 @@
+"""Gated Prompt Tuning (Yoo et al., ICML 2023): each block's gate decides.
+
+Shallow prompts of self-supervised ViTs do best when they enter at a block that
+differs from task to task; gates learn which. A temperature per block shapes its
+attention.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vpt_jax.methods.base import (Method, check_options, per_image,
+                                  prompt_sets)
+
+
+class Gated(Method):
+  """Shallow prompts with a gate after, and a temperature in, each block.
+
+    [x_i, Z~_i, E_i] = L_i([x_{i-1}, Z_{i-1}, E_{i-1}]; tau_i),   Z_0 = P
+    Z_i = g_i Z~_i + (1 - g_i) Z_{i-1},   g_i = sigmoid(gate_logit_i)
+    attention in L_i: softmax(Q K^T / (sqrt(d) tau_i)) V, for all tokens
+
+  With all gates open and tau = 1 this is VPT-shallow. While gates are closed
+  the prompts enter every block as they were learned.
+
+  Attributes:
+    num_tokens: P.
+    gates: False leaves the gates out (they are open).
+    num_gates: gated blocks, from the first (0: all but the last).
+    gate_init: the logits start at MINUS this, as in the published code: gates
+      start closed, 10 is g = 5e-5. The paper's tables list the positive number.
+    hard: gates are 0 or 1. In training they are drawn for every image, with
+      probability g of 1 (Gumbel-sigmoid, Jang et al. 2017, arXiv 1611.01144;
+      the gradient is that of the soft draw); else they are g > 1/2. The paper
+      compares with such gates, its code has none.
+    learn_temperature: learn tau; False: it stays as it is.
+    temperature_init: tau of all blocks at the start.
+    temperature_min, temperature_max: range of learned temperatures.
+    dropout: rate of the prompts' dropout, per image.
+  """
+
+  num_tokens: int = 10
+  gates: bool = True
+  num_gates: int = 0
+  gate_init: float = 10.0
+  hard: bool = False
+  learn_temperature: bool = True
+  temperature_init: float = 1.0
+  temperature_min: float = 0.01
+  temperature_max: float = 10.0
+  dropout: float = 0.1
+
+  @property
+  def gated(self) -> range:
+    """Indices of the blocks that have a gate."""
+    return range((self.num_gates or self.spec.depth - 1) if self.gates else 0)
+
+  def setup(self):
+    self.check()
+    self.prompt = prompt_sets(self, range(1), self.num_tokens)[0]
+    self.prompt_dropout = nn.Dropout(self.dropout)
+    if self.gated:
+      self.gate_logit = self.param(
+          "gate_logit", nn.initializers.constant(-self.gate_init),
+          (len(self.gated),))
+    if self.learn_temperature:
+      self.tau = self.param(
+          "temperature", nn.initializers.constant(self.temperature_init),
+          (self.spec.depth,))
+
+  def check(self):
+    """Raises ValueError if the options do not fit each other."""
+    check_options("gated", {
+        "num_tokens": (self.num_tokens, 1), "num_gates": (self.num_gates, 0)},
+                  {"dropout": self.dropout})
+    if self.num_gates > self.spec.depth:
+      raise ValueError(f"gated.num_gates={self.num_gates}, the backbone has "
+                       f"{self.spec.depth} blocks")
+    if not (0 < self.temperature_min <= self.temperature_init
+            <= self.temperature_max):
+      raise ValueError(
+          f"gated.temperature_init={self.temperature_init}, temperature_min="
+          f"{self.temperature_min}, temperature_max={self.temperature_max}; "
+          "expected 0 < min <= init <= max")
+
+  def prompts(self, image, tokens, *, train):
+    return per_image(self.prompt, len(tokens.x), self.prompt_dropout, train)
+
+  def temperature(self, i):
+    if not self.learn_temperature:
+      return self.temperature_init
+    # The published code clamps outside of autograd: the value is clipped, the
+    # gradient is not.
+    tau = self.tau[i]
+    return jax.lax.stop_gradient(self._clip(tau)) + (
+        tau - jax.lax.stop_gradient(tau))
+
+  def after(self, i, tokens_in, tokens_out, *, train):
+    # The last block may have left the prompts out, as nothing reads them.
+    if i not in self.gated or not tokens_out.num_prompt:
+      return tokens_out
+    g = self._gate(i, len(tokens_out.x), train)
+    return tokens_out.with_prompt(
+        g * tokens_out.prompt + (1 - g) * tokens_in.prompt)
+
+  def _gate(self, i: int, batch: int, train: bool) -> jax.Array:
+    """g_i, or one of 0 and 1 for every image [B, 1, 1]."""
+    logit = self.gate_logit[i]
+    if not self.hard:
+      return nn.sigmoid(logit)
+    if not train:
+      return (logit > 0).astype(logit.dtype)
+    noise = jax.random.logistic(self.make_rng("dropout"), (batch, 1, 1))
+    soft = nn.sigmoid(logit + noise)
+    return jnp.round(soft) + (soft - jax.lax.stop_gradient(soft))
+
+  def _clip(self, tau: jax.Array) -> jax.Array:
+    return jnp.clip(tau, self.temperature_min, self.temperature_max)
+
+  def constrain(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Clips the temperatures, if they are among the trained parameters."""
+    if "temperature" not in params:
+      return params
+    return {**params, "temperature": self._clip(params["temperature"])}
+
+
+def log_weights(gate_logit: jax.Array) -> jax.Array:
+  """What the last gate lets through, as a mix of what all blocks gave.
+
+    Z_L = w_0 P + sum_l w_l Z~_l,   w_l = g_l prod_{k > l} (1 - g_k),
+    w_0 = prod_k (1 - g_k)
+
+  Args:
+    gate_logit: [L], of the gated blocks in order.
+
+  Returns:
+    [1 + L] logarithms of w_0, ..., w_L, which sum to 1.
+  """
+  closed = jax.nn.log_sigmoid(-gate_logit)
+  later = jnp.cumsum(closed[::-1])[::-1]  # the sum over k >= l
+  return jnp.append(0.0, jax.nn.log_sigmoid(gate_logit)) + jnp.append(
+      later, 0.0)
+
+
+def selection_ratio(gate_logit: jax.Array) -> jax.Array:
+  """Each block's share of the prompts that enter the last one (figure 4).
+
+    r_l = w_l / sum_k w_k over the gated blocks, without the initial prompts
+
+  Args:
+    gate_logit: [L], of the gated blocks in order.
+
+  Returns:
+    [L], which sums to 1.
+  """
+  return jax.nn.softmax(log_weights(gate_logit)[1:])

@@ -1,0 +1,123 @@
+"""Prompt Generation Networks (Loedeman et al., BMVC 2024, arXiv 2210.06466).
+
+A small network reads the image and mixes its prompts from a learned library.
+"""
+
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vpt_jax import tree
+from vpt_jax.methods import pgn_weights
+from vpt_jax.methods.base import Method, check_options
+from vpt_jax.methods.resnet import ResNet, resnet18
+
+ACTS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "softmax": nn.softmax,
+    "sigmoid": nn.sigmoid,  # not normalised, as published
+}
+NETWORKS = ("resnet10", "resnet18")
+
+
+def resize(image: jax.Array, resolution: int) -> jax.Array:
+  """Images [B, H, W, 3] with their smaller side at `resolution` (0: as is).
+
+  Bilinear without antialiasing, as published.
+  """
+  sides = image.shape[1:3]
+  if resolution in (0, min(sides)):
+    return image
+  height, width = (side * resolution // min(sides) for side in sides)
+  return jax.image.resize(image, (len(image), height, width, image.shape[-1]),
+                          "bilinear", antialias=False)
+
+
+class PGN(Method):
+  """Prompts as mixtures of a library's vectors, carried through all blocks.
+
+    P_t = sum_m act(g(x))_{t,m} V_m,   g(x) in R^{T x M},  V in R^{M x D}
+
+  Attributes:
+    num_tokens: T, prompts per image.
+    library: M, vectors to mix.
+    act: of the mixture: `softmax` over the library or `sigmoid`.
+    network: g, see `resnet.py`: resnet10, or resnet18, which has sizes of its
+      own and does not read the next four options.
+    init_max_pool: a maximum of stride 2 follows the first convolution.
+    initial_channels: width of the first group of blocks.
+    groups: of blocks; each has twice the width of the one before.
+    blocks_per_group: residual blocks.
+    resolution: what the image's smaller side is resized to for g; 0: as it is.
+    weights: file with a published generator, "" for new values.
+  """
+
+  num_tokens: int = 16
+  library: int = 256
+  act: str = "softmax"
+  network: str = "resnet10"
+  init_max_pool: bool = True
+  initial_channels: int = 16
+  groups: int = 4
+  blocks_per_group: int = 1
+  resolution: int = 0
+  weights: str = ""
+
+  def setup(self):
+    check_options("pgn", {
+        "num_tokens": (self.num_tokens, 1), "library": (self.library, 1),
+        "initial_channels": (self.initial_channels, 1),
+        "groups": (self.groups, 1), "resolution": (self.resolution, 0),
+        "blocks_per_group": (self.blocks_per_group, 1)}, {})
+    tree.choose(self.act, ACTS, "pgn.act")
+    tree.choose(self.network, NETWORKS, "pgn.network")
+    self.vectors = self.param("library", nn.initializers.normal(0.02),
+                              (self.library, self.spec.widths[0]))
+    features = self.num_tokens * self.library
+    self.generator = (
+        resnet18(features) if self.network == "resnet18" else
+        ResNet(features, self.initial_channels, self.groups,
+               self.blocks_per_group, pool=self.init_max_pool))
+
+  def prompts(self, image, tokens, *, train):
+    logits = self.generator(resize(image, self.resolution), train)
+    self.sow("intermediates", "generator_logits", logits)
+    mixture = ACTS[self.act](
+        logits.reshape(len(image), self.num_tokens, self.library))
+    prompts = jnp.einsum("btm,md->btd", mixture, self.vectors)
+    self.sow("intermediates", "prompts", prompts)
+    return prompts
+
+  def pretrained(self, flat: Mapping[str, np.ndarray]):
+    return pgn_weights.load_generator(flat)
+
+
+class IIP(Method):
+  """Input-independent prompts: PGN's baseline, the same for every image.
+
+  Attributes:
+    num_tokens: T.
+  """
+
+  num_tokens: int = 16
+
+  def setup(self):
+    check_options("iip", {"num_tokens": (self.num_tokens, 1)}, {})
+    self.prompt = self.param("prompt", nn.initializers.normal(0.02),
+                             (1, self.num_tokens, self.spec.widths[0]))
+
+  def prompts(self, image, tokens, *, train):
+    return self.prompt
+
+
+class Inverted(Method):
+  """No parameters: patches of pixels that come with the images.
+
+  They are [B or 1, P, p, p, 3] in the variable `given/method/pixels`; see
+  `inversion.py`.
+  """
+
+  def patches(self, image):
+    return self.get_variable("given", "pixels")
