@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-Fields = dict[str, str | float | bool]
+Fields = dict[str, str | float | bool | tuple]
 
 # Values of `config.trainable`. By name, as published: on Swin the tables of
 # relative positions are biases too.
@@ -53,19 +53,18 @@ BASELINES: dict[str, Fields] = {
     "border": {"method": "border", "batch_size": 256, "optim.lr": 40.0,
                "optim.scale_lr": False, "optim.weight_decay": 0.0},
 }
-# The same for the embedded task, where AdamW takes rate 0.01 if not said here.
+# The backbone's own parameters change more slowly than the head.
+SLOW_BACKBONE = (("head/bias", {"weight_decay": 0.0}),
+                 ("backbone/.*", {"lr": 0.1}), (".*", {}))
+# The same for the embedded task.
 EMBEDDED: dict[str, Fields] = {
-    "adapter": {"optim.lr": 1e-3},
-    "lora": {"optim.lr": 2e-3},
-    "bias": {"optim.lr": 2e-3},
-    "partial1": {"trainable": last_blocks(1, 4), "optim.lr": 1e-3},
-    "partial2": {"trainable": last_blocks(2, 4), "optim.lr": 1e-3},
-    "partial4": {"trainable": last_blocks(4, 4), "optim.lr": 5e-4},
-    "mlp3": {"optim.lr": 1e-3},
-    "prompt_bias": {"vpt.dropout": 0.0, "optim.lr": 2e-3},
+    **{f"partial{count}": {"trainable": last_blocks(count, 4),
+                           "optim.policies": SLOW_BACKBONE}
+       for count in (1, 2, 4)},
+    "prompt_bias": {"vpt.dropout": 0.0},
     "add": {"add.dropout": 0.0},
     "pad": {"pad.width": 2},
-    "below": {"optim.lr": 1e-3},
+    "below": {"optim.policies": SLOW_BACKBONE},
     "border": {"border.init_std": 0.0},
 }
 
