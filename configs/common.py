@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
   # head=pretrained: for each class of the task the classes of the checkpoint's
   # head that belong to it, as in ((404, 895), (436,)). (): they are the same.
   config.head_groups = ()
+  # Values that a new head starts from: kaiming (as published; in short runs on
+  # few classes its confident first errors cost much of the training) | zeros.
+  config.head_init = "kaiming"
   # Hidden layers of the head (Dense, ReLU, BatchNorm, Dropout 0.1 each).
   config.head_layers = 0
   # Side of the square images that the backbone sees; other sizes than the

@@ -86,7 +86,8 @@ class TrainedHead(models.Model):
   """The head, alone, in training mode; without dropout."""
 
   def setup(self):
-    self.head = layers.Head(self.num_classes, self.hidden_layers, dropout=0.0)
+    self.head = layers.Head(
+        self.num_classes, hidden_layers=self.hidden_layers, dropout=0.0)
 
   def classify(self, feature, *, train=False):
     return self.head(feature, train=True)

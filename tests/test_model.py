@@ -235,7 +235,7 @@ def test_a_method_that_needs_a_grid(config, monkeypatch):
   config.method = "vapt"
   with pytest.raises(ValueError, match=(
       "method 'vapt' needs patch tokens on a grid, backbone 'vit_test' has "
-      "none; use 'linear' or 'pixel'")):
+      "none; use 'linear' or 'pad'")):
     models.build(config, 10)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from PIL import Image
 import pytest
 
@@ -13,7 +14,7 @@ from configs import common, pgn as pgn_config
 from tests.conftest import trained
 import vpt_jax
 from vpt_jax import config as configs
-from vpt_jax import evaluate, heads, inversion, layers, tree
+from vpt_jax import evaluate, heads, inversion, layers, train, tree
 from vpt_jax import model as models
 from vpt_jax.backbones import load, registry
 from vpt_jax.backbones.vit import DinoHead
@@ -163,6 +164,45 @@ def test_batch_norm_by_hand():
   np.testing.assert_allclose(
       y, (x - stored["mean"]) / np.sqrt(stored["var"] + 1e-5) * scale + bias,
       atol=1e-5)
+
+
+def test_copies_that_fill_a_batch_are_not_in_its_statistics():
+  x = np.random.default_rng(0).normal(3, 2, (5, 4, 3)).astype(np.float32)
+  filled = np.concatenate([x, x[:3]])
+  norm = layers.BatchNorm()
+  variables = norm.init(RNG, x, False)
+  batch = {"batch": {"mask": np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)}}
+  run = lambda variables, x: norm.apply(variables, x, True,
+                                        mutable=["batch_stats"])
+  want, stored = run(variables, x)
+  y, changed = run({**variables, **batch}, filled)
+  np.testing.assert_allclose(y[:5], want, atol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+               changed, stored)
+  without, _ = run(variables, filled)
+  assert np.abs(without[:5] - want).max() > 1e-3
+
+
+def test_a_step_gives_the_mask_to_batch_norm(tiny):
+  model, variables = tiny
+  pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+  trainable, frozen = tree.split(variables["params"], r"(method|head)/.*")
+  tx = optax.sgd(0.1)
+
+  def after(pixels, mask):
+    state = train.TrainState(
+        jnp.int32(0), jax.tree.map(jnp.array, trainable), tx.init(trainable),
+        {"batch_stats": jax.tree.map(jnp.array, variables["batch_stats"])},
+        jax.random.PRNGKey(0))
+    step = train.make_train_step(model, tx, normalize="none", augment="none")
+    return step(state, frozen, {
+        "image": pixels, "mask": mask,
+        "label": np.zeros(len(pixels), np.int32)})[0].collections
+
+  alone = after(pixels[:4], np.ones(4, np.float32))
+  filled = after(pixels, np.array([1, 1, 1, 1, 0, 0], np.float32))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+               filled, alone)
 
 
 def test_the_other_images_do_not_matter_in_evaluation(tiny):

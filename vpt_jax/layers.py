@@ -11,7 +11,8 @@ class BatchNorm(nn.Module):
     y = scale (x - mean) / sqrt(var + eps) + bias
 
   In training mean and variance are the batch's (of the global batch, when it is
-  sharded), and the running ones in the collection `batch_stats` move a tenth of
+  sharded; without the copies that fill it up, where the variables that the
+  model is applied to say so: `{"batch": {"mask": [B]}}`), and the running ones in the collection `batch_stats` move a tenth of
   the way to them; the variance that is stored is the unbiased one, n / (n - 1)
   times that of the formula. (Flax's own stores the biased one.)
 
@@ -34,14 +35,25 @@ class BatchNorm(nn.Module):
     now = mean.value, var.value
     if train:
       axes = tuple(range(x.ndim - 1))
-      now = x.mean(axes), x.var(axes)
-      n = x.size // x.shape[-1]
+      mask = self.scope.root.get_variable("batch", "mask", jnp.ones(len(x)))
+      real = jnp.broadcast_to(jnp.expand_dims(
+          mask > 0, tuple(range(1, x.ndim))), (*x.shape[:-1], 1))
+      now = x.mean(axes, where=real), x.var(axes, where=real)
+      n = real.sum()
       if not self.is_initializing() and self.is_mutable_collection(
           "batch_stats"):
         move = lambda old, new: old + self.momentum * (new - old)
         mean.value = move(mean.value, now[0])
-        var.value = move(var.value, now[1] * n / max(n - 1, 1))
+        var.value = move(var.value, now[1] * n / jnp.maximum(n - 1, 1))
     return (x - now[0]) * jax.lax.rsqrt(now[1] + self.eps) * scale + bias
+
+
+HEAD_INITS = {
+    # As published: normal over fan-out. With 10 classes the first logits of a
+    # ViT are then of size 10, so that training starts from confident errors.
+    "kaiming": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "zeros": nn.initializers.zeros,  # as big_vision: it starts from no opinion
+}
 
 
 class Head(nn.Module):
@@ -51,25 +63,26 @@ class Head(nn.Module):
 
   Attributes:
     num_classes: K.
+    init: of the classifier's kernel, a key of `HEAD_INITS`.
     hidden_layers: of width D.
     dropout: rate after each hidden layer.
   """
 
   num_classes: int
+  init: str = "kaiming"
   hidden_layers: int = 0
   dropout: float = 0.1
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Features [B, D] -> logits [B, K]."""
-    # As published: Kaiming normal over fan-out.
-    init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    init = HEAD_INITS["kaiming"]
     width = x.shape[-1]
     for i in range(self.hidden_layers):
       x = nn.relu(nn.Dense(width, kernel_init=init, name=f"hidden_{i}")(x))
       x = BatchNorm(name=f"norm_{i}")(x, train)
       x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    kernel = self.param("kernel", init, (width, self.num_classes))
+    kernel = self.param("kernel", HEAD_INITS[self.init], (width, self.num_classes))
     # A prior of 1 % for every class (focal loss' trick): -log(0.99 / 0.01).
     bias = self.param("bias", nn.initializers.constant(-4.59511985),
                       (self.num_classes,))

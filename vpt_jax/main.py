@@ -73,7 +73,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
 
 def load_data(config: ConfigDict) -> Data:
   """The splits that a config names."""
-  size = (config.image_size,) * 2
+  # What the method puts around or below an image is not part of it.
+  size = models.build(
+      config, tasks.get(config.task).num_classes).method.input_size
   read = lambda split: sources.load(
       config.task, split, folder=config.data.dir, image_size=size,
       on_error=config.data.on_error)

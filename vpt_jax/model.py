@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import heads, tree
-from vpt_jax.layers import Head
+from vpt_jax.layers import HEAD_INITS, Head
 from vpt_jax.backbones import cost, formats, load
 from vpt_jax.backbones import registry as backbones
 from vpt_jax.methods import registry as methods
@@ -33,7 +33,7 @@ class Model(nn.Module):
     cosine: the head sees the feature at unit length (CLIP).
     groups: classes of the head that make one class of the task each (their
       probabilities are added); (): they are the task's.
-    hidden_layers: of the head.
+    head_init, hidden_layers: of the head.
     remat: compute a block's activations again in the backward pass, instead of
       keeping them.
   """
@@ -44,12 +44,13 @@ class Model(nn.Module):
   pool: str = ""
   cosine: bool = False
   groups: tuple[tuple[int, ...], ...] = ()
+  head_init: str = "kaiming"
   hidden_layers: int = 0
   remat: bool = False
 
   def setup(self):
     self.head = Head(sum(map(len, self.groups)) or self.num_classes,
-                     self.hidden_layers)
+                     self.head_init, self.hidden_layers)
 
   def features(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """Normalised images [B, H, W, 3] -> pooled features [B, D], float32."""
@@ -133,6 +134,7 @@ def build(config: ConfigDict, num_classes: int) -> Model:
   if config.pool:
     tree.choose(config.pool, POOLS, "pool")
   tree.choose(config.head, heads.HEADS, "head")
+  tree.choose(config.head_init, HEAD_INITS, "head_init")
   if config.head == "zero_shot" and not config.backbone.projection:
     raise ValueError("head='zero_shot' compares projected features with texts; "
                      "set config.backbone.projection=True")
@@ -143,13 +145,14 @@ def build(config: ConfigDict, num_classes: int) -> Model:
       None in backbone.spec.grids):
     raise ValueError(
         f"method {config.method!r} needs patch tokens on a grid, backbone "
-        f"{config.backbone.name!r} has none; use 'linear' or 'pixel'")
+        f"{config.backbone.name!r} has none; use 'linear' or 'pad'")
   method = methods.build(config.method, options, backbone.spec)
   if config.head == "prototypes":
     backbone = heads.without_prototypes(backbone)
   return Model(backbone, method, num_classes, config.pool,
                cosine=config.head == "zero_shot",
                groups=heads.groups(config, num_classes),
+               head_init=config.head_init,
                hidden_layers=config.head_layers, remat=config.compute.remat)
 
 

@@ -68,10 +68,11 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
                        rngs={"dropout": dropout_rng})
 
   def loss_of(trainable, frozen, collections, batch, rng):
-    variables = {"params": tree.merge(trainable, frozen), **collections}
+    mask = batch["mask"]
+    variables = {"params": tree.merge(trainable, frozen), **collections,
+                 "batch": {"mask": mask}}
     logits, updated = logits_of(variables, batch["image"], rng,
                                 list(collections))
-    mask = batch["mask"]
     loss = optax.softmax_cross_entropy_with_integer_labels(
         logits, batch["label"])
     hits = (logits.argmax(-1) == batch["label"]) * mask
