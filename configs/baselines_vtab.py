@@ -12,9 +12,7 @@ from configs import common
 
 Fields = dict[str, str | float | bool | tuple]
 
-# Values of `config.trainable`. By name, as published: on Swin the tables of
-# relative positions are biases too.
-BIAS = r"head/.*|backbone/.*bias"
+# A value of `config.trainable`.
 PROMPT_BIAS = r"(method|head)/.*|backbone/.*bias"
 
 
@@ -36,7 +34,7 @@ def partial(count: int, lr: float) -> Fields:
 BASELINES: dict[str, Fields] = {
     "adapter": {"method": "adapter", "optim.lr": 0.5},
     "lora": {"method": "lora", "optim.lr": 0.5},
-    "bias": {"method": "linear", "trainable": BIAS, "optim.lr": 0.5},
+    "bias": {"method": "linear", "trainable": common.BIAS, "optim.lr": 0.5},
     "partial1": partial(1, 0.1),
     "partial2": partial(2, 0.1),
     "partial4": partial(4, 0.05),

@@ -7,6 +7,10 @@ errors.
 
 from ml_collections import ConfigDict
 
+# A value of `config.trainable`: bias tuning. By name, as published: on Swin the
+# tables of relative positions are biases too.
+BIAS = r"head/.*|backbone/.*bias"
+
 
 def get_config() -> ConfigDict:
   """The defaults: VPT's published protocol at ViT-B/16."""

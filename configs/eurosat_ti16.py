@@ -13,7 +13,6 @@ a head that starts from zeros. Rates were chosen on the 200 validation images.
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.baselines_vtab import BIAS
 
 Fields = dict[str, str | float | bool | tuple]
 
@@ -28,7 +27,7 @@ METHODS: dict[str, Fields] = {
     "pgn": {"method": "pgn"},
     "lora": {"method": "lora"},
     "adapter": {"method": "adapter"},
-    "bias": {"method": "linear", "trainable": BIAS},
+    "bias": {"method": "linear", "trainable": common.BIAS},
     # The new head learns ten times as fast as the rest.
     "full": {"method": "full", "optim.lr": 1e-4, "optim.policies": (
         ("head/bias", {"weight_decay": 0.0, "lr": 10.0}),

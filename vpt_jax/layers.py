@@ -11,10 +11,11 @@ class BatchNorm(nn.Module):
     y = scale (x - mean) / sqrt(var + eps) + bias
 
   In training mean and variance are the batch's (of the global batch, when it is
-  sharded; without the copies that fill it up, where the variables that the
-  model is applied to say so: `{"batch": {"mask": [B]}}`), and the running ones in the collection `batch_stats` move a tenth of
+  sharded), and the running ones in the collection `batch_stats` move a tenth of
   the way to them; the variance that is stored is the unbiased one, n / (n - 1)
-  times that of the formula. (Flax's own stores the biased one.)
+  times that of the formula. (Flax's own stores the biased one.) Copies that
+  fill a batch up do not count: the model is applied to variables with
+  `{"batch": {"mask": [B]}}`, 0 for them.
 
   Attributes:
     momentum: how far the running statistics move.
