@@ -83,7 +83,8 @@ class Head(nn.Module):
       x = nn.relu(nn.Dense(width, kernel_init=init, name=f"hidden_{i}")(x))
       x = BatchNorm(name=f"norm_{i}")(x, train)
       x = nn.Dropout(self.dropout)(x, deterministic=not train)
-    kernel = self.param("kernel", HEAD_INITS[self.init], (width, self.num_classes))
+    kernel = self.param("kernel", HEAD_INITS[self.init],
+                        (width, self.num_classes))
     # A prior of 1 % for every class (focal loss' trick): -log(0.99 / 0.01).
     bias = self.param("bias", nn.initializers.constant(-4.59511985),
                       (self.num_classes,))
