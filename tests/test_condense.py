@@ -12,7 +12,7 @@ import pytest
 
 import vpt_jax
 from tests.conftest import trained
-from vpt_jax import checkpoint, condense, scores
+from vpt_jax import condense, files, scores
 from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax.data import sources
@@ -121,7 +121,7 @@ class Stop(Exception):
 
 def test_a_run_that_stopped_before_a_file_goes_on(
     staged, tmp_path, monkeypatch, uninterrupted):
-  write, done = checkpoint.write_atomic, {}
+  write, done = files.write_atomic, {}
 
   def stop_at(at):
     def writes(path, data):
@@ -133,7 +133,7 @@ def test_a_run_that_stopped_before_a_file_goes_on(
   for at in ("full/adapter.npz", "scores.npz", "oracle.npz",
              "keep_25_as_is/config.json", "keep_25/result.json",
              "condense.json"):
-    monkeypatch.setattr(checkpoint, "write_atomic", stop_at(at))
+    monkeypatch.setattr(files, "write_atomic", stop_at(at))
     with pytest.raises(Stop):
       vpt_jax.run(staged, tmp_path)
     for name, when in done.items():  # what is done is not done again

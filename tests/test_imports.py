@@ -27,11 +27,11 @@ FILES = {name_of(path): path for folder in ("vpt_jax", "configs")
 # Ordered (module, what of ours it may import), regular expressions that match
 # all of the name. A module without rule is an error: say where it belongs.
 DATA = r"vpt_jax\.data\.\w+"
-BASE = rf"vpt_jax\.(tree|optim|shard|checkpoint|report)|{DATA}"
+BASE = rf"vpt_jax\.(tree|files|optim|shard|checkpoint|report)|{DATA}"
 RULES = (
     # The package's names are imported on first use, hence not statically.
     (r"vpt_jax", r"nothing"),
-    (r"vpt_jax\.(tree|tokens|layers)", r"nothing"),
+    (r"vpt_jax\.(tree|tokens|layers|files)", r"nothing"),
     (r"vpt_jax\.backbones(\..*)?", r"vpt_jax\.(tree|tokens|backbones\.\w+)"),
     (r"vpt_jax\.methods(\..*)?",
      r"vpt_jax\.(tree|tokens|layers|methods\.\w+)"),
@@ -39,11 +39,10 @@ RULES = (
     (r"vpt_jax\.model",
      r"vpt_jax\.(tree|tokens|layers|heads|backbones\.\w+|methods\.\w+)"),
     # Batches are laid out over the devices.
-    (r"vpt_jax\.data\.pipeline", rf"vpt_jax\.(tree|shard)|{DATA}"),
-    (r"vpt_jax\.data(\..*)?", rf"vpt_jax\.tree|{DATA}"),
-    # Metrics are cut back to the step of a checkpoint.
-    (r"vpt_jax\.report", r"vpt_jax\.(tree|checkpoint)"),
-    (r"vpt_jax\.(optim|shard|checkpoint)", r"vpt_jax\.tree"),
+    (r"vpt_jax\.data\.pipeline", rf"vpt_jax\.(tree|files|shard)|{DATA}"),
+    (r"vpt_jax\.data(\..*)?", rf"vpt_jax\.(tree|files)|{DATA}"),
+    (r"vpt_jax\.(report|checkpoint)", r"vpt_jax\.(tree|files)"),
+    (r"vpt_jax\.(optim|shard)", r"vpt_jax\.tree"),
     (r"vpt_jax\.(train|evaluate|scores|sweep)", rf"{BASE}|vpt_jax\.model"),
     (r"vpt_jax\.condense", rf"{BASE}|vpt_jax\.(model|scores)"),
     # A backbone with the pixels of another method's prompts.

@@ -1,16 +1,9 @@
-"""Saving and resuming a run (orbax), and the adapter file (npz).
+"""Saving and resuming a run (orbax), and the adapter file (npz)."""
 
-All writes are atomic: a reader sees the old file, the new one, never a part.
-"""
-
-from collections.abc import Iterator
-import contextlib
-import fcntl
 import io
 import json
 import os
 from pathlib import Path
-import tempfile
 from typing import Any
 
 import jax
@@ -18,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vpt_jax import tree
+from vpt_jax import files, tree
 
 
 class Checkpoints:
@@ -51,51 +44,6 @@ class Checkpoints:
     self._manager.close()
 
 
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-  """Keeps a folder for this process; made if it is not there.
-
-  Raises:
-    ValueError: another process has it.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / ".lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(f"{folder} is in use by another process; wait for it, "
-                       "or use another --workdir") from None
-    yield
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-  """Writes a file as a whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(temporary, 0o666 & ~_umask())
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes indented JSON atomically."""
-  text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-  write_atomic(path, text.encode())
-
-
 def save_adapter(path: Path, flat: tree.Flat,
                  meta: dict[str, Any]) -> None:
   """One file with the trained parameters and what they belong to.
@@ -108,7 +56,7 @@ def save_adapter(path: Path, flat: tree.Flat,
   buffer = io.BytesIO()
   arrays = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}
   np.savez(buffer, meta=json.dumps(meta), **arrays)
-  write_atomic(path, buffer.getvalue())
+  files.write_atomic(path, buffer.getvalue())
 
 
 def read_adapter(path: str | os.PathLike) -> tuple[tree.Flat, dict[str, Any]]:

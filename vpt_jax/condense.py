@@ -23,7 +23,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import checkpoint, report, scores, shard, tree
+from vpt_jax import checkpoint, files, report, scores, shard, tree
 from vpt_jax import model as models
 from vpt_jax.data import pipeline, preprocess, sources
 
@@ -77,8 +77,8 @@ def run(config: ConfigDict, workdir: Path, data: Any, adapt: Run
   log = lambda stage: report.log.info("condense: %s", stage)
   log(f"{workdir / 'full'}: with all prompts")
   whole = adapt(base, workdir / "full", data)
-  checkpoint.write_json(workdir / "config.json", config.to_dict())
-  checkpoint.write_atomic(workdir / "data.json",
+  files.write_json(workdir / "config.json", config.to_dict())
+  files.write_atomic(workdir / "data.json",
                           (workdir / "full" / "data.json").read_bytes())
   saved, _ = checkpoint.read_adapter(workdir / "full" / "adapter.npz")
 
@@ -112,7 +112,7 @@ def run(config: ConfigDict, workdir: Path, data: Any, adapt: Run
         adapt(as_is, folder.with_name(f"{folder.name}_as_is"), data, start),
         adapt(tuned, folder, data, start)))
   result["rows"] = rows
-  checkpoint.write_json(workdir / "condense.json", result)
+  files.write_json(workdir / "condense.json", result)
   return result
 
 
@@ -121,7 +121,7 @@ def stored(path: Path, compute: Callable[[], Arrays]) -> Arrays:
   if not path.exists():
     buffer = io.BytesIO()
     np.savez(buffer, **compute())
-    checkpoint.write_atomic(path, buffer.getvalue())
+    files.write_atomic(path, buffer.getvalue())
   with np.load(path, allow_pickle=False) as file:
     return {name: file[name] for name in file.files}
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vpt_jax import checkpoint, condense, config as configs, evaluate, optim
+from vpt_jax import checkpoint, condense, config as configs, evaluate, files
 from vpt_jax import model as models
-from vpt_jax import report, shard, train, tree
+from vpt_jax import optim, report, shard, train, tree
 from vpt_jax.data import pipeline, sources, tasks
 
 log = report.log
@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
   if staged:
     condense.check(config)
   finished = workdir / ("condense.json" if staged else "result.json")
-  with checkpoint.lock(workdir):
+  with files.lock(workdir):
     check_unchanged(workdir / "config.json", configs.plain(config))
     if data is not None:
       check_unchanged(workdir / "data.json", fingerprint(data))
@@ -120,9 +120,9 @@ def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
   if path.exists():
     models.check_backbone(str(workdir), json.loads(path.read_text()), backbone)
   check_unchanged(workdir / "data.json", fingerprint(data))
-  checkpoint.write_json(path, backbone)
-  checkpoint.write_json(workdir / "data.json", fingerprint(data))
-  checkpoint.write_json(workdir / "config.json", configs.plain(config))
+  files.write_json(path, backbone)
+  files.write_json(workdir / "data.json", fingerprint(data))
+  files.write_json(workdir / "config.json", configs.plain(config))
 
 
 def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
@@ -202,7 +202,7 @@ def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
   checkpoint.save_adapter(workdir / "adapter.npz", {**own, **state.trainable}, {
       "backbone": backbone, "config": configs.plain(config),
       "num_classes": num_classes, "versions": result["versions"]})
-  checkpoint.write_json(workdir / "result.json", result)
+  files.write_json(workdir / "result.json", result)
   return result
 
 

@@ -13,7 +13,7 @@ import tensorboardX
 import tqdm
 from tqdm.contrib import logging as tqdm_logging
 
-from vpt_jax import checkpoint, tree
+from vpt_jax import files, tree
 
 log = logging.getLogger("vpt_jax")
 
@@ -49,7 +49,7 @@ class Metrics:
     self._lines = [line for line in read_metrics(self._path)
                    if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in self._lines)
-    checkpoint.write_atomic(self._path, text.encode())
+    files.write_atomic(self._path, text.encode())
     self._file = self._path.open("a")
     self._events = tensorboardX.SummaryWriter(
         str(workdir / "tensorboard"), purge_step=step + 1)

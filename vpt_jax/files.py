@@ -1,0 +1,58 @@
+"""Files that are written as a whole, and folders that one process has.
+
+All writes are atomic: a reader sees the old file, the new one, never a part.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+import tempfile
+from typing import Any
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+  """Keeps a folder for this process; made if it is not there.
+
+  Raises:
+    ValueError: another process has it.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(f"{folder} is in use by another process; wait for it, "
+                       "or use another folder") from None
+    yield
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+  """Writes a file as a whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o666 & ~_umask())
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes indented JSON atomically."""
+  text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+  write_atomic(path, text.encode())
