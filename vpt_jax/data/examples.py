@@ -1,0 +1,80 @@
+"""What sources give and what training takes: labelled images, before and after
+they are decoded."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Labelled images that are not decoded yet: what every source gives.
+
+  Attributes:
+    names: of the images, for errors and for files with predictions: the path
+      below the source's folder, or such as `train[17]`.
+    labels: int32 [N], in 0 .. num_classes - 1.
+    num_classes: K.
+    read: index -> the encoded image's bytes, or a decoded one, uint8
+      [H, W, 1 or 3].
+    origin: where they are from, for errors: a folder, list or data set.
+    identity: changes whenever names, labels or (as sizes and times of files
+      tell) pixels do.
+    class_names: K, or () if not known.
+  """
+
+  names: Sequence[str]
+  labels: np.ndarray
+  num_classes: int
+  read: Callable[[int], bytes | np.ndarray]
+  origin: str
+  identity: str
+  class_names: tuple[str, ...] = ()
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One part of a data set, decoded.
+
+  Attributes:
+    images: uint8 [N, H, W, 3] (or float32 features [N, D], see `train.py`);
+      may be a memory map. With `strips`: their rows [R, S, 3].
+    labels: int32 [N], in 0 .. num_classes - 1.
+    num_classes: K.
+    skipped: images left out because `data.on_error` is "skip".
+    names: see `Examples`; () if not known.
+    strips: images whose shorter side is S, for random crops; None: `images`
+      are of equal size.
+    class_names: K, or () if not known.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  num_classes: int
+  skipped: int = 0
+  names: Sequence[str] = ()
+  strips: "Strips | None" = None
+  class_names: tuple[str, ...] = ()
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Strips:
+  """Where images of unequal length lie in one array of rows [R, S, 3].
+
+  Image i is rows first[i] : first[i + 1]: itself if it is tall, turned by
+  swapping height and width if it is wide, so that the shorter side is S.
+
+  Attributes:
+    first: int64 [N + 1].
+    wide: bool [N].
+  """
+
+  first: np.ndarray
+  wide: np.ndarray
