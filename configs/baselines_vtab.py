@@ -32,6 +32,8 @@ def partial(count: int, lr: float) -> Fields:
 # Fields that differ from `common.py`. What VPT tuned per task (rate, decay,
 # the adapters' width) is not published; these are places to start from.
 BASELINES: dict[str, Fields] = {
+    "full": {"method": "full", "optim.name": "adamw", "optim.lr": 1e-3,
+             "optim.weight_decay": 0.01, "optim.warmup_epochs": 5},
     "adapter": {"method": "adapter", "optim.lr": 0.5},
     "lora": {"method": "lora", "optim.lr": 0.5},
     "bias": {"method": "linear", "trainable": common.BIAS, "optim.lr": 0.5},
@@ -56,6 +58,7 @@ SLOW_BACKBONE = (("head/bias", {"weight_decay": 0.0}),
                  ("backbone/.*", {"lr": 0.1}), (".*", {}))
 # The same for the embedded task.
 EMBEDDED: dict[str, Fields] = {
+    "full": {"optim.lr": 1e-3},
     **{f"partial{count}": {"trainable": last_blocks(count, 4),
                            "optim.policies": SLOW_BACKBONE}
        for count in (1, 2, 4)},
