@@ -67,8 +67,16 @@ def get_config() -> ConfigDict:
   config.backbone.frozen_dtype = "float32"
 
   config.data = ConfigDict()
-  # Folder that holds `vtab-1k/TASK/...`.
+  # Folder of the data sets: packs `vtab-1k/TASK/...`, tfds, VPT's FGVC folders.
+  # `python -m vpt_jax.data check --data_dir=...` tells what is there.
   config.data.dir = "data"
+  # "": the first of the task's own that is there | pack | json | tfds, or your
+  # own: folder:PATH (class = subfolder) | csv:PATH (path,label) | npz:PATH.
+  config.data.source = ""
+  # How images come to `image_size`: vtab (straight, bilinear without
+  # antialiasing) | fgvc (shorter side, random crop, flip) | pgn (squash and
+  # recolour); "": what the task's papers do, vtab for data of your own.
+  config.data.preprocess = ""
   # Which part trains: train (800) | trainval (1,000), and which part is
   # evaluated at the end: val (200) | test. VTAB-1k picks hyper-parameters with
   # train/val and reports trainval/test.
@@ -77,13 +85,19 @@ def get_config() -> ConfigDict:
   # imagenet | half | clip | none: see vpt_jax/data/preprocess.py; backbone:
   # what it was trained with. The papers' code uses ImageNet's for every one.
   config.data.normalize = "imagenet"
-  # none | flip | crop | flip_crop, of training images. VTAB-1k: none.
-  config.data.augment = "none"
+  # none | flip | crop | flip_crop | pgn | pgn_crop, of training images; "": what
+  # belongs to `preprocess` (vtab: none, fgvc: flip, pgn: pgn).
+  config.data.augment = ""
+  # Least area of random resized crops; 1: none (PGN's default too).
+  config.data.min_scale = 1.0
   # What a missing or damaged image does: raise | skip (and count).
   config.data.on_error = "raise"
-  # Splits up to this size stay on the device; larger ones are sent batch by
-  # batch.
-  config.data.device_gb = 4.0
+  # Splits up to this size stay on the device, larger ones are read ahead batch
+  # by batch; 0: half of what the device says is free.
+  config.data.device_gb = 0.0
+  # Folder of prepared images; "": $VPT_JAX_CACHE/data, else
+  # ~/.cache/vpt_jax/data.
+  config.data.cache = ""
 
   config.optim = ConfigDict()
   # sgd | adam (both with coupled decay, as torch) | adamw (decoupled).

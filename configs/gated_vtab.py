@@ -1,4 +1,4 @@
-"""Gated Prompt Tuning on a VTAB-1k task with MAE or MoCo v3 ViT-B/16.
+"""Gated Prompt Tuning on a VTAB-1k or FGVC task with MAE or MoCo v3 ViT-B/16.
 
   python -m vpt_jax.main --config=configs/gated_vtab.py:eurosat
   python -m vpt_jax.main --config=configs/gated_vtab.py:mocov3,eurosat
@@ -34,6 +34,11 @@ TUNED = {
     "smallnorb_elevation": ((128, 1, 0.05, 10), (128, 5, 0.5, 4)),
     "sun397": ((128, 1, 0.5, 10), (128, 1, 1.0, 4)),
     "svhn": ((128, 1, 0.1, 10), (128, 5, 1.0, 10)),
+    "fgvc_cub": ((64, 100, 0.1, 5), (64, 100, 1.0, 5)),
+    "fgvc_flowers": ((64, 100, 0.1, 15), (64, 100, 1.0, 10)),
+    "fgvc_cars": ((64, 100, 0.25, 5), (64, 100, 0.5, 5)),
+    "fgvc_dogs": ((64, 100, 0.5, 15), (64, 100, 0.5, 10)),
+    "fgvc_nabirds": ((64, 100, 0.5, 5), (64, 100, 1.0, 5)),
 }
 # Name in the argument -> (config.backbone.name, its column above).
 BACKBONES = {"mae": ("mae_b16", 0), "mocov3": ("mocov3_b16_pretrain", 1)}

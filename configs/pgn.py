@@ -10,9 +10,10 @@ prototype stands for each class). Without any: the embedded digits and backbone.
 What is published is the code, whose defaults these are; which settings the
 paper's numbers were made with is not known. Its default batches of 2 (CLIP) and
 5 images are kept, though BatchNorm would rather have more, and its released
-DINO generators have `pgn.library=128`. Its data are whole data sets, its
-augmentation has colours, too, and its DINO head is the student's where this is
-the teacher's.
+DINO generators have `pgn.library=128`. Its twelve data sets are whole ones,
+`:clip,pgn_eurosat` and so on; it validates on the test images, ours on a part
+of the training images. Its DINO head is the student's where this is the
+teacher's.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +35,8 @@ def get_config(arg: str = "") -> ConfigDict:
   config.seed = 0
   config.pgn.resolution = 224
   config.data.normalize = "clip"  # of all three, as published
-  config.data.augment = "flip"
+  if not task.startswith("pgn_"):  # those have their own
+    config.data.preprocess = "pgn"
   config.optim.lr = 0.1
   config.optim.scale_lr = False
   config.optim.weight_decay = 0.0

@@ -60,9 +60,9 @@ def pack(tmp_path):
 def load(tmp_path):
   """Reads what `pack` wrote."""
 
-  def read(split="train", task="eurosat", **options):
-    return sources.load(task, split, folder=tmp_path, image_size=(9, 7),
-                        **options)
+  def read(split="train", task="eurosat", image_size=(12, 14), **options):
+    return sources.load(task, split, folder=tmp_path, image_size=image_size,
+                        cache_dir=tmp_path / "cache", **options)
 
   return read
 
@@ -169,7 +169,7 @@ def test_images_of_unequal_size_are_resized_as_prepare_would(pack, load):
   images = [picture(*size, seed=i) for i, size in enumerate(sizes)]
   pack([f"{i}.png 0" for i in range(len(sizes))],
        {f"{i}.png": image for i, image in enumerate(images)})
-  part = load()
+  part = load(image_size=(9, 7))
   assert part.images.shape == (len(sizes), 9, 7, 3)
   assert part.images.dtype == np.uint8
   np.testing.assert_array_equal(part.images[0], images[0])
@@ -243,8 +243,8 @@ def test_a_bad_image_is_named_or_left_out(pack, load, kind):
               files if data is None else {**files, "b.jpg": data})
   with pytest.raises(ValueError) as error:
     load()
-  assert str(error.value).startswith(f"{path}:3: ")
-  for text in (message, f"{path.parent}/b.jpg", "1 of 3 images",
+  assert str(error.value).startswith(f"{path}: ")
+  for text in (message, " b.jpg", "1 of 3 images",
                "data.on_error='skip'"):
     assert text in str(error.value)
 
@@ -257,7 +257,7 @@ def test_a_bad_image_is_named_or_left_out(pack, load, kind):
 def test_no_good_image_at_all_is_an_error(pack, load):
   path = pack(["a.png 1", "b.png 2"], {"a.png": b"x"})
   with pytest.raises(ValueError, match=(
-      f"{re.escape(str(path))}:1: cannot .* \\(2 of 2 images fail\\)")):
+      f"{re.escape(str(path))}: cannot .* a.png.* \\(2 of 2 images fail\\)")):
     load(on_error="skip")
 
 
@@ -268,7 +268,8 @@ def test_a_decompression_bomb_is_a_bad_image(pack, load, monkeypatch, side):
   path = pack(["a.png 1"] * 9 + ["b.png 2"] + ["a.png 3"] * 9,
               {"a.png": picture(), "b.png": picture(side, side)})
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", picture()[..., 0].size)
-  with pytest.raises(ValueError, match=f"{re.escape(str(path))}:10: cannot"):
+  with pytest.raises(ValueError, match=(
+      f"{re.escape(str(path))}: cannot decode b.png")):
     load()
   part = load(on_error="skip")
   assert part.skipped == 1 and part.labels.tolist() == [1] * 9 + [3] * 9

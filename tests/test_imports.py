@@ -107,9 +107,11 @@ def faults(module, source, is_package=False):
           r"flax\.struct(\..*)?" if module == "vpt_jax.train" else "nothing")
   out += [f"imports {name}" for name in names if name.split(".")[0] == "flax"
           and not re.fullmatch(flax, name)]
-  # Verifies a conversion with PyTorch, where that is installed.
-  peers = "tensorflow|tfds" if module == "vpt_jax.backbones.convert" else (
-      "(torch|tensorflow)(_.*|vision)?|tfds|timm")
+  # `convert` verifies a conversion with PyTorch, where that is installed;
+  # tensorflow-datasets reads without TensorFlow.
+  peers = {"vpt_jax.backbones.convert": "tensorflow(_.*)?",
+           "vpt_jax.data.tfds_source": "torch(vision)?|tensorflow|timm"}.get(
+               module, "(torch|tensorflow)(_.*|vision)?|timm")
   out += [f"imports {root}" for root in sorted(roots) if root in PICKLES or
           re.fullmatch(peers, root)]
 

@@ -71,7 +71,7 @@ def run(mesh, split, device_bytes):
     for batch in feed.batches(pipeline.order(len(split), 0, epoch)):
       state, record = step(state, frozen, batch)
       records.append(record)
-  scores = evaluate.evaluate(
+  scores, _ = evaluate.evaluate(
       evaluate.make_eval_step(evaluate.make_apply(model, "half")),
       state.trainable, frozen, {}, feed)
   for name in records[0]:

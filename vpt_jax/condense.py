@@ -245,7 +245,8 @@ def _batches(config: ConfigDict, split: sources.Split
   """A split once, in order."""
   feed = pipeline.Feed(split, config.batch_size,
                        shard.make_mesh(config.batch_size),
-                       config.data.device_gb * 2**30)
+                       config.data.device_gb * 2**30 or None,
+                       config.image_size)
   return feed.batches(np.arange(len(split)))
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vpt_jax import optim, tree
 from vpt_jax.backbones import registry as backbones
-from vpt_jax.data import preprocess, sources, tasks
+from vpt_jax.data import preprocess, resize, sources, tasks
 from vpt_jax.methods import registry as methods
 
 
@@ -86,17 +86,24 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   if "condense" in config and not config.condense.shares:
     del config.condense
   config.trainable = config.trainable or method.trainable
-  if named_task:
+  data = config.data
+  if ":" in data.source:  # the user's own, named after its file or folder
+    config.task = config.task or Path(data.source.partition(":")[2]).stem
+  elif named_task:
     tasks.get(config.task)
+  data.preprocess = data.preprocess or (
+      sources.own_family(config.task, data.source) if named_task else "vtab")
+  tree.choose(data.preprocess, resize.FAMILIES, "data.preprocess")
+  data.augment = data.augment or preprocess.OWN[data.preprocess]
   entry = backbones.get(config.backbone.name)
-  if config.data.normalize == "backbone":
-    config.data.normalize = entry.normalize
+  if data.normalize == "backbone":
+    data.normalize = entry.normalize
   for what, value, known in (
-      ("data.normalize", config.data.normalize, preprocess.NORMALIZE),
-      ("data.augment", config.data.augment, preprocess.AUGMENT),
-      ("data.train_split", config.data.train_split, sources.PACK_LISTS),
-      ("data.test_split", config.data.test_split, sources.PACK_LISTS),
-      ("data.on_error", config.data.on_error, ("raise", "skip")),
+      ("data.normalize", data.normalize, preprocess.NORMALIZE),
+      ("data.augment", data.augment, preprocess.AUGMENT),
+      ("data.train_split", data.train_split, sources.PACK_LISTS),
+      ("data.test_split", data.test_split, sources.PACK_LISTS),
+      ("data.on_error", data.on_error, ("raise", "skip")),
       ("optim.schedule", config.optim.schedule, optim.SCHEDULES),
       ("compute.dtype", config.compute.dtype, ("float32", "bfloat16")),
       ("compute.matmul_precision", config.compute.matmul_precision,
@@ -111,6 +118,9 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
       value = value[part]
     if value < least:
       raise ValueError(f"config.{name}={value}; expected at least {least}")
+  if not 0 < data.min_scale <= 1:
+    raise ValueError(f"config.data.min_scale={data.min_scale}; expected above "
+                     "0, at most 1")
   if not 0 <= config.optim.warmup_epochs <= config.epochs:
     raise ValueError(
         f"config.optim.warmup_epochs={config.optim.warmup_epochs}; expected 0 "

@@ -1,6 +1,9 @@
 """Evaluation of a model on a split, and prediction with a saved adapter."""
 
 from collections.abc import Callable
+import csv
+import dataclasses
+import io
 import os
 from typing import Any
 
@@ -13,7 +16,7 @@ from vpt_jax import checkpoint, tree
 from vpt_jax import model as models
 from vpt_jax.data import preprocess, sources
 from vpt_jax.data.pipeline import Feed
-from vpt_jax.data.sources import Split
+from vpt_jax.data.examples import Split
 
 Apply = Callable[..., jax.Array]
 
@@ -28,8 +31,10 @@ def make_apply(model: models.Model, normalize: str) -> Apply:
   return apply
 
 
-def make_eval_step(apply: Apply) -> Callable[..., dict[str, jax.Array]]:
-  """`step(trainable, frozen, collections, batch)` -> sums over the batch."""
+def make_eval_step(apply: Apply) -> Callable[..., tuple[dict[str, jax.Array],
+                                                        dict[str, jax.Array]]]:
+  """`step(trainable, frozen, collections, batch)` -> (sums over the batch,
+  prediction and confidence of each image)."""
 
   @jax.jit
   def step(trainable, frozen, collections, batch):
@@ -39,29 +44,33 @@ def make_eval_step(apply: Apply) -> Callable[..., dict[str, jax.Array]]:
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     classes = jax.nn.one_hot(label, logits.shape[-1]) * mask[:, None]
     hit = logits.argmax(-1) == label
+    each = {"prediction": logits.argmax(-1),
+            "confidence": jax.nn.softmax(logits).max(-1)}
     return {"loss": (loss * mask).sum(), "count": classes.sum(0),
-            "correct": (classes * hit[:, None]).sum(0)}
+            "correct": (classes * hit[:, None]).sum(0)}, each
 
   return step
 
 
-def evaluate(step: Callable[..., dict[str, jax.Array]], trainable: tree.Flat,
+def evaluate(step: Callable[..., Any], trainable: tree.Flat,
              frozen: tree.Flat, collections: dict[str, Any],
-             feed: Feed) -> dict[str, float]:
+             feed: Feed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """Scores of the whole split, every image exactly once.
 
   Returns:
-    top1 and mean_per_class (mean over the classes that occur of their recall)
-    in percent, loss (mean cross entropy), count (images).
+    (scores, predictions): top1 and mean_per_class (mean over the classes that
+    occur of their recall) in percent, loss (mean cross entropy), count
+    (images); prediction [N] and its probability, confidence [N].
 
   Raises:
     ValueError: the loss is NaN or infinite.
   """
-  total = None
+  total, every = None, []
   for batch in feed.batches(np.arange(len(feed.split))):
-    sums = step(trainable, frozen, collections, batch)
     # Fetched at once, so that batches of a large split do not pile up.
-    sums = jax.tree.map(np.float64, jax.device_get(sums))
+    sums, each = jax.device_get(step(trainable, frozen, collections, batch))
+    sums = jax.tree.map(np.float64, sums)
+    every.append(each)
     total = sums if total is None else jax.tree.map(np.add, total, sums)
   seen = total["count"] > 0
   recall = total["correct"][seen] / total["count"][seen]
@@ -70,7 +79,24 @@ def evaluate(step: Callable[..., dict[str, jax.Array]], trainable: tree.Flat,
     raise ValueError(f"loss of the {int(n)} test images is {total['loss'] / n}")
   return {"top1": float(100 * total["correct"].sum() / n),
           "mean_per_class": float(100 * recall.mean()),
-          "loss": float(total["loss"] / n), "count": int(n)}
+          "loss": float(total["loss"] / n), "count": int(n)}, {
+              name: np.concatenate([each[name] for each in every])[:int(n)]
+              for name in every[0]}
+
+
+def predictions_csv(split: Split, predictions: dict[str, np.ndarray]) -> str:
+  """Lines `path,label,prediction,confidence`, with a header.
+
+  Images without a name are called by their index.
+  """
+  out = io.StringIO()
+  write = csv.writer(out, lineterminator="\n").writerow
+  write(("path", "label", "prediction", "confidence"))
+  for i, (label, prediction, confidence) in enumerate(zip(
+      split.labels, predictions["prediction"], predictions["confidence"])):
+    write((split.names[i] if len(split.names) else i, label, prediction,
+           f"{confidence:.6f}"))
+  return out.getvalue()
 
 
 def cache_features(model: models.Model, params: Any, feed: Feed,
@@ -87,7 +113,7 @@ def cache_features(model: models.Model, params: Any, feed: Feed,
   parts = [jax.device_get(extract(params, batch["image"]))
            for batch in feed.batches(np.arange(len(split)))]
   features = np.concatenate(parts)[:len(split)]
-  return Split(features, split.labels, split.num_classes, split.skipped)
+  return dataclasses.replace(split, images=features)
 
 
 def load_adapter(path: str | os.PathLike, backbone: str = ""

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from vpt_jax import checkpoint, condense, config as configs, evaluate, files
 from vpt_jax import model as models
 from vpt_jax import optim, report, shard, train, tree
-from vpt_jax.data import pipeline, sources, tasks
+from vpt_jax.data import pipeline, sources
 
 log = report.log
 
@@ -73,22 +73,16 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
 
 def load_data(config: ConfigDict) -> Data:
   """The splits that a config names."""
-  # What the method puts around or below an image is not part of it.
+  data = config.data
+  # What the method puts around or below an image is not part of it; how many
+  # classes there are does not matter here.
   size = models.build(
-      config, tasks.get(config.task).num_classes).method.input_size
-  read = lambda split: sources.load(
-      config.task, split, folder=config.data.dir, image_size=size,
-      on_error=config.data.on_error)
-  train_split = read(config.data.train_split)
-  if config.data.test_split == config.data.train_split:
-    return Data(train_split, train_split)
-  return Data(train_split, read(config.data.test_split))
-
-
-def class_names(config: ConfigDict) -> tuple[str, ...]:
-  """Names of the classes of a task in the table, () of any other."""
-  return (tasks.get(config.task).class_names if config.task in tasks.TASKS
-          else ())
+      config, len(config.head_groups) or 1).method.input_size
+  read = lambda split, train: sources.load(
+      config.task, split, folder=data.dir, image_size=size,
+      on_error=data.on_error, source=data.source, seed=config.seed,
+      family=data.preprocess, train=train, cache_dir=data.cache or None)
+  return Data(read(data.train_split, True), read(data.test_split, False))
 
 
 def fingerprint(data: Data) -> dict[str, dict[str, int]]:
@@ -136,7 +130,8 @@ def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
         f"0..{num_classes - 1} of the training images")
   model = models.build(config, num_classes)
   rng = jax.random.PRNGKey(config.seed)
-  params, sha256 = models.pretrained(model, config, rng, class_names(config))
+  params, sha256 = models.pretrained(model, config, rng,
+                                     data.train.class_names)
   params, collections = models.start_method(
       model, params, models.collections(model, rng))
   params = models.restore(params, start)
@@ -151,13 +146,16 @@ def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
   log.info("%d training and %d test images, %d classes", len(data.train),
            len(data.test), num_classes)
 
-  feed = lambda split: pipeline.Feed(split, config.batch_size, mesh,
-                                     config.data.device_gb * 2**30)
+  feed = lambda split: pipeline.Feed(
+      split, config.batch_size, mesh, config.data.device_gb * 2**30 or None,
+      config.image_size)
   train_feed, test_feed = feed(data.train), feed(data.test)
   apply = evaluate.make_apply(model, config.data.normalize)
   # If nothing before the head changes, its inputs are computed once.
   on_features = (
       config.epochs > 0 and config.data.augment == "none" and not has_prompts
+      and config.data.min_scale == 1
+      and data.train.strips is None
       and all(path.startswith("head/") for path in trainable))
   if on_features:
     cache = lambda part: feed(evaluate.cache_features(
@@ -175,13 +173,14 @@ def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
       jax.random.fold_in(rng, 1)), mesh)
   step = train.make_train_step(
       model, tx, normalize=config.data.normalize, augment=config.data.augment,
-      on_features=on_features)
+      min_scale=config.data.min_scale, on_features=on_features)
   claim(workdir, config, backbone, data)
   state, speed = train.fit(config, workdir, state, frozen, train_feed, step,
                            rate)
 
-  scores = evaluate.evaluate(evaluate.make_eval_step(apply), state.trainable,
-                             frozen, state.collections, test_feed)
+  scores, predictions = evaluate.evaluate(
+      evaluate.make_eval_step(apply), state.trainable, frozen,
+      state.collections, test_feed)
   trained, total = tree.count(state.trainable), tree.count(
       {**state.trainable, **frozen})
   result = {
@@ -202,6 +201,9 @@ def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
   checkpoint.save_adapter(workdir / "adapter.npz", {**own, **state.trainable}, {
       "backbone": backbone, "config": configs.plain(config),
       "num_classes": num_classes, "versions": result["versions"]})
+  files.write_atomic(
+      workdir / "predictions.csv",
+      evaluate.predictions_csv(data.test, predictions).encode())
   files.write_json(workdir / "result.json", result)
   return result
 

@@ -42,7 +42,8 @@ class Diverged(ValueError):
 
 
 def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
-                    normalize: str, augment: str, on_features: bool = False
+                    normalize: str, augment: str, min_scale: float = 1.0,
+                    on_features: bool = False
                     ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """`step(state, frozen, batch) -> (state, metrics)`, jitted, state donated.
 
@@ -52,7 +53,7 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
     model: classifier.
     tx: optimizer over the flat trainable tree.
     normalize: see `preprocess.prepare`.
-    augment: see `preprocess.augment`.
+    augment, min_scale: see `preprocess.train_view`.
     on_features: batches hold cached features [B, D] instead of images.
   """
   size = model.method.input_size
@@ -62,8 +63,8 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
     if on_features:
       return model.apply(variables, image, train=True, mutable=mutable,
                          rngs={"dropout": dropout_rng}, method=model.classify)
-    image = preprocess.prepare(image, size, normalize)
-    image = preprocess.augment(image, augment, augment_rng)
+    image = preprocess.train_view(image, size, normalize, augment, augment_rng,
+                                  min_scale)
     return model.apply(variables, image, train=True, mutable=mutable,
                        rngs={"dropout": dropout_rng})
 
@@ -135,9 +136,9 @@ def fit(config: ConfigDict, workdir: Path, state: TrainState,
   try:
     for epoch in range(start, config.epochs):
       lr = float(rate(epoch * per_epoch))
-      order = pipeline.order(len(train.split), config.seed, epoch)
-      records = []
-      for batch in train.batches(order):
+      n, records = len(train.split), []
+      for batch in train.batches(pipeline.order(n, config.seed, epoch),
+                                 pipeline.places(n, config.seed, epoch)):
         state, record = step_fn(state, frozen, batch)
         records.append(record)
         late = max(0, len(records) - LAG)

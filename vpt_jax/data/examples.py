@@ -78,3 +78,25 @@ class Strips:
 
   first: np.ndarray
   wide: np.ndarray
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """The longer sides [N]."""
+    return np.diff(self.first)
+
+  def crop(self, rows: np.ndarray, i: int, place: np.ndarray, size: int
+           ) -> np.ndarray:
+    """A square of image i, uint8 [size, size, 3].
+
+    Args:
+      rows: uint8 [R, S, 3].
+      i: index of the image.
+      place: (along the longer side, along the shorter one), in [0, 1): one of
+        the free + 1 places, each as likely as the others.
+      size: of the square.
+    """
+    free = np.array([self.first[i + 1] - self.first[i], rows.shape[1]]) - size
+    row, column = (place * (free + 1).astype(np.float32)).astype(int)
+    row += self.first[i]
+    part = rows[row:row + size, column:column + size]
+    return part.swapaxes(0, 1) if self.wide[i] else part

@@ -1,22 +1,46 @@
-"""Batches of a split: decoded once, kept on the device when they fit."""
+"""Batches of a split: whole on the device when it fits, else read ahead."""
 
 from collections.abc import Iterator
+import os
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
+import numpy as np
 
 from vpt_jax import shard
-from vpt_jax.data.sources import Split
+from vpt_jax.data import preprocess
+from vpt_jax.data.examples import Split
 
 Batch = dict[str, Any]
+
+# Batches that are read ahead, and the threads that read them.
+AHEAD, THREADS = 8, 4
 
 
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
   """The order of an epoch: a function of seed and epoch alone, so that a
-  resumed run sees the same batches."""
+  resumed run sees the same batches, on any number of devices."""
   return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def places(n: int, seed: int, epoch: int) -> np.ndarray:
+  """Where an epoch crops each image, in [0, 1) of the free way: [N, 2].
+
+  The same on any number of devices and wherever the images lie.
+  """
+  return np.random.default_rng((seed, epoch, 1)).random((n, 2), np.float32)
+
+
+def room(mesh: Mesh) -> int:
+  """Bytes for images that a device has to spare: half of what is free.
+
+  Where the device can't tell (CPU), half of the machine's free memory.
+  """
+  stats = [device.memory_stats() for device in mesh.local_devices]
+  if all(stats):
+    return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats) // 2
+  return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 class Feed:
@@ -24,34 +48,99 @@ class Feed:
 
   The last batch of an epoch is filled up with copies that `mask` (float32, 0
   or 1) marks, so every batch has the same shape and all count exactly once.
+
+  Attributes:
+    split: its images.
+    resident: they are all on the device.
   """
 
   def __init__(self, split: Split, batch_size: int, mesh: Mesh,
-               device_bytes: float):
-    self.split = split
-    self.batch_size = batch_size
+               device_bytes: float | None = None, crop: int = 0):
+    """Puts the split on the device if it fits.
+
+    Args:
+      split: images of one size, or strips.
+      batch_size: of all devices together.
+      mesh: from `shard.make_mesh`.
+      device_bytes: what may lie on each device; None: `room`.
+      crop: side of the squares that are taken from strips.
+    """
+    self.split, self.batch_size, self._crop = split, batch_size, crop
     self._sharding = shard.batch_sharding(mesh)
-    self._take = None
-    if split.images.nbytes <= device_bytes:
-      images, labels = shard.replicate((split.images, split.labels), mesh)
-      take = jax.jit(lambda images, labels, i: (images[i], labels[i]),
-                     out_shardings=self._sharding)
-      self._take = lambda i: take(images, labels, i)
+    limit = room(mesh) if device_bytes is None else device_bytes
+    self.resident = split.images.nbytes <= limit
+    if self.resident:
+      strips = split.strips
+      arrays = shard.replicate(
+          (split.images, split.labels) if strips is None else
+          (split.images, split.labels, strips.first[:-1].astype(np.int32),
+           strips.lengths.astype(np.int32), strips.wide), mesh)
+      take = jax.jit(self._take, out_shardings=self._sharding)
+      self._gather = lambda i, place: take(arrays, i, place)
 
   def __len__(self) -> int:
     """Batches per epoch."""
     return -(-len(self.split) // self.batch_size)
 
-  def batches(self, indices: np.ndarray) -> Iterator[Batch]:
-    """Batches of the images at `indices`."""
-    for first in range(0, len(indices), self.batch_size):
-      part = indices[first:first + self.batch_size]
+  def batches(self, indices: np.ndarray, place: np.ndarray | None = None
+              ) -> Iterator[Batch]:
+    """Batches of the images at `indices`.
+
+    Args:
+      indices: of images, in order.
+      place: see `places`; None: crops are central.
+    """
+    if place is None:
+      place = np.full((len(self.split), 2), 0.5, np.float32)
+    parts = [indices[first:first + self.batch_size]
+             for first in range(0, len(indices), self.batch_size)]
+    full = [np.resize(part, self.batch_size) for part in parts]
+    taken = ((self._gather(i, place[i]) for i in full) if self.resident
+             else self._streamed(full, place))
+    for part, (image, label) in zip(parts, taken):
       mask = np.arange(self.batch_size) < len(part)
-      part = np.resize(part, self.batch_size)
-      if self._take is not None:
-        image, label = self._take(part)
-      else:
-        image, label = jax.device_put(
-            (self.split.images[part], self.split.labels[part]), self._sharding)
       yield {"image": image, "label": label,
-             "mask": jax.device_put(mask.astype(np.float32), self._sharding)}
+             "mask": self._put(mask.astype(np.float32)[self._mine])}
+
+  def _take(self, arrays: tuple[jax.Array, ...], i: jax.Array,
+            place: jax.Array) -> tuple[jax.Array, jax.Array]:
+    images, labels, *strips = arrays
+    if not strips:
+      return images[i], labels[i]
+    first, lengths, wide = (array[i] for array in strips)
+    return preprocess.crop_at(images, first, lengths, wide, place,
+                              self._crop), labels[i]
+
+  @property
+  def _mine(self) -> slice:
+    """Which rows of a batch are for the devices of this process."""
+    rows = [index[0].indices(self.batch_size)[:2] for index in
+            self._sharding.addressable_devices_indices_map(
+                (self.batch_size,)).values()]
+    return slice(min(row[0] for row in rows), max(row[1] for row in rows))
+
+  def _put(self, local: np.ndarray) -> jax.Array:
+    return jax.make_array_from_process_local_data(self._sharding, local)
+
+  def _streamed(self, parts: list[np.ndarray], place: np.ndarray
+                ) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Reads ahead in threads: each process the rows of its own devices."""
+    import grain  # slow to import, needed for large splits only
+    mine, split = self._mine, self.split
+
+    def read(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+      i = part[mine]
+      # In the order of the file: a memory map is read from a disk.
+      at = np.argsort(i, kind="stable")
+      if split.strips is None:
+        images = np.empty((len(i), *split.images.shape[1:]), np.uint8)
+        images[at] = split.images[i[at]]
+      else:
+        images = np.stack([split.strips.crop(split.images, k, place[k],
+                                             self._crop) for k in i])
+      return images, split.labels[i]
+
+    ahead = grain.MapDataset.source(parts).map(read).to_iter_dataset(
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
+    for images, labels in ahead:
+      yield self._put(images), self._put(labels)
