@@ -138,7 +138,7 @@ def get_config() -> ConfigDict:
   # Shares of the prompts to keep, each on its own; (): an ordinary run.
   config.condense.shares = ()
   # What ranks the prompts: a name in vpt_jax/scores.py.
-  config.condense.statistic = "removal"
+  config.condense.statistic = "elementwise_sample_abs"
   # Fine-tuning of the kept prompts and the head, without warm-up. The rate is
   # `lr_factor` times `optim.lr`.
   config.condense.epochs = 20

@@ -76,7 +76,7 @@ def test_scores_are_of_all_images_however_they_are_batched():
       **{name: np.concatenate([x[a:b], x[:pad]]) for name, x in whole.items()},
       "mask": np.array([1] * (b - a) + [0] * pad, np.float32)}
   names = ("removal", "removal_signed", "taylor_signed", "taylor_abs_of_mean",
-           "taylor_sample_abs")
+           "taylor_sample_abs", "elementwise_sample_abs")
   of = lambda batches, names: scores.scores(model, variables, batches, names)
   want = of([whole], names)
   assert [*want] == [*names] and want["removal"].shape == (1, P)
@@ -90,6 +90,20 @@ def test_scores_are_of_all_images_however_they_are_batched():
   for name in names:
     np.testing.assert_allclose(got[name], (2 * first[name] + second[name]) / 3,
                                rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", ["deep", "shallow", "swin"])
+def test_scores_of_each_image_alone(case):
+  """Those of a batch, if each image is a batch of its own."""
+  model, variables, whole, _ = build(case, n=3)
+  one_by_one = [{name: x[i:i + 1] for name, x in whole.items()}
+                for i in range(3)]
+  for each, batch in (("elementwise_sample_abs", "elementwise_abs"),
+                      ("taylor_sample_abs", "taylor_batch_abs")):
+    ours = scores.scores(model, variables, [whole], (each,))[each]
+    want = scores.scores(model, variables, one_by_one, (batch,))[batch]
+    np.testing.assert_allclose(ours, want, rtol=1e-3, atol=1e-6)
+  assert ours.shape == want.shape
 
 
 @pytest.mark.parametrize("case", [

@@ -44,7 +44,8 @@ def check(config: ConfigDict) -> None:
     raise ValueError(
         f"config.condense.statistic={section.statistic!r} is zero up to "
         "rounding for prompts that one block sees, as LayerNorm removes their "
-        "scale; use 'removal', or prompts that are carried (vpt.deep=False)")
+        "scale; use 'elementwise_sample_abs', or prompts that are carried "
+        "(vpt.deep=False)")
   if options.kept:
     raise ValueError(f"config.{config.method}.kept is what condensation "
                      "chooses; leave it ()")

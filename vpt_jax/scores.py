@@ -41,6 +41,7 @@ STATISTICS = {
     "taylor_abs_of_mean": "|sum_d g p|",
     "taylor_batch_abs": "mean over batches of |sum_d g p|",
     "taylor_sample_abs": "mean over images of |sum_d g p|",
+    "elementwise_sample_abs": "mean over images of sum_d |g p|",
     "elementwise_abs": "mean over batches of sum_d |g p|",
     "elementwise_sq": "mean over batches of sum_d (g p)^2",
     "grad_l1": "mean over batches of sum_d |g|",
@@ -56,6 +57,9 @@ _ROWS = {
     "grad_l1": lambda g, p: jnp.abs(g).sum(-1),
     "grad_l2": lambda g, p: jnp.linalg.norm(g, axis=-1),
 }
+# The same, of every image alone.
+_IMAGES = {"taylor_sample_abs": _ROWS["taylor_batch_abs"],
+           "elementwise_sample_abs": _ROWS["elementwise_abs"]}
 # Absolute values of a mean over all images: (score, of which).
 _ABSOLUTE = {"removal": "removal_signed", "taylor_abs_of_mean": "taylor_signed"}
 
@@ -68,7 +72,7 @@ def scores(model: models.Model, variables: dict[str, Any], batches: Batches,
            apply: Apply | None = None) -> dict[str, np.ndarray]:
   """Scores of all prompts, the higher the more they matter.
 
-  Each batch takes one backward pass (`taylor_sample_abs`: one more).
+  Each batch takes one backward pass (`..._sample_abs`: one more).
 
   Args:
     model: with learned prompts.
@@ -99,22 +103,19 @@ def scores(model: models.Model, variables: dict[str, Any], batches: Batches,
       return _loss(apply, _with(variables, prompts, mask), image, label, weight)
 
     g, dm = jax.grad(loss, argnums=(0, 1))(prompts, ones)
-    found = {name: jnp.concatenate([rows(g[path], p) for path, p in
-                                    prompts.items()])
-             for name, rows in _ROWS.items()}
-    found["removal_signed"] = -dm
+    each = lambda functions, g: {
+        name: jnp.concatenate([rows(g[path], p) for path, p in prompts.items()])
+        for name, rows in functions.items()}
+    found = each(_ROWS, g) | {"removal_signed": -dm}
 
-    def scaled(s, image, label):
-      sizes = np.cumsum([len(p) for p in prompts.values()])[:-1]
-      each = {path: p * factor[..., None] for (path, p), factor in
-              zip(prompts.items(), jnp.split(s, sizes))}
-      return _loss(apply, _with(variables, each, ones), image[None],
-                   label[None], jnp.ones(1))
+    def alone(image, label):
+      return each(_IMAGES, jax.grad(lambda prompts: _loss(
+          apply, _with(variables, prompts, ones), image[None], label[None],
+          jnp.ones(1)))(prompts))
 
-    if "taylor_sample_abs" in needed:
-      ds = jax.vmap(jax.grad(scaled), (None, 0, 0))(ones, image, label)
-      found["taylor_sample_abs"] = jnp.tensordot(
-          weight / weight.sum(), jnp.abs(ds), 1)
+    if _IMAGES.keys() & needed:
+      found |= {name: jnp.tensordot(weight / weight.sum(), of, 1) for name, of
+                in jax.vmap(alone)(image, label).items()}
     return {name: found[name] for name in needed}, weight.sum()
 
   total, images = dict.fromkeys(needed, 0.0), 0.0
