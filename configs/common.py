@@ -73,6 +73,8 @@ def get_config() -> ConfigDict:
   # "": the first of the task's own that is there | pack | json | tfds, or your
   # own: folder:PATH (class = subfolder) | csv:PATH (path,label) | npz:PATH.
   config.data.source = ""
+  # Of the parts of images that are not parted into train, val and test.
+  config.data.seed = 0
   # How images come to `image_size`: vtab (straight, bilinear without
   # antialiasing) | fgvc (shorter side, random crop, flip) | pgn (squash and
   # recolour); "": what the task's papers do, vtab for data of your own.
