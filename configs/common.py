@@ -87,8 +87,8 @@ def get_config() -> ConfigDict:
   # imagenet | half | clip | none: see vpt_jax/data/preprocess.py; backbone:
   # what it was trained with. The papers' code uses ImageNet's for every one.
   config.data.normalize = "imagenet"
-  # none | flip | crop | flip_crop | pgn | pgn_crop, of training images; "": what
-  # belongs to `preprocess` (vtab: none, fgvc: flip, pgn: pgn).
+  # none | flip | crop | flip_crop | pgn | pgn_crop, of training images; "":
+  # what belongs to `preprocess` (vtab: none, fgvc: flip, pgn: pgn).
   config.data.augment = ""
   # Least area of random resized crops; 1: none (PGN's default too).
   config.data.min_scale = 1.0

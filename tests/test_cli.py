@@ -59,12 +59,13 @@ def test_errors_say_what_to_do(capsys, tmp_path, args, message):
   assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_missing_pack_says_which_layout(capsys, tmp_path):
+def test_a_missing_task_says_where_it_was_looked_for(capsys, tmp_path):
   status, _, err = run(capsys, f"{VTAB}:eurosat", f"--workdir={tmp_path}",
                        f"--config.data.dir={tmp_path}")
   assert status == 1
-  assert f"{tmp_path}/vtab-1k/eurosat/train800val200.txt is missing" in err
-  assert "config.data.dir" in err
+  assert f"pack: {tmp_path}/vtab-1k/eurosat\n" in err
+  assert f"tfds: {tmp_path}/eurosat/rgb\n" in err
+  assert "config.data.dir" in err and "download_and_prepare" in err
 
 
 def test_help(capsys):

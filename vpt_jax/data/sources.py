@@ -99,6 +99,7 @@ def _open_task(name: str, split: str, source: str, folder: Path, seed: int
   if not source and not there and len(known) > 1:
     lines = "".join(f"\n  {kind}: {path}" for kind, (path, _) in known.items())
     raise ValueError(f"no images of task {name!r}; looked for{lines}\n"
+                     "config.data.dir names the folder above these. "
                      f"{how_to_get(task, folder)}")
   # One that is alone, or named, tells by itself what it lacks.
   source = source or (there or list(known))[0]
