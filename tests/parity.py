@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import baselines_vtab
+from configs import baselines_vtab, common
 from tests import condense_parity, options, pgn_parity, published, running
 from tests.options import Unsupported
 from tests.reference import Arrays, Names, below, read
@@ -102,7 +102,7 @@ def _split(flat: tree.Flat, built: options.Built, trained: Iterable[str],
   kind, own = str(meta.get("transfer_type")), built.model.method.trainable
   pattern = {
       "prompt": own, "linear": own, "adapter": own,
-      "tinytl-bias": baselines_vtab.BIAS,
+      "tinytl-bias": common.BIAS,
       "prompt+bias": baselines_vtab.PROMPT_BIAS}.get(kind)
   # The reference's MoCo v3 leaves out the norm, by a slip.
   if kind.startswith("partial-") and "moco" not in meta["reference_class"]:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import baselines_vtab, common, gated_vtab
+from configs import baselines_vtab, common, eurosat_ti16, gated_vtab
 from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax import optim, train, tree
@@ -560,7 +560,8 @@ def test_options_that_do_not_fit(method, message):
 
 ARGS = [(gated_vtab, arg) for arg in ("", "eurosat", "mocov3,sun397")] + [
     (baselines_vtab, name + rest) for name in baselines_vtab.BASELINES
-    for rest in ("", ",eurosat")]
+    for rest in ("", ",eurosat")] + [
+        (eurosat_ti16, name) for name in eurosat_ti16.METHODS]
 
 
 @pytest.mark.parametrize("module,arg", ARGS, ids=lambda x: getattr(
@@ -576,8 +577,9 @@ def test_a_config(module, arg):
   optim.from_config(config.optim, trainable, [*trainable, *frozen],
                     batch_size=config.batch_size, epochs=config.epochs,
                     steps_per_epoch=8)
-  assert config.task == (arg.rpartition(",")[2] if "," in arg or (
-      module is gated_vtab and arg) else "digits")
+  assert config.task == (
+      "eurosat" if module is eurosat_ti16 else arg.rpartition(",")[2]
+      if "," in arg or (module is gated_vtab and arg) else "digits")
   if module is baselines_vtab and arg.endswith(",eurosat"):
     own = {"adapter": 12 * (2 * 768 * 96 + 96 + 768),
            "lora": 12 * 2 * 2 * 768 * 8,
@@ -591,8 +593,9 @@ def test_a_config(module, arg):
 
 
 def test_every_task_of_the_paper_has_its_row():
-  groups = {name for name, task in tasks.TASKS.items() if task.group}
-  assert gated_vtab.TUNED.keys() == groups
+  assert gated_vtab.TUNED.keys() == {
+      name for name, task in tasks.TASKS.items()
+      if task.suite in ("vtab", "fgvc")}
   config = gated_vtab.get_config("mocov3,oxford_iiit_pet")
   assert (config.backbone.name, config.batch_size, config.gated.num_tokens,
           config.optim.lr, config.gated.gate_init) == (

@@ -41,6 +41,7 @@ def tiny_config(backbone="vit_test", **options):
   """PGN on digits as 2 x 2 patches: seconds on one core."""
   config = common.embedded(common.get_config())
   config.method = "pgn"
+  config.head_init = "kaiming"  # from zeros, all logits would be the same
   config.pgn.update(TINY | options)
   config.backbone.name = backbone
   config.backbone.checkpoint = "random"
