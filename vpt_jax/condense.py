@@ -226,7 +226,8 @@ def table(result: dict[str, Any]) -> str:
            for row in rows]
   if "oracle" in result:
     lines.append("rank correlation with exact removal (magnitude, change):")
-    lines += [f"  {name:<18} {rho['magnitude']:.3f}  {rho['change']:+.3f}"
+    width = max(map(len, result["oracle"]))
+    lines += [f"  {name:<{width}}  {rho['magnitude']:.3f}  {rho['change']:+.3f}"
               for name, rho in result["oracle"].items()]
   backbone = result["backbone"]
   return "\n".join([
