@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 import flax.linen as nn  # pylint: disable=wrong-import-position
 
 from configs import common  # pylint: disable=wrong-import-position
-from vpt_jax import checkpoint, report  # pylint: disable=wrong-import-position
+from vpt_jax import checkpoint, logs  # pylint: disable=wrong-import-position
 from vpt_jax.backbones import registry  # pylint: disable=wrong-import-position
 from vpt_jax.backbones.swin import Swin  # pylint: disable=wrong-import-position
 
@@ -51,4 +51,4 @@ def config():
 def trained(workdir):
   """(adapter arrays, metrics) of a run."""
   return (checkpoint.read_adapter(workdir / "adapter.npz")[0],
-          list(report.read_metrics(workdir / "metrics.jsonl")))
+          list(logs.read_metrics(workdir / "metrics.jsonl")))

@@ -27,7 +27,7 @@ FILES = {name_of(path): path for folder in ("vpt_jax", "configs")
 # Ordered (module, what of ours it may import), regular expressions that match
 # all of the name. A module without rule is an error: say where it belongs.
 DATA = r"vpt_jax\.data\.\w+"
-BASE = rf"vpt_jax\.(tree|files|optim|shard|checkpoint|report)|{DATA}"
+BASE = rf"vpt_jax\.(tree|files|optim|shard|checkpoint|logs|results)|{DATA}"
 RULES = (
     # The package's names are imported on first use, hence not statically.
     (r"vpt_jax", r"nothing"),
@@ -41,7 +41,11 @@ RULES = (
     # Batches are laid out over the devices.
     (r"vpt_jax\.data\.pipeline", rf"vpt_jax\.(tree|files|shard)|{DATA}"),
     (r"vpt_jax\.data(\..*)?", rf"vpt_jax\.(tree|files)|{DATA}"),
-    (r"vpt_jax\.(report|checkpoint)", r"vpt_jax\.(tree|files)"),
+    (r"vpt_jax\.(logs|results|checkpoint)", r"vpt_jax\.(tree|files)"),
+    (r"vpt_jax\.report(\..*)?",
+     r"vpt_jax\.(tree|files|results|report(\.\w+)?)"),
+    (r"vpt_jax\.analyze(\..*)?",
+     rf"{BASE}|vpt_jax\.(model|evaluate|tokens|analyze(\.\w+)?)"),
     (r"vpt_jax\.(optim|shard)", r"vpt_jax\.tree"),
     (r"vpt_jax\.(train|evaluate|scores|sweep)", rf"{BASE}|vpt_jax\.model"),
     (r"vpt_jax\.condense", rf"{BASE}|vpt_jax\.(model|scores)"),
@@ -174,8 +178,8 @@ def test_every_module_has_a_rule_and_every_rule_a_module():
      "imports vpt_jax.shard"),
     ("vpt_jax.data.pipeline", "from vpt_jax import optim",
      "imports vpt_jax.optim"),
-    ("vpt_jax.checkpoint", "from vpt_jax import report",
-     "imports vpt_jax.report"),
+    ("vpt_jax.checkpoint", "from vpt_jax import logs",
+     "imports vpt_jax.logs"),
     ("vpt_jax.optim", "from vpt_jax.data import tasks",
      "imports vpt_jax.data.tasks"),
     ("vpt_jax.train", "from vpt_jax.methods import registry",

@@ -23,7 +23,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import checkpoint, files, report, scores, shard, tree
+from vpt_jax import checkpoint, files, logs, scores, shard, tree
 from vpt_jax import model as models
 from vpt_jax.data import pipeline, preprocess, sources
 
@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: Path, data: Any, adapt: Run
   """
   section, base = config.condense, ConfigDict(config.to_dict())
   del base.condense
-  log = lambda stage: report.log.info("condense: %s", stage)
+  log = lambda stage: logs.log.info("condense: %s", stage)
   log(f"{workdir / 'full'}: with all prompts")
   whole = adapt(base, workdir / "full", data)
   files.write_json(workdir / "config.json", config.to_dict())

@@ -19,10 +19,10 @@ import numpy as np
 
 from vpt_jax import checkpoint, condense, config as configs, evaluate, files
 from vpt_jax import model as models
-from vpt_jax import optim, report, shard, train, tree
+from vpt_jax import logs, optim, shard, train, tree
 from vpt_jax.data import pipeline, sources
 
-log = report.log
+log = logs.log
 
 # Bytes of images that tell two data sets apart.
 LOOKED_AT = 2**29
@@ -152,7 +152,7 @@ def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
   del params  # `frozen` may be stored in fewer bits
   frozen = shard.replicate(models.store(frozen, config), mesh)
   trainable = shard.replicate(trainable, mesh)
-  log.info("%s", report.split_table(trainable, frozen, config.trainable))
+  log.info("%s", logs.split_table(trainable, frozen, config.trainable))
   log.info("%d training and %d test images, %d classes", len(data.train),
            len(data.test), num_classes)
 
@@ -248,7 +248,7 @@ def main(argv: Sequence[str]) -> int:
     return 130
   text, files = ((condense.table(result), "condense.json and all runs")
                  if "condense" in config else
-                 (report.result_text(result), "result.json and adapter.npz"))
+                 (logs.result_text(result), "result.json and adapter.npz"))
   log.info("%s\n%s in %s", text, files, workdir)
   return 0
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from vpt_jax import checkpoint, optim, report, tree
+from vpt_jax import checkpoint, logs, optim, tree
 from vpt_jax import model as models
 from vpt_jax.data import pipeline, preprocess
 
@@ -130,9 +130,9 @@ def fit(config: ConfigDict, workdir: Path, state: TrainState,
   if checkpoints.latest is not None:
     state = checkpoints.restore(checkpoints.latest, state)
     start = checkpoints.latest // per_epoch
-    report.log.info("goes on after epoch %d", start)
-  metrics = report.Metrics(workdir, start * per_epoch)
-  progress = report.Progress(start, config.epochs, per_epoch, len(train.split))
+    logs.log.info("goes on after epoch %d", start)
+  metrics = logs.Metrics(workdir, start * per_epoch)
+  progress = logs.Progress(start, config.epochs, per_epoch, len(train.split))
   try:
     for epoch in range(start, config.epochs):
       lr = float(rate(epoch * per_epoch))
