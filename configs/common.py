@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
   # linear | full | vpt | vapt | pgn | ...: vpt_jax/methods/registry.py lists
   # them; its options are in the section of that name.
   config.method = "vapt"
+  # What tables call it, if not by its method's name.
+  config.name = ""
   # Regular expression over parameter paths (`backbone/...`, `method/...`,
   # `head/...`); what it matches is trained. "": the method's own, which is
   # `(method|head)/.*`, and `.*` for `full`.
@@ -84,6 +86,9 @@ def get_config() -> ConfigDict:
   # train/val and reports trainval/test.
   config.data.train_split = "trainval"
   config.data.test_split = "test"
+  # Part of the training images that is used, of each class alike (sample
+  # efficiency); chosen by `data.seed`, smaller parts lie within larger ones.
+  config.data.train_share = 1.0
   # imagenet | half | clip | none: see vpt_jax/data/preprocess.py; backbone:
   # what it was trained with. The papers' code uses ImageNet's for every one.
   config.data.normalize = "imagenet"

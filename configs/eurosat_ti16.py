@@ -44,6 +44,7 @@ def get_config(arg: str = "vpt_deep") -> ConfigDict:
                      f"{', '.join(METHODS)}")
   config = common.get_config()
   config.task = "eurosat"
+  config.name = arg
   config.backbone.name = "vit_ti16"
   config.backbone.gelu = "tanh"
   config.head_init = "zeros"

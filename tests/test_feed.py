@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
 
 import jax
 from jax.sharding import Mesh
@@ -12,11 +17,13 @@ import pytest
 import vpt_jax
 from tests.conftest import trained
 from vpt_jax import config as configs
-from vpt_jax import main, shard
+from vpt_jax import job, shard
 from vpt_jax.data import pipeline, sources
 from vpt_jax.data.examples import Split, Strips
 
 SIDE = 6
+EUROSAT = (Path(__file__).resolve().parents[2] /
+           "shared/data/vtab-1k/eurosat")
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +94,8 @@ def test_the_device_is_asked(monkeypatch):
       Device(s) for s in stats]})
   memory = lambda limit, used: {"bytes_limit": limit, "bytes_in_use": used}
   assert pipeline.room(mesh(memory(100, 20), memory(100, 60))) == 20
-  pages = {"SC_AVPHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}
-  monkeypatch.setattr("os.sysconf", pages.get)
-  assert pipeline.room(mesh(None)) == 5 * 4096
+  monkeypatch.setattr("vpt_jax.shard.free_memory", lambda: 40)
+  assert pipeline.room(mesh(None)) == 20
   monkeypatch.setattr(pipeline, "room", lambda mesh: 11)
   split = sources.from_arrays(np.zeros((2, 2, 2, 3), np.uint8), [0, 1])
   assert not pipeline.Feed(split, 2, mesh_of()).resident
@@ -97,10 +103,126 @@ def test_the_device_is_asked(monkeypatch):
   assert pipeline.Feed(split, 2, mesh_of()).resident
 
 
+@pytest.mark.parametrize("groups,limits,free", [
+    ("", {}, 1000 * 1024),
+    # Version 2: the group's own limit, or one above it, less what is in use.
+    ("0::/a/b", {"a/b": ("memory.max", "500000", "anon", 200000)}, 300000),
+    ("0::/a/b", {"a": ("memory.max", "400000", "anon", 100000),
+                 "a/b": ("memory.max", "max", "anon", 7)}, 300000),
+    # Version 1; of a container only the topmost group is seen.
+    ("4:memory:/docker/x\n0::/", {
+        "memory": ("memory.limit_in_bytes", "90000", "total_rss", 50000)},
+     40000),
+    ("4:memory:/x", {"memory/x": (
+        "memory.limit_in_bytes", "9223372036854771712", "total_rss", 5)},
+     1000 * 1024),
+    ("0::/a", {"a": ("memory.max", "1", "anon", 5)}, 0)])
+def test_limits_of_containers_count(groups, limits, free, tmp_path):
+  (tmp_path / "proc/self").mkdir(parents=True)
+  (tmp_path / "proc/meminfo").write_text(
+      "MemTotal:  2000 kB\nMemFree:  100 kB\nMemAvailable:  1000 kB\n")
+  (tmp_path / "proc/self/cgroup").write_text(groups)
+  for group, (limit, value, used, count) in limits.items():
+    folder = tmp_path / "sys/fs/cgroup" / group
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / limit).write_text(value + "\n")
+    (folder / "memory.stat").write_text(f"cache 99\n{used} {count}\n")
+  assert shard.free_memory(tmp_path) == free
+
+
+def test_a_map_is_read_as_its_file(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (9, 5, 4, 3), np.uint8)
+  np.save(tmp_path / "images.npy", images)
+  mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+  out = np.zeros((3, 5, 4, 3), np.uint8)
+  for source in (images, mapped):
+    pipeline.read_rows(source, np.array([8, 0, 4]), out, np.array([2, 0, 1]))
+    np.testing.assert_array_equal(out, images[[0, 4, 8]])
+    out[:] = 0
+  with (tmp_path / "images.npy").open("r+b") as file:
+    file.truncate(128 + 8 * 60 + 1)
+  with pytest.raises(OSError, match="ends before image 8"):
+    pipeline.read_rows(mapped, np.array([8]), out, np.array([0]))
+
+
 def test_each_process_reads_its_own_rows():
   feed = pipeline.Feed(sources.from_arrays(
       np.zeros((4, 2, 2, 3), np.uint8), [0, 1, 0, 1]), 4, mesh_of(), 0)
   assert feed._mine == slice(0, 4)
+
+
+WORKER = """
+import sys
+import jax
+import numpy as np
+from vpt_jax import shard
+from vpt_jax.data import pipeline, sources
+rank, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.distributed.initialize(f"localhost:{port}", 2, rank)
+split = sources.from_arrays(np.load(path, mmap_mode="r"), np.arange(10) % 7)
+mesh = shard.make_mesh(4)
+for room in (0, 1e9):
+  feed = pipeline.Feed(split, 4, mesh, room)
+  for batch in feed.batches(pipeline.order(10, 3, 1)):
+    local = lambda x: np.concatenate(
+        [np.asarray(s.data) for s in x.addressable_shards])
+    print("rows", feed.resident, local(batch["label"]).tolist(),
+          local(batch["image"])[:, 0, 0, 0].tolist(),
+          local(batch["mask"]).tolist())
+"""
+
+
+def test_two_processes_share_each_batch(tmp_path):
+  images = np.zeros((10, 4, 4, 3), np.uint8)
+  images += np.arange(10, dtype=np.uint8)[:, None, None, None]
+  np.save(tmp_path / "images.npy", images)
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
+         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+  workers = [subprocess.Popen(
+      [sys.executable, "-c", WORKER, str(rank), str(port),
+       str(tmp_path / "images.npy")], stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True, env=env) for rank in (0, 1)]
+  outputs = [worker.communicate(timeout=120) for worker in workers]
+  assert all(worker.returncode == 0 for worker in workers), outputs
+  seen = [[line.split(" ", 2)[1:] for line in out.splitlines()
+           if line.startswith("rows")] for out, _ in outputs]
+  order = pipeline.order(10, 3, 1)
+  for half, lines in enumerate(seen):
+    for line, (resident, text) in enumerate(lines):
+      part = order[4 * (line % 3):][:4]
+      mine = np.resize(part, 4)[2 * half:2 * half + 2]
+      mask = (np.arange(4) < len(part)).astype(float)[2 * half:2 * half + 2]
+      assert resident == str(line >= 3)
+      assert text == " ".join(str(values) for values in (
+          (mine % 7).tolist(), mine.tolist(), mask.tolist()))
+    assert len(lines) == 6
+
+
+def test_a_share_of_the_images(strips):
+  labels = np.repeat([0, 1, 2], [50, 9, 1])
+  images = np.arange(60, dtype=np.uint8)[:, None, None, None] + np.zeros(
+      (60, 2, 2, 3), np.uint8)
+  split = sources.from_arrays(images, labels)
+  last = set()
+  for part, counts in ((0.01, [1, 1, 1]), (0.1, [5, 1, 1]), (0.5, [25, 5, 1]),
+                       (1, [50, 9, 1])):
+    some = split.share(part, 3)
+    assert np.bincount(some.labels).tolist() == counts
+    chosen = some.images[:, 0, 0, 0].tolist()
+    assert chosen == sorted(chosen) and last <= set(chosen)
+    np.testing.assert_array_equal(labels[chosen], some.labels)
+    last = set(chosen)
+  assert split.share(0.1, 3).images.tolist() != split.share(
+      0.1, 4).images.tolist()
+  two = strips.take(np.array([1, 4]))
+  for i, j in enumerate((1, 4)):
+    place = np.array([0.9, 0.2])
+    np.testing.assert_array_equal(
+        two.strips.crop(two.images, i, place, 4),
+        strips.strips.crop(strips.images, j, place, 4))
 
 
 # Whole runs.
@@ -158,7 +280,7 @@ def test_every_source_trains_the_same(config, everywhere):
     config.task = "svhn" if kind == "pack" else ""
     config.data.train_split = "train"
     result = vpt_jax.run(config, everywhere / "runs" / kind)
-    data = main.load_data(configs.resolve(config))
+    data = job.load_data(configs.resolve(config))
     found[kind] = (data.train.images, data.train.labels, data.test.images,
                    trained(everywhere / "runs" / kind)[0], result)
   for kind, (images, labels, test, adapter, result) in found.items():
@@ -170,6 +292,50 @@ def test_every_source_trains_the_same(config, everywhere):
   tasks = {kind: found[kind][4]["task"] for kind in kinds}
   assert tasks == {"pack": "svhn", "folder": "images", "csv": "list",
                    "npz": "digits"}
+
+
+@pytest.mark.skipif(not EUROSAT.is_dir(), reason="EuroSAT is not here")
+def test_real_images_as_pack_folder_and_csv(config, tmp_path):
+  """JPEG files of the EuroSAT pack; every fifth of each list."""
+  classes = (EUROSAT / "classes.txt").read_text().split()
+  pack = tmp_path / "vtab-1k/eurosat"
+  pack.mkdir(parents=True)
+  (pack / "classes.txt").write_text("\n".join(classes) + "\n")
+  (pack / "images").symlink_to(EUROSAT / "images")
+  with (tmp_path / "list.csv").open("w", newline="") as file:
+    write = csv.writer(file).writerow
+    write(("path", "label", "split"))
+    for part, name in (("train", "train800"), ("val", "val200"),
+                       ("test", "test")):
+      lines = [line.split() for line in
+               (EUROSAT / f"{name}.txt").read_text().splitlines()[::5]]
+      # As a folder is read: by class, then by name.
+      lines.sort(key=lambda line: (classes[int(line[1])], line[0]))
+      (pack / f"{name}.txt").write_text(
+          "".join(f"{path} {label}\n" for path, label in lines))
+      for path, label in lines:
+        target = tmp_path / "own" / part / classes[int(label)]
+        target.mkdir(parents=True, exist_ok=True)
+        (target / path.split("/")[-1]).symlink_to(EUROSAT / path)
+        write((pack / path, classes[int(label)], part))
+  config.epochs, config.method, config.image_size = 1, "vpt", 32
+  config.optim.warmup_epochs = 0
+  config.data.train_split, config.data.dir = "train", str(tmp_path)
+  found = {}
+  for task, source in (("eurosat", "pack"), ("", f"folder:{tmp_path}/own"),
+                       ("", f"csv:{tmp_path}/list.csv")):
+    config.task, config.data.source = task, source
+    run = tmp_path / "runs" / source.partition(":")[0]
+    result = vpt_jax.run(config, run)
+    data = job.load_data(configs.resolve(config))
+    found[source] = (data.train.images, data.train.labels, data.test.images,
+                     data.test.labels, *trained(run)[0].values(),
+                     result["top1"])
+  first, *others = found.values()
+  assert first[0].shape == (160, 32, 32, 3) and first[2].shape[0] == 100
+  for other in others:
+    for ours, theirs in zip(first, other, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
 
 
 def test_predictions(config, everywhere):
@@ -201,6 +367,6 @@ def test_the_config_says_what_was_done(config, everywhere):
   vpt_jax.run(config, everywhere / "run")
   saved = json.loads((everywhere / "run/config.json").read_text())["data"]
   assert (saved["preprocess"], saved["augment"]) == ("fgvc", "flip")
-  shapes = main.load_data(configs.resolve(config))
+  shapes = job.load_data(configs.resolve(config))
   assert shapes.train.strips is not None and shapes.test.strips is None
   assert shapes.test.images.shape[1:] == (8, 8, 3)

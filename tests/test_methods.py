@@ -574,9 +574,10 @@ def test_a_config(module, arg):
   params = jax.eval_shape(lambda: model.init(jax.random.key(0), image))[
       "params"]
   trainable, frozen = tree.split(params, config.trainable)
-  optim.from_config(config.optim, trainable, [*trainable, *frozen],
-                    batch_size=config.batch_size, epochs=config.epochs,
-                    steps_per_epoch=8)
+  assert len(optim.epoch_rates(config.optim, config.batch_size,
+                               config.epochs)) == config.epochs
+  optim.from_config(config.optim, lambda step: 0.1, 0.1, trainable,
+                    [*trainable, *frozen])
   assert config.task == (
       "eurosat" if module is eurosat_ti16 else arg.rpartition(",")[2]
       if "," in arg or (module is gated_vtab and arg) else "digits")

@@ -232,8 +232,8 @@ def test_the_configured_rate_is_for_256_images():
 def test_from_config():
   config = common.get_config().optim
   config.lr, config.weight_decay, config.warmup_epochs = 2.0, 0.1, 2
-  tx, rate = optim.from_config(config, PARAMS, PARAMS, batch_size=128,
-                               epochs=6, steps_per_epoch=3)
+  rate = optim.per_epoch(optim.epoch_rates(config, 128, 6), 3)
+  tx = optim.from_config(config, rate, config.weight_decay, PARAMS, PARAMS)
   lr = optim.epoch_factors("cosine", 6, 2)
   np.testing.assert_allclose([float(rate(step)) for step in range(18)],
                              lr.repeat(3), rtol=1e-6)
@@ -252,16 +252,16 @@ def test_from_config():
       rtol=1e-5)
 
   config.scale_lr, config.warmup_from_zero = False, False
-  _, rate = optim.from_config(config, PARAMS, PARAMS, batch_size=128, epochs=6,
-                              steps_per_epoch=3)
+  rate = optim.per_epoch(optim.epoch_rates(config, 128, 6), 3)
   assert [float(rate(step)) for step in (0, 3)] == [1.0, 2.0]
 
 
 def test_rules_for_frozen_parameters_are_left_out():
   config = common.get_config().optim
-  sizes = dict(batch_size=128, epochs=20, steps_per_epoch=3)
-  tx, _ = optim.from_config(config, ["head/kernel"], PARAMS, **sizes)
+  make = lambda: optim.from_config(config, lambda step: 0.1, 0.0,
+                                   ["head/kernel"], PARAMS)
+  tx = make()
   tx.init({"head/kernel": jnp.ones(2)})
   config.policies = (("head/bais", {}), (".*", {}))
   with pytest.raises(ValueError, match="rule r'head/bais' matches no param"):
-    optim.from_config(config, ["head/kernel"], PARAMS, **sizes)
+    make()

@@ -345,7 +345,7 @@ def test_damage_is_named(copy):
   with pytest.raises(ValueError, match=rf"of {files}: .*[Rr]iegeli"):
     read("test")
   shard.unlink()
-  with pytest.raises(ValueError, match="cannot read 'label' of validation"):
+  with pytest.raises(ValueError, match=f"{files} is damaged.*{shard.name}"):
     read("test")
   shard.write_bytes(whole)
   read("test")
@@ -473,3 +473,25 @@ def test_damaged_records_are_named(tmp_path, spoil, expected_text):
 
 def test_every_label_function_is_used():
   assert {task.label for task in TASKS.values()} == labels.LABELS.keys()
+
+
+def test_labels_of_large_splits_are_remembered(monkeypatch, tmp_path):
+  monkeypatch.setenv("VPT_JAX_CACHE", str(tmp_path))
+  calls = []
+
+  def read(values=(3, 1, 2)):
+    calls.append(1)
+    return np.array(values, np.int32)
+
+  get = lambda identity="a", read=read: labels.remembered(identity, 3, read)
+  assert get().tolist() == [3, 1, 2] and not [*tmp_path.iterdir()]  # small
+  monkeypatch.setattr(labels, "REMEMBERED", 3)
+  assert get().tolist() == get().tolist() == [3, 1, 2]
+  assert len(calls) == 2
+  assert get("b", lambda: read([0, 0, 1])).tolist() == [0, 0, 1]
+  assert get().tolist() == [3, 1, 2] and len(calls) == 3
+  first, _ = files = sorted((tmp_path / "data").glob("labels-*.npy"))
+  for file in files:
+    file.write_bytes(first.read_bytes()[:-2])
+  assert get().tolist() == [3, 1, 2] and len(calls) == 4  # damaged: read anew
+  assert get().tolist() == [3, 1, 2] and len(calls) == 4

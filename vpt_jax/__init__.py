@@ -10,7 +10,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_WHERE = {"run": "main", "Data": "main", "load_adapter": "evaluate",
+_WHERE = {"run": "main", "Data": "job", "load_adapter": "evaluate",
           "from_arrays": "data.sources"}
 
 

@@ -75,3 +75,19 @@ def read_adapter(path: str | os.PathLike) -> tuple[tree.Flat, dict[str, Any]]:
     raise ValueError(f"{path} is not an adapter file of vpt_jax: "
                      f"{error!r}") from None
   return arrays, meta
+
+
+def check_backbone(path: str, trained_on: dict[str, str],
+                   builds: dict[str, str]) -> None:
+  """Raises ValueError unless a saved file fits the backbone of a config.
+
+  Args:
+    path: of the saved file, for the error.
+    trained_on: {name, sha256} of the backbone that it was trained on.
+    builds: the same of the backbone at hand.
+  """
+  if trained_on != builds:
+    raise ValueError(
+        f"checkpoint {path} was trained on backbone {trained_on['name']} "
+        f"(sha256 {trained_on['sha256'][:8]}..), this config builds "
+        f"{builds['name']} (sha256 {builds['sha256'][:8]}..)")

@@ -23,7 +23,8 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import checkpoint, files, logs, scores, shard, tree
+from vpt_jax import checkpoint, config as configs, files, logs, results
+from vpt_jax import scores, shard, tree
 from vpt_jax import model as models
 from vpt_jax.data import pipeline, preprocess, sources
 
@@ -66,13 +67,14 @@ def run(config: ConfigDict, workdir: Path, data: Any, adapt: Run
   Args:
     config: resolved, with a section `condense`.
     workdir: gets the folders and files above.
-    data: its splits, as `main.Data`.
+    data: its splits, as `job.Data`.
     adapt: trains and evaluates, see `main.run`.
 
   Returns:
     What condense.json holds: `rows` for the full prompts and each share (see
     `measure`), `statistic`, and if asked for, `oracle` (see `correlations`).
   """
+  started = time.monotonic()
   section, base = config.condense, ConfigDict(config.to_dict())
   del base.condense
   log = lambda stage: logs.log.info("condense: %s", stage)
@@ -113,6 +115,11 @@ def run(config: ConfigDict, workdir: Path, data: Any, adapt: Run
         adapt(as_is, folder.with_name(f"{folder.name}_as_is"), data, start),
         adapt(tuned, folder, data, start)))
   result["rows"] = rows
+  results.Store(workdir / results.FILE).add({
+      "id": configs.digest(config, 12), "stage": "condense",
+      "name": config.name or config.method, "seed": config.seed, "cell": {},
+      "config": configs.plain(config), "versions": whole["versions"],
+      "seconds": time.monotonic() - started, **result})
   files.write_json(workdir / "condense.json", result)
   return result
 

@@ -121,6 +121,9 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   if not 0 < data.min_scale <= 1:
     raise ValueError(f"config.data.min_scale={data.min_scale}; expected above "
                      "0, at most 1")
+  if not 0 < data.train_share <= 1:
+    raise ValueError(f"config.data.train_share={data.train_share}; expected "
+                     "above 0, at most 1")
   if not 0 <= config.optim.warmup_epochs <= config.epochs:
     raise ValueError(
         f"config.optim.warmup_epochs={config.optim.warmup_epochs}; expected 0 "
@@ -133,10 +136,10 @@ def plain(config: ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def digest(config: ConfigDict) -> str:
-  """Eight hex digits that change with any field."""
+def digest(config: ConfigDict, digits: int = 8) -> str:
+  """Hex digits that change with any field."""
   text = json.dumps(plain(config), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:8]
+  return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

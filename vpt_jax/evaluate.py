@@ -19,6 +19,9 @@ from vpt_jax.data.pipeline import Feed
 from vpt_jax.data.examples import Split
 
 Apply = Callable[..., jax.Array]
+Sums = dict[str, np.ndarray]
+# (trainable, frozen, collections, batch) -> (sums, what it tells of each image)
+Step = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
 def make_apply(model: models.Model, normalize: str) -> Apply:
@@ -31,12 +34,15 @@ def make_apply(model: models.Model, normalize: str) -> Apply:
   return apply
 
 
-def make_eval_step(apply: Apply) -> Callable[..., tuple[dict[str, jax.Array],
-                                                        dict[str, jax.Array]]]:
+def make_eval_step(apply: Apply) -> Step:
+  """`eval_step`, jitted."""
+  return jax.jit(eval_step(apply))
+
+
+def eval_step(apply: Apply) -> Step:
   """`step(trainable, frozen, collections, batch)` -> (sums over the batch,
   prediction and confidence of each image)."""
 
-  @jax.jit
   def step(trainable, frozen, collections, batch):
     logits = apply({"params": tree.merge(trainable, frozen), **collections},
                    batch["image"])
@@ -52,18 +58,31 @@ def make_eval_step(apply: Apply) -> Callable[..., tuple[dict[str, jax.Array],
   return step
 
 
-def evaluate(step: Callable[..., Any], trainable: tree.Flat,
-             frozen: tree.Flat, collections: dict[str, Any],
-             feed: Feed) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def evaluate(step: Step, trainable: tree.Flat, frozen: tree.Flat,
+             collections: dict[str, Any], feed: Feed
+             ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """Scores of the whole split, every image exactly once.
 
   Returns:
-    (scores, predictions): top1 and mean_per_class (mean over the classes that
-    occur of their recall) in percent, loss (mean cross entropy), count
-    (images); prediction [N] and its probability, confidence [N].
+    (scores, predictions), see `scores`; prediction [N] and its probability,
+    confidence [N].
 
   Raises:
     ValueError: the loss is NaN or infinite.
+  """
+  total, predictions = collect(step, trainable, frozen, collections, feed)
+  return scores(total), predictions
+
+
+def collect(step: Step, trainable: tree.Flat, frozen: tree.Flat,
+            collections: dict[str, Any], feed: Feed
+            ) -> tuple[Sums, dict[str, np.ndarray]]:
+  """Sums over the whole split, every image exactly once, and what a step
+  tells of each image. Both may have leading axes [...] of many models.
+
+  Returns:
+    ({loss [...], count [..., K], correct [..., K]}, {prediction [..., N],
+    confidence [..., N]}).
   """
   total, every = None, []
   for batch in feed.batches(np.arange(len(feed.split))):
@@ -72,6 +91,21 @@ def evaluate(step: Callable[..., Any], trainable: tree.Flat,
     sums = jax.tree.map(np.float64, sums)
     every.append(each)
     total = sums if total is None else jax.tree.map(np.add, total, sums)
+  n = len(feed.split)
+  return total, {name: np.concatenate([each[name] for each in every],
+                                      axis=-1)[..., :n] for name in every[0]}
+
+
+def scores(total: Sums) -> dict[str, float]:
+  """Scores of one model from its sums, see `collect`.
+
+  Returns:
+    top1 and mean_per_class (mean over the classes that occur of their recall)
+    in percent, loss (mean cross entropy), count (images).
+
+  Raises:
+    ValueError: the loss is NaN or infinite.
+  """
   seen = total["count"] > 0
   recall = total["correct"][seen] / total["count"][seen]
   n = total["count"].sum()
@@ -79,9 +113,7 @@ def evaluate(step: Callable[..., Any], trainable: tree.Flat,
     raise ValueError(f"loss of the {int(n)} test images is {total['loss'] / n}")
   return {"top1": float(100 * total["correct"].sum() / n),
           "mean_per_class": float(100 * recall.mean()),
-          "loss": float(total["loss"] / n), "count": int(n)}, {
-              name: np.concatenate([each[name] for each in every])[:int(n)]
-              for name in every[0]}
+          "loss": float(total["loss"] / n), "count": int(n)}
 
 
 def predictions_csv(split: Split, predictions: dict[str, np.ndarray]) -> str:
@@ -174,7 +206,7 @@ def read_model(path: str | os.PathLike, backbone: str = ""
     if missing:
       config.head = "linear"
       params, sha256 = models.pretrained(model, config, rng)
-      models.check_backbone(str(path), meta["backbone"],
+      checkpoint.check_backbone(str(path), meta["backbone"],
                             {"name": config.backbone.name, "sha256": sha256})
       flat = models.store(tree.flatten(params), config)
       saved.update({name: flat[name] for name in missing})

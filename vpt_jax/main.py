@@ -1,8 +1,6 @@
 """The main job: `python -m vpt_jax.main --config=FILE[:TASK]`."""
 
 from collections.abc import Sequence
-import dataclasses
-import importlib.metadata
 import json
 import logging
 import os
@@ -10,34 +8,19 @@ from pathlib import Path
 import sys
 import time
 from typing import Any
-import zlib
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
 from vpt_jax import checkpoint, condense, config as configs, evaluate, files
-from vpt_jax import model as models
-from vpt_jax import logs, optim, shard, train, tree
-from vpt_jax.data import pipeline, sources
+from vpt_jax import job as jobs
+from vpt_jax import logs, optim, results, shard, train, tree
 
 log = logs.log
 
-# Bytes of images that tell two data sets apart.
-LOOKED_AT = 2**29
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """The two splits of a run."""
-
-  train: sources.Split
-  test: sources.Split
-
 
 def run(config: ConfigDict, workdir: str | os.PathLike,
-        data: Data | None = None, start: tree.Flat | None = None
+        data: jobs.Data | None = None, start: tree.Flat | None = None
         ) -> dict[str, Any]:
   """Adapts, evaluates and saves; goes on where an earlier call was killed.
 
@@ -64,42 +47,15 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
   with files.lock(workdir):
     check_unchanged(workdir / "config.json", configs.plain(config))
     if data is not None:
-      check_unchanged(workdir / "data.json", fingerprint(data))
+      check_unchanged(workdir / "data.json", jobs.fingerprint(data))
     if finished.exists():
       log.info("%s is finished; another --workdir runs it again", workdir)
       return json.loads(finished.read_text())
     with jax.default_matmul_precision(config.compute.matmul_precision):
-      data = data or load_data(config)
+      data = data or jobs.load_data(config)
       if staged:
         return condense.run(config, workdir, data, run)
       return _run(config, workdir, data, start or {})
-
-
-def load_data(config: ConfigDict) -> Data:
-  """The splits that a config names."""
-  data = config.data
-  # What the method puts around or below an image is not part of it; how many
-  # classes there are does not matter here.
-  size = models.build(
-      config, len(config.head_groups) or 1).method.input_size
-  read = lambda split, train: sources.load(
-      config.task, split, folder=data.dir, image_size=size,
-      on_error=data.on_error, source=data.source, seed=data.seed,
-      family=data.preprocess, train=train, cache_dir=data.cache or None)
-  return Data(read(data.train_split, True), read(data.test_split, False))
-
-
-def fingerprint(data: Data) -> dict[str, dict[str, int]]:
-  """What tells two data sets apart; of large ones a part of the images."""
-
-  def crc32(part: sources.Split) -> int:
-    step = -(-part.images.nbytes // LOOKED_AT)
-    return zlib.crc32(part.labels, zlib.crc32(
-        np.ascontiguousarray(part.images[::step])))
-
-  return {name: {"images": len(part), "classes": part.num_classes,
-                 "crc32": crc32(part)}
-          for name, part in (("train", data.train), ("test", data.test))}
 
 
 def check_unchanged(path: Path, value: dict[str, Any]) -> None:
@@ -114,7 +70,7 @@ def check_unchanged(path: Path, value: dict[str, Any]) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
-          data: Data) -> None:
+          data: jobs.Data) -> None:
   """Writes what the folder's run is made of, before its first step.
 
   Raises:
@@ -122,98 +78,42 @@ def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
   """
   path = workdir / "backbone.json"
   if path.exists():
-    models.check_backbone(str(workdir), json.loads(path.read_text()), backbone)
-  check_unchanged(workdir / "data.json", fingerprint(data))
+    checkpoint.check_backbone(str(workdir), json.loads(path.read_text()),
+                              backbone)
+  check_unchanged(workdir / "data.json", jobs.fingerprint(data))
   files.write_json(path, backbone)
-  files.write_json(workdir / "data.json", fingerprint(data))
+  files.write_json(workdir / "data.json", jobs.fingerprint(data))
   files.write_json(workdir / "config.json", configs.plain(config))
 
 
-def _run(config: ConfigDict, workdir: Path, data: Data, start: tree.Flat
+def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
          ) -> dict[str, Any]:
   started = time.monotonic()
-  mesh = shard.make_mesh(config.batch_size)
-  num_classes = data.train.num_classes
-  if data.test.labels.max() >= num_classes:
-    raise ValueError(
-        f"label {data.test.labels.max()} of the test images is out of range "
-        f"0..{num_classes - 1} of the training images")
-  model = models.build(config, num_classes)
-  rng = jax.random.PRNGKey(config.seed)
-  params, sha256 = models.pretrained(model, config, rng,
-                                     data.train.class_names)
-  params, collections = models.start_method(
-      model, params, models.collections(model, rng))
-  params = models.restore(params, start)
-  collections = models.restore(collections, start)
-  backbone = {"name": config.backbone.name, "sha256": sha256}
-  has_prompts = bool(params["method"])
-  trainable, frozen = tree.split(params, config.trainable)
-  del params  # `frozen` may be stored in fewer bits
-  frozen = shard.replicate(models.store(frozen, config), mesh)
-  trainable = shard.replicate(trainable, mesh)
-  log.info("%s", logs.split_table(trainable, frozen, config.trainable))
+  job = jobs.build(config, data, saved)
+  log.info("%s", logs.split_table(job.start.trainable, job.start.frozen,
+                                  config.trainable))
   log.info("%d training and %d test images, %d classes", len(data.train),
-           len(data.test), num_classes)
+           len(data.test), data.train.num_classes)
+  rate = optim.per_epoch(optim.epoch_rates(
+      config.optim, config.batch_size, config.epochs), len(job.train))
+  tx = job.optimizer(rate, config.optim.weight_decay)
+  state = shard.replicate(jobs.train_state(config, job.start, tx), job.mesh)
+  claim(workdir, config, job.backbone, data)
+  state, speed = train.fit(
+      config, workdir, state, job.start.frozen, job.train,
+      jax.jit(job.step(job.model, tx), donate_argnums=0), rate)
 
-  feed = lambda split: pipeline.Feed(
-      split, config.batch_size, mesh, config.data.device_gb * 2**30 or None,
-      config.image_size)
-  train_feed, test_feed = feed(data.train), feed(data.test)
-  apply = evaluate.make_apply(model, config.data.normalize)
-  # If nothing before the head changes, its inputs are computed once.
-  on_features = (
-      config.epochs > 0 and config.data.augment == "none" and not has_prompts
-      and config.data.min_scale == 1
-      and data.train.strips is None
-      and all(path.startswith("head/") for path in trainable))
-  if on_features:
-    cache = lambda part: feed(evaluate.cache_features(
-        model, tree.merge(trainable, frozen), part, config.data.normalize))
-    train_feed, test_feed = cache(train_feed), cache(test_feed)
-    apply = lambda variables, feature: model.apply(
-        variables, feature, method=model.classify)
-
-  tx, rate = optim.from_config(
-      config.optim, trainable, [*trainable, *frozen],
-      batch_size=config.batch_size, epochs=config.epochs,
-      steps_per_epoch=len(train_feed))
-  state = shard.replicate(train.TrainState(
-      jnp.int32(0), trainable, tx.init(trainable), collections,
-      jax.random.fold_in(rng, 1)), mesh)
-  step = train.make_train_step(
-      model, tx, normalize=config.data.normalize, augment=config.data.augment,
-      min_scale=config.data.min_scale, on_features=on_features)
-  claim(workdir, config, backbone, data)
-  state, speed = train.fit(config, workdir, state, frozen, train_feed, step,
-                           rate)
-
-  scores, predictions = evaluate.evaluate(
-      evaluate.make_eval_step(apply), state.trainable, frozen,
-      state.collections, test_feed)
-  trained, total = tree.count(state.trainable), tree.count(
-      {**state.trainable, **frozen})
-  result = {
-      "task": config.task, "split": config.data.test_split,
-      "method": config.method, "backbone": backbone, **scores,
-      "trainable_params": trained, "total_params": total,
-      "trainable_percent": 100 * trained / total,
-      "train_images": len(data.train),
-      "skipped": {"train": data.train.skipped, "test": data.test.skipped},
-      "seconds": time.monotonic() - started, "images_per_second": speed,
-      "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-      "versions": {name: importlib.metadata.version(name) for name in
-                   ("jax", "jaxlib", "flax", "optax", "numpy")}}
-  # All but the backbone's frozen part, so that nothing is left to guess.
-  own = {path: leaf for path, leaf in frozen.items()
-         if not path.startswith("backbone/")}
-  own |= tree.flatten(state.collections)
-  checkpoint.save_adapter(workdir / "adapter.npz", {**own, **state.trainable}, {
-      "backbone": backbone, "config": configs.plain(config),
-      "num_classes": num_classes, "versions": result["versions"]})
-  files.write_atomic(
-      workdir / "predictions.csv",
-      evaluate.predictions_csv(data.test, predictions).encode())
+  total, predictions = evaluate.collect(
+      evaluate.make_eval_step(job.apply), state.trainable, job.start.frozen,
+      state.collections, job.test)
+  result = {**jobs.facts(job), **evaluate.scores(total),
+            "images_per_second": speed, "seconds": time.monotonic() - started}
+  jobs.save(workdir, job, config, state.trainable, state.collections,
+            predictions)
+  curve = list(logs.read_metrics(workdir / "metrics.jsonl"))
+  results.Store(workdir / results.FILE).add(jobs.record(
+      job, config, "single", curve, total, predictions, speed=speed,
+      seconds=result["seconds"]))
   files.write_json(workdir / "result.json", result)
   return result
 

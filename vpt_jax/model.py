@@ -67,8 +67,8 @@ class Model(nn.Module):
     prompts = method.prompts(image, tokens, train=train)
     if prompts is not None:
       tokens = tokens.with_prompt(prompts)
-    step = (nn.remat(Model._block, static_argnums=(1, 3)) if self.remat else
-            Model._block)
+    block = type(self)._block  # a subclass may look into it, see analyze/
+    step = nn.remat(block, static_argnums=(1, 3)) if self.remat else block
     for i in range(spec.depth):
       tokens = step(self, i, tokens, train)
     self.sow("intermediates", "block_out", tokens)
@@ -186,19 +186,8 @@ def _variables(model: Model, rng: jax.Array) -> dict[str, Any]:
   return model.init({"params": rng}, image)
 
 
-def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
-               class_names: Sequence[str] = ()
-               ) -> tuple[dict[str, Any], str]:
-  """Initialised parameters with the backbone's from its checkpoint.
-
-  Args:
-    model: from `build`.
-    config: names the checkpoint; `backbone.checkpoint="random"` has none.
-    rng: key of the initial values.
-    class_names: of the task, for head='zero_shot'.
-
-  Returns:
-    (parameters, sha256 of the checkpoint or "random").
+def load_backbone(model: Model, config: ConfigDict) -> load.Loaded | None:
+  """The checkpoint that a config names; None for "random".
 
   Raises:
     ValueError: the checkpoint is missing, damaged or does not fit.
@@ -209,20 +198,44 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
     if config.head != "linear":
       raise ValueError(f"head={config.head!r} is in a checkpoint, but "
                        "config.backbone.checkpoint is 'random'")
-    return init(model, rng), "random"
+    return None
   if not source:
     raise ValueError(
         f"backbone {config.backbone.name!r} is an architecture without known "
         "weights; set config.backbone.checkpoint to a file or an address")
   template = tree.flatten(jax.eval_shape(
-      lambda: init(model, rng, ["backbone"]))["backbone"])
-  loaded = load.load(
+      lambda: init(model, jax.random.key(0), ["backbone"]))["backbone"])
+  return load.load(
       source, template, model.backbone.spec,
       resize=getattr(model.backbone, "resize", "linear"),
       checksum="" if config.backbone.checkpoint else entry.checksum)
+
+
+def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
+               class_names: Sequence[str] = (),
+               loaded: load.Loaded | None = None
+               ) -> tuple[dict[str, Any], str]:
+  """Initialised parameters with the backbone's from its checkpoint.
+
+  Args:
+    model: from `build`.
+    config: names the checkpoint; `backbone.checkpoint="random"` has none.
+    rng: key of the initial values.
+    class_names: of the task, for head='zero_shot'.
+    loaded: the checkpoint, if it was read before.
+
+  Returns:
+    (parameters, sha256 of the checkpoint or "random").
+
+  Raises:
+    ValueError: see `load_backbone`.
+  """
+  loaded = loaded or load_backbone(model, config)
+  if loaded is None:
+    return init(model, rng), "random"
   fresh = init(model, rng, ["method", "head"])
-  fresh["head"] = heads.initial(config, entry, loaded.extras, fresh["head"],
-                                class_names)
+  fresh["head"] = heads.initial(config, backbones.get(config.backbone.name),
+                                loaded.extras, fresh["head"], class_names)
   return {"backbone": tree.unflatten(jax.device_put(loaded.backbone)),
           **fresh}, loaded.sha256
 
@@ -281,19 +294,3 @@ def store(frozen: tree.Flat, config: ConfigDict) -> tree.Flat:
   """Frozen parameters in the type that the config stores them in."""
   return {path: leaf.astype(config.backbone.frozen_dtype)
           for path, leaf in frozen.items()}
-
-
-def check_backbone(path: str, trained_on: dict[str, str],
-                   builds: dict[str, str]) -> None:
-  """Raises ValueError unless a saved file fits the backbone of a config.
-
-  Args:
-    path: of the saved file, for the error.
-    trained_on: {name, sha256} of the backbone that it was trained on.
-    builds: the same of the backbone at hand.
-  """
-  if trained_on != builds:
-    raise ValueError(
-        f"checkpoint {path} was trained on backbone {trained_on['name']} "
-        f"(sha256 {trained_on['sha256'][:8]}..), this config builds "
-        f"{builds['name']} (sha256 {builds['sha256'][:8]}..)")

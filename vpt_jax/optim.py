@@ -71,7 +71,7 @@ def epoch_factors(schedule: str, epochs: int, warmup_epochs: int,
   return factors
 
 
-def per_epoch(rates: np.ndarray, steps_per_epoch: int) -> Rate:
+def per_epoch(rates: np.ndarray | jax.Array, steps_per_epoch: int) -> Rate:
   """`rates[epoch]` as a function of the step, constant within an epoch."""
   table = jnp.asarray(rates, jnp.float32)
   return lambda step: table[jnp.minimum(step // steps_per_epoch,
@@ -125,18 +125,26 @@ def make_optimizer(name: str, rate: Rate, paths: Iterable[str], *,
   return optax.partition(chains, dict(labels))
 
 
-def from_config(config: Any, paths: Iterable[str], all_paths: Iterable[str], *,
-                batch_size: int, epochs: int, steps_per_epoch: int
-                ) -> tuple[optax.GradientTransformation, Rate]:
-  """The optimizer and its learning rate, from `config.optim`.
-
-  The policy table must cover `all_paths` of the model; rules for parameters
-  that are not among the trainable `paths` are then left out.
-  """
+def epoch_rates(config: Any, batch_size: int, epochs: int) -> np.ndarray:
+  """Learning rate of every epoch, from `config.optim`: float64 [epochs]."""
   lr = scaled_rate(config.lr, batch_size) if config.scale_lr else config.lr
-  rate = per_epoch(lr * epoch_factors(
-      config.schedule, epochs, config.warmup_epochs, config.warmup_from_zero),
-                   steps_per_epoch)
+  return lr * epoch_factors(
+      config.schedule, epochs, config.warmup_epochs, config.warmup_from_zero)
+
+
+def from_config(config: Any, rate: Rate, weight_decay: float | jax.Array,
+                paths: Iterable[str], all_paths: Iterable[str]
+                ) -> optax.GradientTransformation:
+  """The optimizer that `config.optim` names.
+
+  Args:
+    config: its `name`, `momentum` and `policies` are read.
+    rate: learning rate of a step, see `per_epoch`.
+    weight_decay: a number, or a traced one.
+    paths: of the trainable parameters.
+    all_paths: of the model's. The policy table must cover them all; rules for
+      those that are not trained are then left out.
+  """
   try:
     policies = [(pattern, dict(policy)) for pattern, policy in config.policies]
   except (TypeError, ValueError):
@@ -148,6 +156,5 @@ def from_config(config: Any, paths: Iterable[str], all_paths: Iterable[str], *,
                        "optim.policies")
   used = {rule_of[path] for path in paths}
   return make_optimizer(
-      config.name, rate, paths, weight_decay=config.weight_decay,
-      momentum=config.momentum,
-      policies=[policies[i] for i in sorted(used)]), rate
+      config.name, rate, paths, weight_decay=weight_decay,
+      momentum=config.momentum, policies=[policies[i] for i in sorted(used)])

@@ -32,7 +32,7 @@ and, if done, the scores on the `split`:
   top1, mean_per_class   percent
   loss, count  mean cross entropy, images
   classes      names, or [] if not known
-  confusion    [[label, prediction, images], ...] without zeros; null in searches
+  confusion    [[label, prediction, images], ...], no zeros; null in searches
 
 A record of stage condense has `statistic`, `rows` (share, prompts, per_set,
 top1_as_is, top1_tuned, gmacs, milliseconds; the first of all prompts) and, if

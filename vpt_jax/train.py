@@ -37,15 +37,27 @@ class TrainState(flax.struct.PyTreeNode):
   rng: jax.Array
 
 
+# (state, frozen, batch) -> (state, metrics)
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
 class Diverged(ValueError):
   """The loss or a parameter is NaN or infinite."""
 
 
 def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
                     normalize: str, augment: str, min_scale: float = 1.0,
-                    on_features: bool = False
-                    ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-  """`step(state, frozen, batch) -> (state, metrics)`, jitted, state donated.
+                    on_features: bool = False) -> Step:
+  """`train_step`, jitted; the state is donated."""
+  return jax.jit(train_step(
+      model, tx, normalize=normalize, augment=augment, min_scale=min_scale,
+      on_features=on_features), donate_argnums=0)
+
+
+def train_step(model: models.Model, tx: optax.GradientTransformation, *,
+               normalize: str, augment: str, min_scale: float = 1.0,
+               on_features: bool = False) -> Step:
+  """`step(state, frozen, batch) -> (state, metrics)`.
 
   Gradients are taken with respect to `state.trainable` alone.
 
@@ -99,7 +111,7 @@ def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
     return TrainState(state.step + 1, trainable, opt_state,
                       {**state.collections, **collections}, state.rng), metrics
 
-  return jax.jit(step, donate_argnums=0)
+  return step
 
 
 def fit(config: ConfigDict, workdir: Path, state: TrainState,

@@ -63,6 +63,35 @@ class Split:
   def __len__(self) -> int:
     return len(self.labels)
 
+  def share(self, part: float, seed: int) -> "Split":
+    """A random part of each class, at least one image of it.
+
+    What a smaller part has, a larger one with the same seed has too.
+
+    Args:
+      part: of the images, above 0, at most 1.
+      seed: of the choice.
+    """
+    order = np.random.default_rng(seed).permutation(len(self))
+    chosen = [of[:-int(-part * len(of) // 1)] for of in
+              (order[self.labels[order] == k] for k in np.unique(self.labels))]
+    return self.take(np.sort(np.concatenate(chosen)))
+
+  def take(self, indices: np.ndarray) -> "Split":
+    """Some of the images."""
+    strips, images = self.strips, self.images
+    if strips is None:
+      images = images[indices]
+    else:
+      images = np.concatenate([images[strips.first[i]:strips.first[i + 1]]
+                               for i in indices])
+      lengths = strips.lengths[indices]
+      strips = Strips(np.concatenate([[0], np.cumsum(lengths)]),
+                      strips.wide[indices])
+    return dataclasses.replace(
+        self, images=images, labels=self.labels[indices], strips=strips,
+        names=[self.names[i] for i in indices] if len(self.names) else ())
+
 
 @dataclasses.dataclass(frozen=True)
 class Strips:

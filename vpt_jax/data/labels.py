@@ -6,9 +6,16 @@ values; a `Sequence` of dicts comes as one dict of arrays.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import io
+import logging
 from typing import Any
 
 import numpy as np
+
+from vpt_jax import files
+from vpt_jax.data import cache, parts
+
+log = logging.getLogger("vpt_jax")
 
 Record = Mapping[str, Any]
 
@@ -17,6 +24,9 @@ KITTI_DISTANCES = (-100, 8, 20, 999)
 NO_VEHICLE = 1000.0
 # Car, van and truck; pedestrians and the rest come after them.
 KITTI_VEHICLES = 3
+
+# The labels of so many examples take seconds to minutes to read.
+REMEMBERED = 10_000
 
 
 def label(record: Record) -> int:
@@ -105,3 +115,31 @@ def _bin(value: float, thresholds: Sequence[float]) -> int:
   if not len(below):
     raise ValueError(f"distance {value} is not above {thresholds[0]}")
   return int(below[-1])
+
+
+def remembered(identity: str, count: int, numbers: Callable[[], np.ndarray]
+                ) -> np.ndarray:
+  """What `numbers` gives; from a file, if a large split was read before.
+
+  Args:
+    identity: of the split, see `Examples`.
+    count: of its examples.
+    numbers: reads their labels, int32 [count].
+  """
+  if count < REMEMBERED:
+    return numbers()
+  path = cache.default_folder() / f"labels-{parts.digest(identity)[:16]}.npy"
+  try:
+    known = np.load(path, allow_pickle=False)
+    if known.shape == (count,) and known.dtype == np.int32:
+      return known
+  except (OSError, ValueError, EOFError):
+    pass  # not there, or damaged
+  found = numbers()
+  buffer = io.BytesIO()
+  np.save(buffer, found, allow_pickle=False)
+  try:
+    files.write_atomic(path, buffer.getvalue())
+  except OSError as error:  # a full or read-only disk is no reason to stop
+    log.warning("labels are not remembered: %s", error)
+  return found

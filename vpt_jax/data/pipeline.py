@@ -33,14 +33,27 @@ def places(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def room(mesh: Mesh) -> int:
-  """Bytes for images that a device has to spare: half of what is free.
+  """Bytes for images that a device has to spare: half of what is free."""
+  return shard.free_bytes(mesh) // 2
 
-  Where the device can't tell (CPU), half of the machine's free memory.
+
+def read_rows(images: np.ndarray, rows: np.ndarray, out: np.ndarray,
+              places: np.ndarray) -> None:
+  """out[places] = images[rows]; of a memory map by reading its file.
+
+  Pages of a map come in small pieces, and where memory is short the system
+  takes them away before they are used.
   """
-  stats = [device.memory_stats() for device in mesh.local_devices]
-  if all(stats):
-    return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats) // 2
-  return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+  if not isinstance(images, np.memmap):
+    out[places] = images[rows]
+    return
+  size = images[0].nbytes
+  with open(images.filename, "rb", buffering=0) as file:
+    for row, place in zip(rows, places):
+      if os.preadv(file.fileno(), [out[place].reshape(-1).view(np.uint8)],
+                   images.offset + int(row) * size) != size:
+        raise OSError(f"{images.filename} ends before image {row}; it was "
+                      "changed while it was read")
 
 
 class Feed:
@@ -133,8 +146,9 @@ class Feed:
       # In the order of the file: a memory map is read from a disk.
       at = np.argsort(i, kind="stable")
       if split.strips is None:
-        images = np.empty((len(i), *split.images.shape[1:]), np.uint8)
-        images[at] = split.images[i[at]]
+        images = np.empty((len(i), *split.images.shape[1:]),
+                          split.images.dtype)
+        read_rows(split.images, i[at], images, at)
       else:
         images = np.stack([split.strips.crop(split.images, k, place[k],
                                              self._crop) for k in i])

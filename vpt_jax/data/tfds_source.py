@@ -76,8 +76,8 @@ def spans(task: Task, split: str, counts: Mapping[str, int]) -> list[Span]:
 def examples(task: Task, split: str, folder: str | os.PathLike) -> Examples:
   """A split of a task, from array_record or tfrecord files.
 
-  All labels are read here, in one pass over the files; images as they are
-  asked for, from any thread.
+  All labels are read here, in one pass over the files, and those of a large
+  split remembered in the cache; images as they are asked for, from any thread.
 
   Args:
     task: see `tasks.py`.
@@ -98,10 +98,12 @@ def examples(task: Task, split: str, folder: str | os.PathLike) -> Examples:
   if not rows:
     raise ValueError(f"{stored.path} has no image for {split}; it stores "
                      f"{stored.counts}")
-  log.info("reading %d labels of %s from %s", len(rows), split, stored.path)
-  key, label = labels.LABELS[task.label]
-  numbers = np.array([_label(stored, name, i, key, label, task.num_classes)
-                      for name, i in rows], np.int32)
+  key, function = labels.LABELS[task.label]
+
+  def numbers() -> np.ndarray:
+    log.info("reading %d labels of %s from %s", len(rows), split, stored.path)
+    return np.array([_label(stored, name, i, key, function, task.num_classes)
+                     for name, i in rows], np.int32)
 
   def read(i: int) -> bytes | np.ndarray:
     image = stored.value(*rows[i], "image")
@@ -110,7 +112,8 @@ def examples(task: Task, split: str, folder: str | os.PathLike) -> Examples:
   which = " + ".join(f"{s.split}[{s.first}:{s.stop}]" for s in chosen)
   identity = (f"tfds {stored.name} {which} {task.label} x{task.scale} "
               f"{stored.fingerprint({s.split for s in chosen})}")
-  return Examples([f"{name}[{i}]" for name, i in rows], numbers,
+  return Examples([f"{name}[{i}]" for name, i in rows],
+                  labels.remembered(identity, len(rows), numbers),
                   task.num_classes, read, str(stored.path), identity,
                   task.class_names or stored.class_names(key))
 
@@ -210,6 +213,11 @@ class Stored:
             json_format.Error) as error:
       raise ValueError(f"{path} is damaged, prepare it again: "
                        f"{error}") from None
+    file_format = self._info.file_format.value
+    if file_format not in ("array_record", "tfrecord"):
+      raise ValueError(f"{path} has {file_format} files; expected "
+                       "array_record or tfrecord: prepare it again, with "
+                       'file_format="array_record"')
     self.name = self._info.full_name
     self.counts = {name: split.num_examples
                    for name, split in self._info.splits.items()}
@@ -218,17 +226,12 @@ class Stored:
 
   def _open(self, split: str) -> Any:
     """The serialized examples, as a sequence."""
-    file_format = self._info.file_format.value
-    if file_format == "array_record":
+    if self._info.file_format.value == "array_record":
       from array_record.python import array_record_data_source
       return array_record_data_source.ArrayRecordDataSource(
           self._info.splits[split].file_instructions)
-    if file_format == "tfrecord":
-      return tfrecord.Records(self._info.splits[split].filepaths,
-                              self._info.splits[split].shard_lengths)
-    raise ValueError(f"{self.path} has {file_format} files; expected "
-                     "array_record or tfrecord: prepare it again, with "
-                     'file_format="array_record"')
+    return tfrecord.Records(self._info.splits[split].filepaths,
+                            self._info.splits[split].shard_lengths)
 
   def _new_parser(self, key: str) -> Any:
     from tensorflow_datasets.core import example_parser
