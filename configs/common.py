@@ -154,6 +154,25 @@ def get_config() -> ConfigDict:
   # compared; it takes a forward pass for every prompt. 0: not done.
   config.condense.oracle_images = 0
 
+  # train: one run | sweep: the papers' protocol, see vpt_jax/sweep.py; only
+  # then the section `sweep` is read.
+  config.mode = "train"
+  config.sweep = ConfigDict()
+  # (): `config.task` alone.
+  config.sweep.tasks = ()
+  # Task -> ((field, value), ...) that are different there.
+  config.sweep.per_task = ConfigDict()
+  # What is searched: (field, values) each; (): nothing, only the seeds.
+  config.sweep.grid = ()
+  # grid: all combinations | coordinate: one field after the other, the last one
+  # first (VAPT's --fast) | halving: all for a ninth of the epochs, the best
+  # third for a third, the best third of these for all.
+  config.sweep.search = "grid"
+  # Of the runs with the best values.
+  config.sweep.seeds = (42, 44, 82, 100, 800)
+  # Runs that train together, see vpt_jax/group.py; 0: as many as fit.
+  config.sweep.group = 0
+
   # For head=zero_shot.
   config.clip = ConfigDict()
   # File (npy, npz) of the classes' text features [K, D]; "": the text tower
@@ -169,8 +188,8 @@ def get_config() -> ConfigDict:
   # Sections of the methods; only the one that `config.method` names is read.
   # See vpt_jax/methods/vpt.py and vapt.py for what the options mean.
   config.vpt = ConfigDict(dict(
-      num_tokens=10, deep=True, num_layers=0, reverse=False, shared=False,
-      expand=True, project=0, dropout=0.1, kept=()))
+      num_tokens=10, deep=True, first=0, num_layers=0, reverse=False,
+      shared=False, expand=True, project=0, dropout=0.1, kept=()))
   config.vapt = ConfigDict(dict(
       num_tokens=10, static_layers=1, conv=True, kernel_size=2, padding=0,
       per_channel=False, projector="shared", hidden=8, activation="relu",
@@ -198,6 +217,40 @@ def get_config() -> ConfigDict:
   config.prepend_pixel = ConfigDict(dict(num_tokens=10, variant="plain"))
   config.border = ConfigDict(dict(width=0, init_std=1.0))
   return config
+
+
+def swept(config: ConfigDict, name: str, grid: tuple,
+          by_task: dict[str, ConfigDict]) -> ConfigDict:
+  """A sweep over tasks.
+
+  Args:
+    config: what all tasks share.
+    name: what tables call it.
+    grid: see `sweep.grid`.
+    by_task: each task's own config; where it differs from `config`, it holds,
+      but for what is searched.
+  """
+  config.mode, config.name = "sweep", name
+  config.sweep.tasks, config.sweep.grid = tuple(by_task), grid
+  kept = {"task", "mode", "name", *(field for field, _ in grid)}
+  shared = _fields(config)
+  for task, own in by_task.items():
+    changes = tuple((field, value) for field, value in _fields(own).items()
+                    if field not in kept and shared[field] != value)
+    if changes:
+      config.sweep.per_task[task] = changes
+  return config
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> dict:
+  """Dotted field -> value, without the section `sweep`."""
+  out = {}
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      out |= _fields(value, f"{prefix}{name}.") if name != "sweep" else {}
+    else:
+      out[f"{prefix}{name}"] = value
+  return out
 
 
 def embedded(config: ConfigDict) -> ConfigDict:

@@ -13,20 +13,24 @@ import tempfile
 from typing import Any
 
 
+class InUse(ValueError):
+  """Another process has it."""
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
   """Keeps a folder for this process; made if it is not there.
 
   Raises:
-    ValueError: another process has it.
+    InUse: another process has it.
   """
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / ".lock").open("w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise ValueError(f"{folder} is in use by another process; wait for it, "
-                       "or use another folder") from None
+      raise InUse(f"{folder} is in use by another process; wait for it, "
+                  "or use another folder") from None
     yield
 
 

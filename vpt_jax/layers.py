@@ -1,5 +1,7 @@
 """Layers that heads and methods share."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,35 @@ HEAD_INITS = {
 }
 
 
+class Dropout(nn.Module):
+  """Flax's dropout (the same draws), whose rate may be traced too.
+
+  Runs that are trained together under `vmap` may differ in it.
+
+  Attributes:
+    rate: number in [0, 1), or traced scalar.
+    broadcast_dims: axes that share a draw.
+  """
+
+  rate: float | jax.Array
+  broadcast_dims: Sequence[int] = ()
+
+  @property
+  def off(self) -> bool:
+    """The rate is known to be 0."""
+    return not isinstance(self.rate, jax.Array) and self.rate == 0
+
+  @nn.compact
+  def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+    if deterministic or self.off:
+      return x
+    shape = [1 if axis in self.broadcast_dims else n
+             for axis, n in enumerate(x.shape)]
+    keep = 1 - self.rate
+    kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+    return jnp.where(kept, x / keep, 0)
+
+
 class Head(nn.Module):
   """Classifier `kernel` [D, K], `bias` [K] after hidden layers.
 
@@ -82,7 +113,7 @@ class Head(nn.Module):
     for i in range(self.hidden_layers):
       x = nn.relu(nn.Dense(width, kernel_init=init, name=f"hidden_{i}")(x))
       x = BatchNorm(name=f"norm_{i}")(x, train)
-      x = nn.Dropout(self.dropout)(x, deterministic=not train)
+      x = Dropout(self.dropout)(x, deterministic=not train)
     kernel = self.param("kernel", HEAD_INITS[self.init],
                         (width, self.num_classes))
     # A prior of 1 % for every class (focal loss' trick): -log(0.99 / 0.01).

@@ -149,8 +149,9 @@ def fit(config: ConfigDict, workdir: Path, state: TrainState,
     for epoch in range(start, config.epochs):
       lr = float(rate(epoch * per_epoch))
       n, records = len(train.split), []
-      for batch in train.batches(pipeline.order(n, config.seed, epoch),
-                                 pipeline.places(n, config.seed, epoch)):
+      order = pipeline.order(n, config.seed, epoch)
+      for batch in train.batches(
+          order, pipeline.places(n, config.seed, epoch)[order]):
         state, record = step_fn(state, frozen, batch)
         records.append(record)
         late = max(0, len(records) - LAG)

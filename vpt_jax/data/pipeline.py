@@ -95,25 +95,29 @@ class Feed:
     """Batches per epoch."""
     return -(-len(self.split) // self.batch_size)
 
-  def batches(self, indices: np.ndarray, place: np.ndarray | None = None
-              ) -> Iterator[Batch]:
+  def batches(self, indices: np.ndarray, place: np.ndarray | None = None,
+              batch_size: int = 0) -> Iterator[Batch]:
     """Batches of the images at `indices`.
 
     Args:
       indices: of images, in order.
-      place: see `places`; None: crops are central.
+      place: where each is cropped [len(indices), 2], see `places`; None: in
+        the centre.
+      batch_size: if not the feed's.
     """
+    size = batch_size or self.batch_size
     if place is None:
-      place = np.full((len(self.split), 2), 0.5, np.float32)
-    parts = [indices[first:first + self.batch_size]
-             for first in range(0, len(indices), self.batch_size)]
-    full = [np.resize(part, self.batch_size) for part in parts]
-    taken = ((self._gather(i, place[i]) for i in full) if self.resident
-             else self._streamed(full, place))
-    for part, (image, label) in zip(parts, taken):
-      mask = np.arange(self.batch_size) < len(part)
+      place = np.full((len(indices), 2), 0.5, np.float32)
+    positions = [np.arange(first, min(first + size, len(indices)))
+                 for first in range(0, len(indices), size)]
+    full = [np.resize(part, size) for part in positions]
+    parts = [(indices[i], place[i]) for i in full]
+    taken = ((self._gather(*part) for part in parts) if self.resident
+             else self._streamed(parts))
+    for part, (image, label) in zip(positions, taken):
+      mask = (np.arange(size) < len(part)).astype(np.float32)
       yield {"image": image, "label": label,
-             "mask": self._put(mask.astype(np.float32)[self._mine])}
+             "mask": self._put(mask[self._mine(size)])}
 
   def _take(self, arrays: tuple[jax.Array, ...], i: jax.Array,
             place: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -124,25 +128,24 @@ class Feed:
     return preprocess.crop_at(images, first, lengths, wide, place,
                               self._crop), labels[i]
 
-  @property
-  def _mine(self) -> slice:
+  def _mine(self, size: int) -> slice:
     """Which rows of a batch are for the devices of this process."""
-    rows = [index[0].indices(self.batch_size)[:2] for index in
-            self._sharding.addressable_devices_indices_map(
-                (self.batch_size,)).values()]
+    rows = [index[0].indices(size)[:2] for index in
+            self._sharding.addressable_devices_indices_map((size,)).values()]
     return slice(min(row[0] for row in rows), max(row[1] for row in rows))
 
   def _put(self, local: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(self._sharding, local)
 
-  def _streamed(self, parts: list[np.ndarray], place: np.ndarray
+  def _streamed(self, parts: list[tuple[np.ndarray, np.ndarray]]
                 ) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Reads ahead in threads: each process the rows of its own devices."""
     import grain  # slow to import, needed for large splits only
-    mine, split = self._mine, self.split
+    mine, split = self._mine(len(parts[0][0])), self.split
 
-    def read(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-      i = part[mine]
+    def read(part: tuple[np.ndarray, np.ndarray]
+             ) -> tuple[np.ndarray, np.ndarray]:
+      i, place = (array[mine] for array in part)
       # In the order of the file: a memory map is read from a disk.
       at = np.argsort(i, kind="stable")
       if split.strips is None:
@@ -150,8 +153,8 @@ class Feed:
                           split.images.dtype)
         read_rows(split.images, i[at], images, at)
       else:
-        images = np.stack([split.strips.crop(split.images, k, place[k],
-                                             self._crop) for k in i])
+        images = np.stack([split.strips.crop(split.images, k, at, self._crop)
+                           for k, at in zip(i, place)])
       return images, split.labels[i]
 
     ahead = grain.MapDataset.source(parts).map(read).to_iter_dataset(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpt_jax import tree
+from vpt_jax.layers import Dropout
 from vpt_jax.tokens import Spec, Tokens
 
 
@@ -24,11 +25,13 @@ class Method(nn.Module):
     spec: what a method may know about its backbone.
     trainable: default of `config.trainable` for this method.
     weights: file or address of weights that it starts from; "": new ones.
+    starts: options that only say where its parameters start from.
   """
 
   spec: Spec
   trainable: ClassVar[str] = r"(method|head)/.*"
   weights: ClassVar[str] = ""
+  starts: ClassVar[tuple[str, ...]] = ()
 
   @property
   def input_size(self) -> tuple[int, int]:
@@ -112,7 +115,8 @@ def check_options(section: str, at_least: dict[str, tuple[int, int]],
     if value < low:
       raise ValueError(f"{section}.{name}={value}; expected at least {low}")
   for name, rate in rates.items():
-    if not 0 <= rate < 1:
+    # A traced one is of a group of runs that were checked one by one.
+    if not isinstance(rate, jax.Array) and not 0 <= rate < 1:
       raise ValueError(f"{section}.{name}={rate}; expected 0 <= rate < 1")
 
 
@@ -173,14 +177,14 @@ def prompt_sets(method: Method, blocks: range, num_tokens: int, *,
   return sets
 
 
-def per_image(prompt: jax.Array, batch: int, dropout: nn.Dropout,
+def per_image(prompt: jax.Array, batch: int, dropout: Dropout,
               train: bool) -> jax.Array:
   """Dropout of prompts [1, P, D], drawn for every image as published.
 
   Without dropout the prompts stay batch-constant ([1, P, D]), so that a block
   computes their keys and values once.
   """
-  if not train or dropout.rate == 0:
+  if not train or dropout.off:
     return prompt
   prompt = jnp.broadcast_to(prompt, (batch, *prompt.shape[1:]))
   return dropout(prompt, deterministic=False)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vpt_jax.layers import Dropout
 from vpt_jax.methods.base import (Method, check_options, per_image,
                                   prompt_sets)
 
@@ -41,6 +42,8 @@ class Gated(Method):
     dropout: rate of the prompts' dropout, per image.
   """
 
+  starts = ("gate_init",)
+
   num_tokens: int = 10
   gates: bool = True
   num_gates: int = 0
@@ -60,7 +63,7 @@ class Gated(Method):
   def setup(self):
     self.check()
     self.prompt = prompt_sets(self, range(1), self.num_tokens)[0]
-    self.prompt_dropout = nn.Dropout(self.dropout)
+    self.prompt_dropout = Dropout(self.dropout)
     if self.gated:
       self.gate_logit = self.param(
           "gate_logit", nn.initializers.constant(-self.gate_init),

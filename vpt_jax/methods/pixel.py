@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vpt_jax.layers import Dropout
 from vpt_jax.methods.base import (Method, check_options, per_image,
                                   prompt_init, prompt_sets)
 
@@ -78,7 +79,7 @@ class Add(Method):
       sets += prompt_sets(self, mine, 1 if self.single else tokens)[
           stage.start:stage.stop]
     self.prompt = sets
-    self.prompt_dropout = nn.Dropout(self.dropout)
+    self.prompt_dropout = Dropout(self.dropout)
 
   def before(self, i, tokens, *, train):
     if self.prompt[i] is None:

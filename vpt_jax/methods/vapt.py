@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vpt_jax.layers import Dropout
 from vpt_jax.methods.base import (Method, check_options, per_image,
                                   prompt_sets)
 
@@ -58,7 +59,7 @@ class Projector(nn.Module):
     hidden = nn.Dense(self.hidden, use_bias=False, kernel_init=init,
                       name="down")(x)
     hidden = ACTIVATIONS[self.activation](hidden)
-    hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+    hidden = Dropout(self.dropout)(hidden, deterministic=not train)
     out = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init,
                    name="up")(hidden)
     if self.learnable_scale:
@@ -92,7 +93,7 @@ class Generator(nn.Module):
       x = depthwise(x.reshape(batch, *grid, width), kernel, self.padding)
       x = x.reshape(batch, -1, width)
       # Drops whole channels of an image, so the position axis is shared.
-      x = nn.Dropout(self.dropout, broadcast_dims=(1,))(
+      x = Dropout(self.dropout, broadcast_dims=(1,))(
           x, deterministic=not train)
     over_positions = nn.Dense(self.num_tokens, name="tokens",
                               kernel_init=nn.initializers.zeros)
@@ -141,7 +142,7 @@ class VAPT(Method):
     self.check()
     self.prompt = prompt_sets(self, range(self.static_layers),
                               self.num_tokens)
-    self.prompt_dropout = nn.Dropout(self.dropout)
+    self.prompt_dropout = Dropout(self.dropout)
     generated = range(self.static_layers, spec.depth)
     self.generator = {
         str(i): Generator(self.num_tokens, self.conv, self.kernel_size,

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vpt_jax.layers import Dropout
 from vpt_jax.methods.base import (Method, check_options, per_image,
                                   prompt_sets)
 from vpt_jax.tokens import Tokens
@@ -18,6 +19,7 @@ class VPT(Method):
   Attributes:
     num_tokens: P, prompts per prompted block.
     deep: False prompts the first block and carries its outputs on.
+    first: shallow: the block that the prompts enter.
     num_layers: deep: how many blocks are prompted (0: all), from the first.
     reverse: deep: count them from the last block instead. The published code
       loses the first P patches here; this one does not.
@@ -33,6 +35,7 @@ class VPT(Method):
 
   num_tokens: int = 10
   deep: bool = True
+  first: int = 0
   num_layers: int = 0
   reverse: bool = False
   shared: bool = False
@@ -46,7 +49,14 @@ class VPT(Method):
     """Indices of the blocks that get prompts of their own."""
     depth = self.spec.depth
     if not self.deep:
-      return range(1)
+      if not 0 <= self.first < depth:
+        raise ValueError(f"vpt.first={self.first}, the backbone has {depth} "
+                         "blocks, from 0 on")
+      return range(self.first, self.first + 1)
+    if self.first:
+      raise ValueError(f"vpt.first={self.first} is for shallow prompts; deep "
+                       "ones of the last n blocks: vpt.num_layers=n and "
+                       "vpt.reverse=True")
     n = self.num_layers or depth
     if not 1 <= n <= depth:
       raise ValueError(f"vpt.num_layers={n}, the backbone has {depth} blocks")
@@ -85,7 +95,7 @@ class VPT(Method):
               2.0, "fan_out", "normal"),
           bias_init=lambda key, shape, dtype: jax.random.uniform(
               key, shape, dtype, -bound, bound))
-    self.prompt_dropout = nn.Dropout(self.dropout)
+    self.prompt_dropout = Dropout(self.dropout)
 
   def _set(self, i: int) -> int:
     """Which set the prompts of block i are."""
