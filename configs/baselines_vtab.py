@@ -33,7 +33,8 @@ def partial(count: int, lr: float) -> Fields:
 # the adapters' width) is not published; these are places to start from.
 BASELINES: dict[str, Fields] = {
     "full": {"method": "full", "optim.name": "adamw", "optim.lr": 1e-3,
-             "optim.weight_decay": 0.01, "optim.warmup_epochs": 5},
+             "optim.weight_decay": 0.01, "optim.warmup_epochs": 5,
+             "sweep.grid": common.grid(common.FULL_RATES)},
     "adapter": {"method": "adapter", "optim.lr": 0.5},
     "lora": {"method": "lora", "optim.lr": 0.5},
     "bias": {"method": "linear", "trainable": common.BIAS, "optim.lr": 0.5},
@@ -58,7 +59,8 @@ SLOW_BACKBONE = (("head/bias", {"weight_decay": 0.0}),
                  ("backbone/.*", {"lr": 0.1}), (".*", {}))
 # The same for the embedded task.
 EMBEDDED: dict[str, Fields] = {
-    "full": {"optim.lr": 1e-3},
+    "full": {"optim.lr": 1e-3,
+             "sweep.grid": common.grid((1e-3, 3e-4), (0.01,))},
     **{f"partial{count}": {"trainable": last_blocks(count, 4),
                            "optim.policies": SLOW_BACKBONE}
        for count in (1, 2, 4)},

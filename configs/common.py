@@ -7,6 +7,12 @@ errors.
 
 from ml_collections import ConfigDict
 
+# What VPT searches, VAPT too: base rates (for 256 images) and decays; and the
+# rates of full fine-tuning.
+PROMPT_RATES = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
+FULL_RATES = (1e-3, 1e-4, 5e-4, 5e-3)
+DECAYS = (1e-2, 1e-3, 1e-4, 0.0)
+
 # A value of `config.trainable`: bias tuning. By name, as published: on Swin the
 # tables of relative positions are biases too.
 BIAS = r"head/.*|backbone/.*bias"
@@ -162,8 +168,9 @@ def get_config() -> ConfigDict:
   config.sweep.tasks = ()
   # Task -> ((field, value), ...) that are different there.
   config.sweep.per_task = ConfigDict()
-  # What is searched: (field, values) each; (): nothing, only the seeds.
-  config.sweep.grid = ()
+  # What is searched: (field, values) each; (): nothing, only the seeds. The
+  # configs of methods hold what is published of theirs.
+  config.sweep.grid = grid(PROMPT_RATES)
   # grid: all combinations | coordinate: one field after the other, the last one
   # first (VAPT's --fast) | halving: all for a ninth of the epochs, the best
   # third for a third, the best third of these for all.
@@ -219,20 +226,25 @@ def get_config() -> ConfigDict:
   return config
 
 
-def swept(config: ConfigDict, name: str, grid: tuple,
-          by_task: dict[str, ConfigDict]) -> ConfigDict:
+def grid(rates: tuple[float, ...], decays: tuple[float, ...] = DECAYS
+         ) -> tuple[tuple[str, tuple[float, ...]], ...]:
+  """A search over rates and decays."""
+  return ("optim.lr", rates), ("optim.weight_decay", decays)
+
+
+def swept(config: ConfigDict, name: str, by_task: dict[str, ConfigDict]
+          ) -> ConfigDict:
   """A sweep over tasks.
 
   Args:
     config: what all tasks share.
     name: what tables call it.
-    grid: see `sweep.grid`.
     by_task: each task's own config; where it differs from `config`, it holds,
       but for what is searched.
   """
-  config.mode, config.name = "sweep", name
-  config.sweep.tasks, config.sweep.grid = tuple(by_task), grid
-  kept = {"task", "mode", "name", *(field for field, _ in grid)}
+  config.task, config.mode, config.name = "", "sweep", name
+  config.sweep.tasks = tuple(by_task)
+  kept = {"task", "mode", "name", *(field for field, _ in config.sweep.grid)}
   shared = _fields(config)
   for task, own in by_task.items():
     changes = tuple((field, value) for field, value in _fields(own).items()
@@ -272,6 +284,7 @@ def embedded(config: ConfigDict) -> ConfigDict:
   config.optim.lr = 0.01
   config.optim.scale_lr = False
   config.optim.weight_decay = 0.01
+  config.sweep.grid = grid((0.005, 0.02), (0.01, 0.0001))
   config.optim.warmup_epochs = 2
   config.optim.warmup_from_zero = False
   return config

@@ -21,7 +21,8 @@ METHODS: dict[str, Fields] = {
     # Features are computed once, so that the published protocol is seconds.
     "linear": {"method": "linear", "epochs": 100, "batch_size": 64,
                "optim.name": "sgd", "optim.lr": 0.25, "optim.scale_lr": True,
-               "optim.warmup_epochs": 10},
+               "optim.warmup_epochs": 10, "sweep.grid": common.grid(
+                   (0.25, 0.5, 1.0, 2.5), (0.01,))},
     "vpt_shallow": {"method": "vpt", "vpt.deep": False},
     "vpt_deep": {"method": "vpt"},
     "vapt": {"method": "vapt"},
@@ -31,7 +32,8 @@ METHODS: dict[str, Fields] = {
     "adapter": {"method": "adapter"},
     "bias": {"method": "linear", "trainable": common.BIAS},
     # The new head learns ten times as fast as the rest.
-    "full": {"method": "full", "optim.lr": 1e-4, "optim.policies": (
+    "full": {"method": "full", "optim.lr": 1e-4, "sweep.grid": common.grid(
+        (3e-5, 1e-4, 3e-4), (0.01,)), "optim.policies": (
         ("head/bias", {"weight_decay": 0.0, "lr": 10.0}),
         ("head/.*", {"lr": 10.0}), (".*", {}))},
 }
@@ -58,6 +60,7 @@ def get_config(arg: str = "vpt_deep") -> ConfigDict:
   config.optim.weight_decay = 0.01
   config.optim.warmup_epochs = 1
   config.optim.warmup_from_zero = False
+  config.sweep.grid = common.grid((1e-3, 3e-3, 1e-2), (0.01,))
   config.vpt.dropout = config.gated.dropout = 0.0
   config.update_from_flattened_dict(METHODS[arg])
   return config

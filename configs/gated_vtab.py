@@ -40,6 +40,8 @@ TUNED = {
     "fgvc_dogs": ((64, 100, 0.5, 15), (64, 100, 0.5, 10)),
     "fgvc_nabirds": ((64, 100, 0.5, 5), (64, 100, 1.0, 5)),
 }
+# What the paper searches, not scaled with the batch.
+RATES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 # Name in the argument -> (config.backbone.name, its column above).
 BACKBONES = {"mae": ("mae_b16", 0), "mocov3": ("mocov3_b16_pretrain", 1)}
 
@@ -64,6 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
    config.gated.gate_init) = tuned[0], tuned[1], tuned[2], float(tuned[3])
   config.optim.scale_lr = False
   config.optim.weight_decay = 0.0
+  config.sweep.grid = common.grid(RATES, (0.0,))
   if not task:
     config = common.embedded(config)
     config.backbone.norm = ""

@@ -24,4 +24,5 @@ def get_config(task: str = "") -> ConfigDict:
     config.optim.name, config.optim.lr = "sgd", 2.5
     config.optim.scale_lr = config.optim.warmup_from_zero = True
     config.optim.weight_decay = 1e-4
+    config.sweep.grid = common.grid((0.25, 2.5), (0.01, 0.0001))
   return config

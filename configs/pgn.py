@@ -40,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.optim.lr = 0.1
   config.optim.scale_lr = False
   config.optim.weight_decay = 0.0
+  config.sweep.grid = ()  # no search is published; the code has one rate
   config.optim.schedule = "pgn_cosine_with_warmup"
   config.optim.warmup_epochs = 50
   config.batch_size = 5

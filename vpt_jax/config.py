@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 import hashlib
 import json
 from pathlib import Path
+import re
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -21,11 +22,29 @@ USAGE = """usage: python -m vpt_jax.main --config=FILE[:TASK] [--workdir=DIR]
 
   --config=configs/vapt_vtab.py            the embedded data and backbone
   --config=configs/vapt_vtab.py:eurosat    a VTAB-1k task, ViT-B/16 IN-21k
+  --config.mode=sweep                      search, then train with all seeds
+  --shard=3/8                              of a sweep: every eighth task
   --config.optim.lr=0.5                    overrides one field; all of them are
                                            in configs/common.py"""
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, str]:
-  """Command line -> (config, what `--config` says, workdir or "").
+class Command(NamedTuple):
+  """What a command line says.
+
+  Attributes:
+    config: not resolved.
+    path: the value of `--config`.
+    workdir: "" if not given.
+    shard: (i, n).
+  """
+
+  config: ConfigDict
+  path: str
+  workdir: str
+  shard: tuple[int, int]
+
+
+def parse(argv: Sequence[str]) -> Command:
+  """Reads a command line.
 
   Raises:
     ValueError: an argument that can't be used, with what to do.
@@ -49,13 +68,18 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, str, str]:
                      ) from None
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}\n{USAGE}")
-  return values.config, path, values.workdir
+  part = re.fullmatch(r"(\d+)/(\d+)", values.shard)
+  if not part:
+    raise ValueError(f"--shard={values.shard}; expected i/n, for example 3/8")
+  return Command(values.config, path, values.workdir,
+                 (int(part[1]), int(part[2])))
 
 
 def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   flags.DEFINE_string("workdir", "", "where the run is kept", values)
+  flags.DEFINE_string("shard", "1/1", "part of a sweep's tasks", values)
   return values, values(argv)
 
 
@@ -85,6 +109,9 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
       del config[section]
   if "condense" in config and not config.condense.shares:
     del config.condense
+  tree.choose(config.mode, ("train", "sweep"), "mode")
+  if config.mode == "train" and "sweep" in config:
+    del config.sweep
   config.trainable = config.trainable or method.trainable
   data = config.data
   if ":" in data.source:  # the user's own, named after its file or folder

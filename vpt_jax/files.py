@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 import tempfile
-from typing import Any
+from typing import Any, TextIO
 
 
 class InUse(ValueError):
@@ -24,14 +24,22 @@ def lock(folder: Path) -> Iterator[None]:
   Raises:
     InUse: another process has it.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / ".lock").open("w") as file:
+  with _lock_file(folder) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise InUse(f"{folder} is in use by another process; wait for it, "
                   "or use another folder") from None
     yield
+
+
+def _lock_file(folder: Path) -> TextIO:
+  while True:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+      return (folder / ".lock").open("w")
+    except FileNotFoundError:
+      pass  # its last owner has just deleted the folder
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 import zlib
@@ -43,7 +44,7 @@ def load_data(config: ConfigDict) -> Data:
       on_error=data.on_error, source=data.source, seed=data.seed,
       family=data.preprocess, train=train, cache_dir=data.cache or None)
   part = read(data.train_split, True)
-  if data.train_share < 1:
+  if data.get("train_share", 1) < 1:
     part = part.share(data.train_share, data.seed)
   return Data(part, read(data.test_split, False))
 
@@ -61,9 +62,36 @@ def fingerprint(data: Data) -> dict[str, dict[str, int]]:
           for name, part in (("train", data.train), ("test", data.test))}
 
 
+def check_unchanged(path: Path, value: dict[str, Any]) -> None:
+  """Raises ValueError if the file is there and says something else."""
+  if path.exists():
+    lines = configs.difference(json.loads(path.read_text()), value)
+    if lines:
+      raise ValueError(
+          f"{path.parent} holds a run with another {path.stem}; use another "
+          "--workdir, or delete it. Its value -> yours:\n  "
+          + "\n  ".join(lines))
+
+
+def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
+          data: Data) -> None:
+  """Writes what the folder's run is made of, before its first step.
+
+  Raises:
+    ValueError: it was started with another backbone file or other data.
+  """
+  path = workdir / "backbone.json"
+  if path.exists():
+    checkpoint.check_backbone(str(workdir), json.loads(path.read_text()),
+                              backbone)
+  check_unchanged(workdir / "data.json", fingerprint(data))
+  files.write_json(path, backbone)
+  files.write_json(workdir / "data.json", fingerprint(data))
+  files.write_json(workdir / "config.json", configs.plain(config))
+
+
 class Start(NamedTuple):
   """Where a run starts from."""
-
   trainable: tree.Flat
   frozen: tree.Flat
   collections: dict[str, Any]
@@ -102,16 +130,12 @@ class Job:
     sha256 = "random" if self.checkpoint is None else self.checkpoint.sha256
     return {"name": self.config.backbone.name, "sha256": sha256}
 
-  @property
-  def paths(self) -> list[str]:
-    """Of all parameters."""
-    return [*self.start.trainable, *self.start.frozen]
-
   def optimizer(self, rate: optim.Rate, weight_decay: float | jax.Array
                 ) -> optax.GradientTransformation:
     """See `optim.from_config`."""
-    return optim.from_config(self.config.optim, rate, weight_decay,
-                             self.start.trainable, self.paths)
+    trainable, frozen, _ = self.start
+    return optim.from_config(self.config.optim, rate, weight_decay, trainable,
+                             [*trainable, *frozen])
 
   def step(self, model: models.Model, tx: optax.GradientTransformation
            ) -> train.Step:
@@ -262,10 +286,11 @@ def save(folder: Path, job: Job, config: ConfigDict, trainable: tree.Flat,
   The adapter holds everything but the backbone's frozen part, so that nothing
   is left to guess.
   """
-  own = {path: leaf for path, leaf in job.start.frozen.items()
-         if not path.startswith("backbone/")}
+  own = tree.flatten(collections) | {
+      path: leaf for path, leaf in job.start.frozen.items()
+      if not path.startswith("backbone/")}
   checkpoint.save_adapter(
-      folder / "adapter.npz", {**own, **tree.flatten(collections), **trainable},
+      folder / "adapter.npz", {**own, **trainable},
       {"backbone": job.backbone, "config": configs.plain(config),
        "num_classes": job.data.train.num_classes,
        "versions": facts(job)["versions"]})

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from vpt_jax import checkpoint, condense, config as configs, evaluate, files
 from vpt_jax import job as jobs
-from vpt_jax import logs, optim, results, shard, train, tree
+from vpt_jax import logs, optim, results, shard, sweep, train, tree
+from vpt_jax.report import tables
 
 log = logs.log
 
@@ -45,9 +46,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
     condense.check(config)
   finished = workdir / ("condense.json" if staged else "result.json")
   with files.lock(workdir):
-    check_unchanged(workdir / "config.json", configs.plain(config))
+    jobs.check_unchanged(workdir / "config.json", configs.plain(config))
     if data is not None:
-      check_unchanged(workdir / "data.json", jobs.fingerprint(data))
+      jobs.check_unchanged(workdir / "data.json", jobs.fingerprint(data))
     if finished.exists():
       log.info("%s is finished; another --workdir runs it again", workdir)
       return json.loads(finished.read_text())
@@ -56,34 +57,6 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
       if staged:
         return condense.run(config, workdir, data, run)
       return _run(config, workdir, data, start or {})
-
-
-def check_unchanged(path: Path, value: dict[str, Any]) -> None:
-  """Raises ValueError if the file is there and says something else."""
-  if path.exists():
-    lines = configs.difference(json.loads(path.read_text()), value)
-    if lines:
-      raise ValueError(
-          f"{path.parent} holds a run with another {path.stem}; use another "
-          "--workdir, or delete it. Its value -> yours:\n  "
-          + "\n  ".join(lines))
-
-
-def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
-          data: jobs.Data) -> None:
-  """Writes what the folder's run is made of, before its first step.
-
-  Raises:
-    ValueError: it was started with another backbone file or other data.
-  """
-  path = workdir / "backbone.json"
-  if path.exists():
-    checkpoint.check_backbone(str(workdir), json.loads(path.read_text()),
-                              backbone)
-  check_unchanged(workdir / "data.json", jobs.fingerprint(data))
-  files.write_json(path, backbone)
-  files.write_json(workdir / "data.json", jobs.fingerprint(data))
-  files.write_json(workdir / "config.json", configs.plain(config))
 
 
 def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
@@ -98,7 +71,7 @@ def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
       config.optim, config.batch_size, config.epochs), len(job.train))
   tx = job.optimizer(rate, config.optim.weight_decay)
   state = shard.replicate(jobs.train_state(config, job.start, tx), job.mesh)
-  claim(workdir, config, job.backbone, data)
+  jobs.claim(workdir, config, job.backbone, data)
   state, speed = train.fit(
       config, workdir, state, job.start.frozen, job.train,
       jax.jit(job.step(job.model, tx), donate_argnums=0), rate)
@@ -132,13 +105,21 @@ def main(argv: Sequence[str]) -> int:
   log.setLevel(logging.INFO)
   log.propagate = False  # absl would print each line again
   try:
-    config, path, workdir = configs.parse(argv)
+    config, path, workdir, part = configs.parse(argv)
     if config.task == "digits" and ":" not in path:
       log.info(EMBEDDED, config.backbone.name, path)
-    config = configs.resolve(config)
+    whole = config.mode == "sweep"
+    config = config if whole else configs.resolve(config)
+    task = "sweep" if whole and config.sweep.tasks else config.task
     workdir = workdir or os.path.join(
-        "runs", f"{config.task}-{config.method}-{configs.digest(config)}")
+        "runs", f"{task}-{config.method}-{configs.digest(config)}")
     log.info("workdir %s", workdir)
+    if whole:
+      records = sweep.run(config, Path(workdir).expanduser(), part)
+      log.info("%s\nrecords in %s; `python -m vpt_jax.report %s --out FOLDER` "
+               "writes tables and a page", tables.terminal(records), workdir,
+               workdir)
+      return 0
     result = run(config, workdir)
   except (ValueError, OSError) as error:
     sys.stderr.write(f"error: {error}\n")
