@@ -77,6 +77,7 @@ class Attention(nn.Module):
     if bias is not None:
       logits = logits + bias
     weights = jax.nn.softmax(logits).astype(self.dtype)
+    self.sow("intermediates", "weights", weights)
     return to_out(jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2))
 
 
