@@ -142,6 +142,13 @@ def get_config() -> ConfigDict:
   # True: less memory, a third more time; see jax.checkpoint.
   config.compute.remat = False
 
+  config.shard = ConfigDict()
+  # How frozen parameters lie on several devices: dp (all on each) | fsdp (in
+  # parts over the devices that split the batch) | tp (heads and hidden units
+  # over groups of `model` devices); see vpt_jax/shard.py.
+  config.shard.strategy = "dp"
+  config.shard.model = 1
+
   config.checkpoint = ConfigDict()
   config.checkpoint.every_epochs = 10
   config.checkpoint.keep = 2

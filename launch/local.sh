@@ -2,6 +2,8 @@
 # Sets up .venv, then runs the main job on this machine:
 #   bash launch/local.sh                                    embedded default
 #   bash launch/local.sh --config=configs/vapt_vtab.py:eurosat [...]
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh" ""
+# DRY_RUN=1 prints the commands instead; PYTHON names the Python for .venv.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source launch/env.sh ""
 [ $# -gt 0 ] || set -- --config=configs/vapt_vtab.py
-exec python -m vpt_jax.main "$@"
+run exec python -m vpt_jax.main "$@"

@@ -148,7 +148,7 @@ def test_a_map_is_read_as_its_file(tmp_path):
 def test_each_process_reads_its_own_rows():
   feed = pipeline.Feed(sources.from_arrays(
       np.zeros((4, 2, 2, 3), np.uint8), [0, 1, 0, 1]), 4, mesh_of(), 0)
-  assert feed._mine == slice(0, 4)
+  assert feed._mine(4) == slice(0, 4)
 
 
 WORKER = """

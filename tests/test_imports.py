@@ -27,7 +27,8 @@ FILES = {name_of(path): path for folder in ("vpt_jax", "configs")
 # Ordered (module, what of ours it may import), regular expressions that match
 # all of the name. A module without rule is an error: say where it belongs.
 DATA = r"vpt_jax\.data\.\w+"
-BASE = rf"vpt_jax\.(tree|files|optim|shard|checkpoint|logs|results)|{DATA}"
+BASE = (r"vpt_jax\.(tree|files|hosts|optim|shard|checkpoint|logs|results)|"
+        + DATA)
 RULES = (
     # The package's names are imported on first use, hence not statically.
     (r"vpt_jax", r"nothing"),
@@ -41,23 +42,36 @@ RULES = (
     # Batches are laid out over the devices.
     (r"vpt_jax\.data\.pipeline", rf"vpt_jax\.(tree|files|shard)|{DATA}"),
     (r"vpt_jax\.data(\..*)?", rf"vpt_jax\.(tree|files)|{DATA}"),
-    (r"vpt_jax\.(logs|results|checkpoint)", r"vpt_jax\.(tree|files)"),
+    (r"vpt_jax\.checkpoint", r"vpt_jax\.(tree|files|hosts)"),
+    (r"vpt_jax\.(logs|results)", r"vpt_jax\.(tree|files)"),
     (r"vpt_jax\.report(\..*)?",
      r"vpt_jax\.(tree|files|results|report(\.\w+)?)"),
     (r"vpt_jax\.analyze(\..*)?",
-     rf"{BASE}|vpt_jax\.(model|evaluate|tokens|analyze(\.\w+)?)"),
+     rf"{BASE}|vpt_jax\.(model|evaluate|tokens|scores|job|config|"
+     r"methods\.gated|analyze(\.\w+)?)"),
+    # Our side of the benchmark; the others know nothing of JAX.
+    (r"vpt_jax\.bench\.ours",
+     rf"{BASE}|vpt_jax\.(model|train|scores|bench\.worker)"),
+    (r"vpt_jax\.bench(\..*)?",
+     r"vpt_jax\.(tree|files|analyze\.figures|bench(\.\w+)?)"),
+    (r"vpt_jax\.hosts", r"nothing"),
     (r"vpt_jax\.(optim|shard)", r"vpt_jax\.tree"),
-    (r"vpt_jax\.(train|evaluate|scores|sweep)", rf"{BASE}|vpt_jax\.model"),
-    (r"vpt_jax\.condense", rf"{BASE}|vpt_jax\.(model|scores)"),
+    (r"vpt_jax\.(train|evaluate|scores)", rf"{BASE}|vpt_jax\.model"),
+    (r"vpt_jax\.job", rf"{BASE}|vpt_jax\.(model|train|evaluate|config)"),
+    (r"vpt_jax\.(group|sweep)",
+     rf"{BASE}|vpt_jax\.(model|train|evaluate|config|job|group)"),
+    (r"vpt_jax\.condense", rf"{BASE}|vpt_jax\.(model|scores|config)"),
     # A backbone with the pixels of another method's prompts.
     (r"vpt_jax\.inversion",
      rf"{BASE}|vpt_jax\.(model|evaluate|methods\.pgn)"),
     # Reads the registries for the names that a config may use.
     (r"vpt_jax\.config",
-     rf"vpt_jax\.((backbones|methods)\.registry|optim|tree)|{DATA}"),
+     rf"vpt_jax\.((backbones|methods)\.registry|optim|shard|tree)|{DATA}"),
     (r"vpt_jax\.main",
      rf"vpt_jax\.(?!backbones|methods|heads)\w+|{DATA}|"
-     r"vpt_jax\.(backbones|methods)\.registry"),
+     r"vpt_jax\.(backbones|methods)\.registry|vpt_jax\.report\.tables"),
+    # A sweep is one of several configs.
+    (r"configs\.sweep_\w+", r"configs\.\w+"),
     (r"configs(\..*)?", r"configs\.common"),
 )
 FLAX = r"vpt_jax\.(tokens|layers|model|backbones\..*|methods\..*)"
@@ -112,8 +126,13 @@ def faults(module, source, is_package=False):
   out += [f"imports {name}" for name in names if name.split(".")[0] == "flax"
           and not re.fullmatch(flax, name)]
   # `convert` verifies a conversion with PyTorch, where that is installed;
-  # tensorflow-datasets reads without TensorFlow.
-  peers = {"vpt_jax.backbones.convert": "tensorflow(_.*)?",
+  # tensorflow-datasets reads without TensorFlow; the benchmark has a side in
+  # PyTorch.
+  no_tensorflow = "tensorflow(_.*)?"
+  peers = {"vpt_jax.backbones.convert": no_tensorflow,
+           "vpt_jax.bench.peers": no_tensorflow,
+           "vpt_jax.bench.peer_methods": no_tensorflow,
+           "vpt_jax.bench.theirs": no_tensorflow,
            "vpt_jax.data.tfds_source": "torch(vision)?|tensorflow|timm"}.get(
                module, "(torch|tensorflow)(_.*|vision)?|timm")
   out += [f"imports {root}" for root in sorted(roots) if root in PICKLES or
@@ -194,6 +213,9 @@ def test_every_module_has_a_rule_and_every_rule_a_module():
     ("vpt_jax.main", "import configs.common", "imports configs.common"),
     ("vpt_jax.main", "from tests import conftest", "imports tests"),
     ("vpt_jax.optim", "import flax.struct", "imports flax.struct"),
+    ("vpt_jax.bench.measure", "import torch", "imports torch"),
+    ("vpt_jax.bench.theirs", "from vpt_jax import model",
+     "imports vpt_jax.model"),
     ("configs.new", "import numpy as np", "imports numpy"),
     ("configs.new", "from configs import vpt_vtab",
      "imports configs.vpt_vtab"),
@@ -227,6 +249,7 @@ def test_what_the_rules_allow():
        "registry\nfrom vpt_jax.backbones import load"),
       ("vpt_jax.main", "import tensorboardX\nfrom vpt_jax import config\n"
        "from vpt_jax.data import tasks\nfrom vpt_jax.methods import registry"),
+      ("vpt_jax.bench.peers", "import torch\nfrom timm.models import x"),
       ("vpt_jax.main", "\n" * 298 + f"x = '{'y' * 74}'"),
       ("vpt_jax.main", "np.load(f, allow_pickle=False)\nself.print_all()"),
       ("configs.new", "from ml_collections import ConfigDict\n"

@@ -7,41 +7,60 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vpt_jax import files, tree
+from vpt_jax import files, hosts, tree
 
 
 class Checkpoints:
-  """Train states of one run, by step; a half-written one is never seen."""
+  """States of one run, by step; a half-written one is never seen.
+
+  The first process alone reads and writes: whole arrays, so that they come back
+  onto any number of devices and processes.
+  """
 
   def __init__(self, folder: Path, keep: int):
     self._manager = ocp.CheckpointManager(
         folder.absolute(), options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True))
-
-  @property
-  def latest(self) -> int | None:
-    """Step of the newest complete checkpoint."""
-    return self._manager.latest_step()
+            max_to_keep=keep, cleanup_tmp_directories=True, create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0},
+                barrier_sync_key_prefix="first"))) if _made(folder) else None
+    latest = self._manager.latest_step() if self._manager else None
+    latest = int(hosts.agreed(np.int32(-1 if latest is None else latest)))
+    # Of the newest complete checkpoint when this run began; None: there is none
+    self.latest = None if latest < 0 else latest
 
   def save(self, step: int, state: Any) -> None:
     """Starts to write a copy of a state: the next step donates the state."""
-    state = jax.tree.map(jnp.copy, state)
-    self._manager.save(step, args=ocp.args.StandardSave(state))
+    if self._manager:
+      # On CPU `device_get` would give views of what is donated.
+      state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+      self._manager.save(step, args=ocp.args.StandardSave(state))
 
-  def restore(self, step: int, like: Any) -> Any:
-    """The state of that step, with the structure and placement of `like`."""
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    return self._manager.restore(
-        step, args=ocp.args.StandardRestore(abstract))
+  def restore(self, like: Any) -> Any:
+    """The latest state, with the structure and placement of `like`."""
+    host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    if self._manager:
+      host = self._manager.restore(
+          self.latest, args=ocp.args.StandardRestore(host))
+    return jax.tree.map(
+        lambda x, to: jax.device_put(x, to.sharding) if isinstance(
+            to, jax.Array) else x, hosts.agreed(host), like)
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    if self._manager:
+      self._manager.wait_until_finished()
+      self._manager.close()
+
+
+def _made(folder: Path) -> bool:
+  """Makes the folder, in the first process; whether this is it."""
+  if hosts.first():
+    folder.mkdir(parents=True, exist_ok=True)
+  return hosts.first()
 
 
 def save_adapter(path: Path, flat: tree.Flat,

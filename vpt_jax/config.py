@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vpt_jax import optim, tree
+from vpt_jax import optim, shard, tree
 from vpt_jax.backbones import registry as backbones
 from vpt_jax.data import preprocess, resize, sources, tasks
 from vpt_jax.methods import registry as methods
@@ -23,6 +23,8 @@ USAGE = """usage: python -m vpt_jax.main --config=FILE[:TASK] [--workdir=DIR]
   --config=configs/vapt_vtab.py            the embedded data and backbone
   --config=configs/vapt_vtab.py:eurosat    a VTAB-1k task, ViT-B/16 IN-21k
   --config.mode=sweep                      search, then train with all seeds
+  --distributed=auto                       several processes: Cloud TPU, SLURM,
+                                           or HOST:PORT,N,I
   --shard=3/8                              of a sweep: every eighth task
   --config.optim.lr=0.5                    overrides one field; all of them are
                                            in configs/common.py"""
@@ -35,12 +37,14 @@ class Command(NamedTuple):
     path: the value of `--config`.
     workdir: "" if not given.
     shard: (i, n).
+    distributed: see `hosts.join`.
   """
 
   config: ConfigDict
   path: str
   workdir: str
   shard: tuple[int, int]
+  distributed: str
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -72,7 +76,7 @@ def parse(argv: Sequence[str]) -> Command:
   if not part:
     raise ValueError(f"--shard={values.shard}; expected i/n, for example 3/8")
   return Command(values.config, path, values.workdir,
-                 (int(part[1]), int(part[2])))
+                 (int(part[1]), int(part[2])), values.distributed)
 
 
 def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -80,6 +84,7 @@ def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
   config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
   flags.DEFINE_string("workdir", "", "where the run is kept", values)
   flags.DEFINE_string("shard", "1/1", "part of a sweep's tasks", values)
+  flags.DEFINE_string("distributed", "", "auto, or HOST:PORT,N,I", values)
   return values, values(argv)
 
 
@@ -135,6 +140,7 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
       ("compute.dtype", config.compute.dtype, ("float32", "bfloat16")),
       ("compute.matmul_precision", config.compute.matmul_precision,
        ("highest", "high", "default")),
+      ("shard.strategy", config.shard.strategy, shard.STRATEGIES),
       ("backbone.frozen_dtype", config.backbone.frozen_dtype,
        ("float32", "bfloat16"))):
     tree.choose(value, known, what)

@@ -8,11 +8,12 @@ import os
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from vpt_jax import checkpoint, tree
+from vpt_jax import checkpoint, shard, tree
 from vpt_jax import model as models
 from vpt_jax.data import preprocess, sources
 from vpt_jax.data.pipeline import Feed
@@ -34,9 +35,9 @@ def make_apply(model: models.Model, normalize: str) -> Apply:
   return apply
 
 
-def make_eval_step(apply: Apply) -> Step:
-  """`eval_step`, jitted."""
-  return jax.jit(eval_step(apply))
+def make_eval_step(apply: Apply, mesh: Mesh | None = None) -> Step:
+  """`eval_step`, jitted; on a mesh every device gets all that it tells."""
+  return jax.jit(eval_step(apply), out_shardings=mesh and shard.whole(mesh))
 
 
 def eval_step(apply: Apply) -> Step:
@@ -136,11 +137,11 @@ def cache_features(model: models.Model, params: Any, feed: Feed,
   """The split with its frozen features [N, D] in place of its images."""
   size = model.method.input_size
 
-  @jax.jit
   def extract(params, image):
     image = preprocess.prepare(image, size, normalize)
     return model.apply({"params": params}, image, method=model.features)
 
+  extract = jax.jit(extract, out_shardings=shard.whole(feed.mesh))
   split = feed.split
   parts = [jax.device_get(extract(params, batch["image"]))
            for batch in feed.batches(np.arange(len(split)))]

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import checkpoint, config as configs, evaluate, job as jobs, logs
-from vpt_jax import model as models
+from vpt_jax import hosts, model as models
 from vpt_jax import optim, results, shard, train, tree
 from vpt_jax.data import pipeline
 
@@ -184,24 +184,28 @@ class Group:
       a run diverged on, training images per second of all together).
     """
     config, per_epoch = self.members[0], len(self.job.train)
-    curve = jnp.full((len(CURVE), len(self.members), config.epochs), jnp.nan)
+    curve = np.full((len(CURVE), len(self.members), config.epochs), np.nan,
+                    np.float32)
     state = self.state
     saved = checkpoint.Checkpoints(folder / "checkpoints", 1)
     epoch = 0
     if saved.latest is not None:
       epoch = saved.latest // per_epoch
-      state, curve = saved.restore(saved.latest, (state, curve))
-    curve = np.array(curve)
+      state, curve = saved.restore((state, curve))
     progress = logs.Progress(epoch, config.epochs, per_epoch,
                              len(self.job.train.split) * len(self.members))
     try:
-      for epoch in range(epoch, config.epochs):
-        state, curve[:, :, epoch] = self._epoch(epoch, state, progress)
-        if (epoch + 1) % config.checkpoint.every_epochs == 0 or (
-            epoch + 1 == config.epochs):
-          saved.save((epoch + 1) * per_epoch, (state, jnp.asarray(curve)))
-        if not np.isfinite(curve[0, :, epoch]).any():
-          break  # all have diverged
+      with hosts.Notice().listening() as preempted:
+        for epoch in range(epoch, config.epochs):
+          state, curve[:, :, epoch] = self._epoch(epoch, state, progress)
+          stop = preempted((epoch + 1) * per_epoch)
+          if stop or (epoch + 1) % config.checkpoint.every_epochs == 0 or (
+              epoch + 1 == config.epochs):
+            saved.save((epoch + 1) * per_epoch, (state, curve))
+          if not np.isfinite(curve[0, :, epoch]).any():
+            break  # all have diverged
+          if stop and epoch + 1 < config.epochs:
+            raise hosts.Preempted
     finally:
       progress.close()
       saved.close()

@@ -158,7 +158,7 @@ def build(config: ConfigDict, data: Data, saved: tree.Flat | None = None
   Raises:
     ValueError: parts that do not fit.
   """
-  mesh = shard.make_mesh(config.batch_size)
+  mesh = shard.make_mesh(config.batch_size, config.shard.model)
   num_classes = data.train.num_classes
   if data.test.labels.max() >= num_classes:
     raise ValueError(
@@ -168,8 +168,9 @@ def build(config: ConfigDict, data: Data, saved: tree.Flat | None = None
   loaded = models.load_backbone(model, config)
   first = start(config, model, loaded, data, saved)
   # `frozen` may be stored in fewer bits.
-  first = Start(*shard.replicate(first._replace(
-      frozen=models.store(first.frozen, config)), mesh))
+  first = Start(shard.replicate(first.trainable, mesh), shard.place(
+      models.store(first.frozen, config), mesh, config.shard.strategy),
+                shard.replicate(first.collections, mesh))
   feed = lambda split: pipeline.Feed(
       split, config.batch_size, mesh, config.data.device_gb * 2**30 or None,
       config.image_size)

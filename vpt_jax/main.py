@@ -1,19 +1,22 @@
 """The main job: `python -m vpt_jax.main --config=FILE[:TASK]`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import contextlib
 import json
 import logging
 import os
 from pathlib import Path
 import sys
+import tempfile
 import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
+import numpy as np
 
 from vpt_jax import checkpoint, condense, config as configs, evaluate, files
-from vpt_jax import job as jobs
+from vpt_jax import hosts, job as jobs
 from vpt_jax import logs, optim, results, shard, sweep, train, tree
 from vpt_jax.report import tables
 
@@ -44,19 +47,27 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
   staged = "condense" in config
   if staged:
     condense.check(config)
-  finished = workdir / ("condense.json" if staged else "result.json")
-  with files.lock(workdir):
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(
+        jax.default_matmul_precision(config.compute.matmul_precision))
+    if hosts.first():
+      stack.enter_context(files.lock(workdir))
+    else:  # what it writes is thrown away
+      workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    finished = workdir / ("condense.json" if staged else "result.json")
     jobs.check_unchanged(workdir / "config.json", configs.plain(config))
     if data is not None:
       jobs.check_unchanged(workdir / "data.json", jobs.fingerprint(data))
-    if finished.exists():
+    if hosts.agreed(np.bool_(finished.exists())):
       log.info("%s is finished; another --workdir runs it again", workdir)
-      return json.loads(finished.read_text())
-    with jax.default_matmul_precision(config.compute.matmul_precision):
-      data = data or jobs.load_data(config)
-      if staged:
-        return condense.run(config, workdir, data, run)
+      return json.loads(finished.read_text()) if hosts.first() else {}
+    data = data or jobs.load_data(config)
+    if not staged:
       return _run(config, workdir, data, start or {})
+    if jax.process_count() > 1:
+      raise ValueError("condensation takes one process, of any number of "
+                       "devices; leave --distributed out")
+    return condense.run(config, workdir, data, run)
 
 
 def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
@@ -77,8 +88,8 @@ def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
       jax.jit(job.step(job.model, tx), donate_argnums=0), rate)
 
   total, predictions = evaluate.collect(
-      evaluate.make_eval_step(job.apply), state.trainable, job.start.frozen,
-      state.collections, job.test)
+      evaluate.make_eval_step(job.apply, job.mesh), state.trainable,
+      job.start.frozen, state.collections, job.test)
   result = {**jobs.facts(job), **evaluate.scores(total),
             "images_per_second": speed, "seconds": time.monotonic() - started}
   jobs.save(workdir, job, config, state.trainable, state.collections,
@@ -104,34 +115,70 @@ def main(argv: Sequence[str]) -> int:
   log.addHandler(logging.StreamHandler(sys.stdout))
   log.setLevel(logging.INFO)
   log.propagate = False  # absl would print each line again
+  return told(lambda: _main(configs.parse(argv)))
+
+
+def _main(command: configs.Command) -> int:
+  config, path, workdir, part, spec = command
+  whole = config.mode == "sweep"
+  if spec and whole:
+    raise ValueError("the processes of a sweep know nothing of each other: "
+                     "leave --distributed out, see --shard")
+  hosts.join(spec)
+  if not hosts.first():
+    log.setLevel(logging.WARNING)
+  if config.task == "digits" and ":" not in path:
+    log.info(EMBEDDED, config.backbone.name, path)
+  config = config if whole else configs.resolve(config)
+  task = "sweep" if whole and config.sweep.tasks else config.task
+  workdir = workdir or os.path.join(
+      "runs", f"{task}-{config.method}-{configs.digest(config)}")
+  log.info("workdir %s", workdir)
+  if whole:
+    records = sweep.run(config, Path(workdir).expanduser(), part)
+    log.info("%s\nrecords in %s; `python -m vpt_jax.report %s --out FOLDER` "
+             "writes tables and a page", tables.terminal(records), workdir,
+             workdir)
+    return 0
+  result = run(config, workdir)
+  if hosts.first():
+    text, names = ((condense.table(result), "condense.json and all runs")
+                   if "condense" in config else
+                   (logs.result_text(result), "result.json and adapter.npz"))
+    log.info("%s\n%s in %s", text, names, workdir)
+  return 0
+
+
+def told(work: Callable[[], int]) -> int:
+  """The exit status of some work; what stops it is told on stderr."""
   try:
-    config, path, workdir, part = configs.parse(argv)
-    if config.task == "digits" and ":" not in path:
-      log.info(EMBEDDED, config.backbone.name, path)
-    whole = config.mode == "sweep"
-    config = config if whole else configs.resolve(config)
-    task = "sweep" if whole and config.sweep.tasks else config.task
-    workdir = workdir or os.path.join(
-        "runs", f"{task}-{config.method}-{configs.digest(config)}")
-    log.info("workdir %s", workdir)
-    if whole:
-      records = sweep.run(config, Path(workdir).expanduser(), part)
-      log.info("%s\nrecords in %s; `python -m vpt_jax.report %s --out FOLDER` "
-               "writes tables and a page", tables.terminal(records), workdir,
-               workdir)
-      return 0
-    result = run(config, workdir)
+    return work()
   except (ValueError, OSError) as error:
     sys.stderr.write(f"error: {error}\n")
-    return 1
+    return _end(1)
+  except jax.errors.JaxRuntimeError as error:
+    if not jax.distributed.is_initialized():
+      raise
+    sys.stderr.write(
+        f"error: process {jax.process_index()} has lost another one; start "
+        f"them all again, the same command goes on:\n{error}\n")
+    return _end(1)
+  except hosts.Preempted as stop:
+    sys.stderr.write("stopped by SIGTERM, all is saved; the same command goes "
+                     "on\n")
+    return stop.code
   except KeyboardInterrupt:
     sys.stderr.write("interrupted; the same command goes on\n")
     return 130
-  text, files = ((condense.table(result), "condense.json and all runs")
-                 if "condense" in config else
-                 (logs.result_text(result), "result.json and adapter.npz"))
-  log.info("%s\n%s in %s", text, files, workdir)
-  return 0
+
+
+def _end(status: int) -> int:
+  """The status; one of several processes ends here: it can't wait for others
+  at JAX's exit."""
+  if jax.distributed.is_initialized():
+    sys.stderr.flush()
+    os._exit(status)
+  return status
 
 
 if __name__ == "__main__":

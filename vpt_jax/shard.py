@@ -1,49 +1,121 @@
-"""Data parallelism over all devices: batches split, everything else copied."""
+"""What lies on which device: a mesh (data, model), and tables of rules.
+
+Batches are split over `data`, the trained parameters are on every device. How
+the frozen ones lie is a strategy: `dp` (all on every device), `fsdp` (each
+array in parts over `data`, gathered where it is used), `tp` (heads and hidden
+units of every block over `model`). So the sum of gradients moves the trainable
+tree only, whatever the backbone.
+"""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vpt_jax import tree
+
+# Ordered (regex over paths, axes); "largest": the array's largest axis that the
+# devices divide, over `data`.
+Rules = tuple[tuple[str, P | str], ...]
+_LAYER = r"backbone/.*"
+STRATEGIES: dict[str, Rules] = {
+    "dp": ((".*", P()),),
+    "fsdp": ((".*", "largest"),),
+    "tp": (
+        (_LAYER + "/(query|key|value)/kernel", P(None, "model", None)),
+        (_LAYER + "/(query|key|value)/bias", P("model", None)),
+        (_LAYER + "/out/kernel", P("model", None, None)),
+        (_LAYER + "/MlpBlock_0/Dense_0/kernel", P(None, "model")),
+        (_LAYER + "/MlpBlock_0/Dense_0/bias", P("model")),
+        (_LAYER + "/MlpBlock_0/Dense_1/kernel", P("model", None)),
+        (".*", P())),
+}
 
 
-def make_mesh(batch_size: int) -> Mesh:
-  """All devices along one axis, `data`.
+def make_mesh(batch_size: int, model: int = 1) -> Mesh:
+  """All devices of all processes, as (`data`, `model`).
+
+  Args:
+    batch_size: of all devices together.
+    model: devices that share a copy of the backbone, for `tp`.
 
   Raises:
-    ValueError: the devices do not divide the batch.
+    ValueError: the devices do not divide the batch, or `model` not them.
   """
   devices = jax.devices()
   n = len(devices)
-  if batch_size % n:
-    low, high = batch_size // n * n, -(-batch_size // n) * n
+  if model < 1 or n % model:
+    raise ValueError(f"config.shard.model={model} does not divide {n} devices")
+  rows = n // model
+  if batch_size % rows:
+    low, high = batch_size // rows * rows, -(-batch_size // rows) * rows
     nearest = ", ".join(str(size) for size in (low, high) if size)
-    raise ValueError(f"batch_size={batch_size} is not divisible by {n} "
+    raise ValueError(f"batch_size={batch_size} is not divisible by {rows} "
                      f"devices; nearest: {nearest}")
-  return Mesh(np.array(devices), ("data",))
+  return Mesh(np.array(devices).reshape(rows, model), ("data", "model"))
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+  """All of an array on every device."""
+  return NamedSharding(mesh, P())
 
 
 def replicate(values: Any, mesh: Mesh) -> Any:
   """Copies a tree of arrays to every device."""
-  return jax.device_put(values, NamedSharding(mesh, PartitionSpec()))
+  return jax.device_put(values, whole(mesh))
+
+
+def place(flat: tree.Flat, mesh: Mesh, strategy: str) -> tree.Flat:
+  """Frozen parameters laid out by a strategy.
+
+  Raises:
+    ValueError: unknown strategy, or devices that do not divide an axis.
+  """
+  tree.choose(strategy, STRATEGIES, "shard.strategy")
+  # With full fine-tuning nothing is frozen.
+  rules = STRATEGIES[strategy] if flat else ()
+  of = dict(tree.match(flat, rules, f"shard.strategy={strategy!r}"))
+  return {path: jax.device_put(leaf, NamedSharding(
+      mesh, _axes(path, np.shape(leaf), of[path], mesh)))
+          for path, leaf in flat.items()}
+
+
+def _axes(path: str, shape: tuple[int, ...], axes: P | str, mesh: Mesh) -> P:
+  if axes == "largest":
+    n = mesh.shape["data"]
+    fit = [i for i, size in enumerate(shape) if size % n == 0 and size >= n]
+    if not fit:
+      return P()
+    largest = max(fit, key=lambda i: shape[i])
+    return P(*("data" if i == largest else None for i in range(len(shape))))
+  for size, axis in zip(shape, axes):
+    if axis and size % mesh.shape[axis]:
+      raise ValueError(f"{path} {shape}: {mesh.shape[axis]} devices do not "
+                       f"divide {size}; set config.shard.model to what does")
+  return axes
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Sharding of arrays whose first axis is the batch."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, P("data"))
 
 
 def free_bytes(mesh: Mesh) -> int:
-  """Bytes that are free on each device of this process, as they tell.
+  """Bytes that are free on every device, as they tell.
 
   Where they can't tell (CPU): in the machine's memory.
   """
   stats = [device.memory_stats() for device in mesh.local_devices]
-  if all(stats):
-    return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
-  return free_memory()
+  free = (min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+          if all(stats) else free_memory())
+  if jax.process_count() > 1:  # all decide alike
+    free = int(multihost_utils.process_allgather(np.int64(free) // 2**20
+                                                 ).min()) * 2**20
+  return free
 
 
 def free_memory(root: Path = Path("/")) -> int:

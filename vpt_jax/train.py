@@ -10,13 +10,15 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from vpt_jax import checkpoint, logs, optim, tree
+from vpt_jax import checkpoint, hosts, logs, optim, tree
 from vpt_jax import model as models
 from vpt_jax.data import pipeline, preprocess
 
 # Losses are looked at this many steps late: they are ready by then, so looking
 # costs nothing, and the host never runs further ahead of the device than this.
 LAG = 20
+# What a step tells.
+RECORDS = ("loss", "hits", "images", "grad_norm", "param_norm")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -134,39 +136,59 @@ def fit(config: ConfigDict, workdir: Path, state: TrainState,
 
   Raises:
     Diverged: a loss is NaN or infinite; nothing is saved after it.
+    hosts.Preempted: SIGTERM came; the step before is saved.
   """
-  per_epoch = len(train)
+  per_epoch, size = len(train), train.batch_size
   checkpoints = checkpoint.Checkpoints(workdir / "checkpoints",
                                        config.checkpoint.keep)
-  start = 0
+  # Of the steps of an epoch that is not over yet.
+  partial = {name: np.zeros(per_epoch, np.float32) for name in RECORDS}
+  start = done = 0
   if checkpoints.latest is not None:
-    state = checkpoints.restore(checkpoints.latest, state)
-    start = checkpoints.latest // per_epoch
-    logs.log.info("goes on after epoch %d", start)
+    state, partial = checkpoints.restore((state, partial))
+    start, done = divmod(checkpoints.latest, per_epoch)
+    logs.log.info("goes on after epoch %d%s", start,
+                  f" and {done} steps" if done else "")
+  records = [{name: partial[name][i] for name in RECORDS} for i in range(done)]
   metrics = logs.Metrics(workdir, start * per_epoch)
   progress = logs.Progress(start, config.epochs, per_epoch, len(train.split))
+
+  def save(step: int) -> None:
+    for i, record in enumerate(jax.device_get(records)):
+      for name in RECORDS:
+        partial[name][i] = record[name]
+    checkpoints.save(step, (state, partial))
+
   try:
-    for epoch in range(start, config.epochs):
-      lr = float(rate(epoch * per_epoch))
-      n, records = len(train.split), []
-      order = pipeline.order(n, config.seed, epoch)
-      for batch in train.batches(
-          order, pipeline.places(n, config.seed, epoch)[order]):
-        state, record = step_fn(state, frozen, batch)
-        records.append(record)
-        late = max(0, len(records) - LAG)
-        if late or len(records) == 1:
-          loss = float(records[late]["loss"])
-          check_finite(loss, epoch * per_epoch + late, epoch, lr, workdir)
-          progress.step(loss, lr)
-        else:
-          progress.step()
-      values = summarise(jax.device_get(records), epoch, lr, workdir)
-      progress.epoch(epoch, values)
-      metrics.write(values, images_per_second=progress.images_per_second)
-      if (epoch + 1) % config.checkpoint.every_epochs == 0 or (
-          epoch + 1 == config.epochs):
-        checkpoints.save((epoch + 1) * per_epoch, state)
+    with hosts.Notice().listening() as preempted:
+      for epoch in range(start, config.epochs):
+        lr, first = float(rate(epoch * per_epoch)), epoch * per_epoch
+        n = len(train.split)
+        order = pipeline.order(n, config.seed, epoch)
+        place = pipeline.places(n, config.seed, epoch)[order]
+        for batch in train.batches(order[done * size:], place[done * size:]):
+          state, record = step_fn(state, frozen, batch)
+          records.append(record)
+          late = max(0, len(records) - LAG)
+          if late or len(records) == 1:
+            loss = float(records[late]["loss"])
+            check_finite(loss, first + late, epoch, lr, workdir)
+            progress.step(loss, lr)
+          else:
+            progress.step()
+          if len(records) < per_epoch and preempted(first + len(records)):
+            save(first + len(records))
+            raise hosts.Preempted
+        values = summarise(jax.device_get(records), epoch, lr, workdir)
+        progress.epoch(epoch, values)
+        metrics.write(values, images_per_second=progress.images_per_second)
+        done, records = 0, []
+        stop = preempted(first + per_epoch)
+        if stop or (epoch + 1) % config.checkpoint.every_epochs == 0 or (
+            epoch + 1 == config.epochs):
+          save(first + per_epoch)
+        if stop and epoch + 1 < config.epochs:
+          raise hosts.Preempted
   finally:
     progress.close()
     metrics.close()

@@ -64,6 +64,7 @@ class Feed:
 
   Attributes:
     split: its images.
+    mesh: of the devices.
     resident: they are all on the device.
   """
 
@@ -79,7 +80,7 @@ class Feed:
       crop: side of the squares that are taken from strips.
     """
     self.split, self.batch_size, self._crop = split, batch_size, crop
-    self._sharding = shard.batch_sharding(mesh)
+    self.mesh, self._sharding = mesh, shard.batch_sharding(mesh)
     limit = room(mesh) if device_bytes is None else device_bytes
     self.resident = split.images.nbytes <= limit
     if self.resident:

@@ -1,0 +1,40 @@
+"""One of several processes of a tiny run, for tests: a stand-in for a host.
+
+  python -m tests.several WORKDIR METHOD[,FIELD=VALUE...] [SPEC]
+
+It is `main.run` on the tests' small config; SPEC is `--distributed`.
+"""
+
+import ast
+import sys
+
+from tests import conftest
+from vpt_jax import hosts, main
+
+
+def config_of(text: str):
+  """The small config with a method and other fields."""
+  config = conftest.config.__wrapped__()
+  config.method, *changes = text.split(",")
+  config.batch_size, config.epochs = 64, 2
+  config.optim.warmup_from_zero = False
+  for change in changes:
+    field, _, value = change.partition("=")
+    try:
+      value = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+      pass
+    config.update_from_flattened_dict({field: value})
+  return config
+
+
+def work(workdir: str, what: str, spec: str = "") -> int:
+  hosts.join(spec)
+  result = main.run(config_of(what), workdir)
+  sys.stdout.write(f"done {result.get('top1')}\n")
+  sys.stdout.flush()
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main.told(lambda: work(*sys.argv[1:])))

@@ -1,0 +1,96 @@
+"""Several processes as one: how they find each other, who writes, how they end.
+
+Only the first process touches the workdir: it locks, reads, decides and writes;
+the others hear of it. So the workdir need not be on a shared disk.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import re
+import signal
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+# Seconds without a sign of life after which a process counts as lost, and for
+# which the last ones wait for the others at the end.
+LOST, GOODBYE = 30, 30
+EXPECTED = ("expected 'auto' (Cloud TPU or SLURM), or HOST:PORT,N,I: the first "
+            "process's address, how many there are, which one this is")
+
+
+class Preempted(SystemExit):
+  """The machine is taken away (SIGTERM); everything is saved."""
+
+  def __init__(self):
+    super().__init__(128 + signal.SIGTERM)
+
+
+def join(spec: str) -> None:
+  """Makes this process one of several; before anything else of JAX.
+
+  Args:
+    spec: "" for a single process, "auto", or "HOST:PORT,N,I".
+
+  Raises:
+    ValueError: none of these, or the others cannot be found.
+  """
+  if not spec:
+    return
+  options: dict[str, Any] = {}
+  if spec != "auto":
+    parts = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", spec)
+    if not parts or not int(parts[3]) < int(parts[2]):
+      raise ValueError(f"--distributed={spec}: {EXPECTED}, from 0 on")
+    options = {"coordinator_address": parts[1],
+               "num_processes": int(parts[2]), "process_id": int(parts[3])}
+  try:
+    jax.distributed.initialize(
+        **options, heartbeat_timeout_seconds=LOST,
+        shutdown_timeout_seconds=GOODBYE)
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(f"--distributed={spec}: {error}; {EXPECTED}") from None
+
+
+def first() -> bool:
+  """This process is the one that reads and writes."""
+  return jax.process_index() == 0
+
+
+def agreed(value: Any) -> Any:
+  """The first process's numbers or arrays, in all processes."""
+  if jax.process_count() == 1:
+    return value
+  return multihost_utils.broadcast_one_to_all(value)
+
+
+class Notice:
+  """Tells whether SIGTERM has come: of any process, at the same step in all."""
+
+  def __init__(self):
+    self._given = False
+
+  def __call__(self, step: int) -> bool:
+    """Whether to stop after this step."""
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._given
+
+  @contextlib.contextmanager
+  def listening(self) -> Iterator["Notice"]:
+    """Hears SIGTERM until it is left; JAX does where processes are several."""
+    if jax.process_count() > 1:
+      yield self
+      return
+    def hear(*_):
+      self._given = True
+    try:
+      before = signal.signal(signal.SIGTERM, hear)
+    except ValueError:  # not the main thread: no signals
+      yield self
+      return
+    try:
+      yield self
+    finally:
+      signal.signal(signal.SIGTERM, before)
