@@ -18,7 +18,7 @@ from vpt_jax.backbones import registry
 from vpt_jax.bench import __main__ as command
 from vpt_jax.bench import measure, ours, table, worker
 
-registry.BACKBONES["vit_bench"] = registry.Entry(dict(
+registry.BACKBONES["vit_bench_test"] = registry.Entry(dict(
     patch_size=16, width=32, depth=2, mlp_dim=64, num_heads=2))
 VARIANTS = ("eager", "sdpa")
 
@@ -35,7 +35,7 @@ def torch_side():
 
 
 def case(method, folder, **more):
-  return {"backbone": "vit_bench", "image_size": 32, "method": method,
+  return {"backbone": "vit_bench_test", "image_size": 32, "method": method,
           "prompts": 0 if method == "linear" else 3, "dtype": "float32",
           "batch": 4, "dropout": 0.0, "classes": 5, "seed": 0,
           "file": str(folder / "case.npz"), "device": "cpu", **more}

@@ -284,7 +284,7 @@ def test_one_key(base, fields):
     {"data.test_split": "val"}, {"trainable": "head/.*"},
     {"data.augment": "flip"}, {"data.train_share": 0.5},
     {"optim.scale_lr": False}, {"compute.dtype": "bfloat16"},
-    {"head_init": "zeros"}, {"pool": "img"}, {"data.seed": 1},
+    {"head_init": "kaiming"}, {"pool": "img"}, {"data.seed": 1},
 ], ids=str)
 def test_another_key(base, fields):
   one, other = resolved(base, [{}, fields])
@@ -408,6 +408,8 @@ def test_batches(base, seeds, kind):
 
 def on_eight_devices(members, folder):
   """In a process of its own: their number is fixed when JAX starts."""
+  from tests import conftest  # registers the small backbones
+  del conftest
   jax.config.update("jax_num_cpu_devices", 8)
   jax.config.update("jax_disable_most_optimizations", True)
   store = results.Store(folder / results.FILE)

@@ -700,7 +700,7 @@ def killed(folder, cache, args, seconds, seed, times=10):
   for i in range(times):
     workdir = folder / f"killed{len(done)}"
     process = begin(workdir, cache, args)
-    process.join(rng.uniform(0.2, seconds / 2))
+    process.join(rng.uniform(0.2, seconds / 3))
     process.kill()
     process.join()
     if process.exitcode == 0:

@@ -32,7 +32,8 @@ def varying(config: ConfigDict) -> list[str]:
   """Fields in which runs of a group may differ: rate, decay, schedule, seed,
   dropout, and where the method's parameters start from."""
   section = config.get(config.method, ConfigDict())
-  starts = models.build(config, 2).method.starts
+  classes = len(config.head_groups) or 2
+  starts = models.build(config, classes).method.starts
   out = ["name", "optim.lr", "optim.weight_decay", "optim.schedule",
          "optim.warmup_epochs", "optim.warmup_from_zero"]
   # A random backbone differs with the seed, and they share it.
@@ -92,7 +93,8 @@ def run(job: jobs.Job, members: Sequence[ConfigDict], folder: Path, stage: str,
         mine(predictions), seconds=seconds, speed=speed or None, cell=cell,
         group=len(members)))
     if keep and done:
-      jobs.save(keep[i], job, config, mine(state.trainable),
+      own = mine(group.hyper["frozen"])
+      jobs.save(keep[i], job, config, {**own, **mine(state.trainable)},
                 mine(state.collections), mine(predictions))
   return records
 
@@ -112,10 +114,16 @@ class Group:
     """Runs that share what a job holds; see `run`."""
     self.job, self.members = job, members
     classes = job.data.train.num_classes
-    starts = [jobs.start(config, models.build(config, classes), job.checkpoint,
-                         job.data) for config in members]
     own = [path for path in job.start.frozen
            if not path.startswith("backbone/")]
+
+    def start(config: ConfigDict) -> jobs.Start:
+      """Without the backbone, of which there is to be one."""
+      one = jobs.start(config, models.build(config, classes), job.checkpoint,
+                       job.data)
+      return one._replace(frozen={path: one.frozen[path] for path in own})
+
+    starts = [start(config) for config in members]
     self.shared = {path: leaf for path, leaf in job.start.frozen.items()
                    if path not in own}
     section = members[0].get(members[0].method, ConfigDict())
@@ -127,11 +135,10 @@ class Group:
         "decay": jnp.float32(config.optim.weight_decay),
         "options": {option: jnp.float32(config[config.method][option])
                     for option in differ},
-        "frozen": models.store({path: start.frozen[path] for path in own},
-                               config)}
-             for config, start in zip(members, starts)]
-    states = [jobs.train_state(config, start, self._optimizer(one))
-              for config, start, one in zip(members, starts, hyper)]
+        "frozen": models.store(first.frozen, config)}
+             for config, first in zip(members, starts)]
+    states = [jobs.train_state(config, first, self._optimizer(one))
+              for config, first, one in zip(members, starts, hyper)]
     stack = lambda values: shard.replicate(
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *values), job.mesh)
     self.hyper, self.state = stack(hyper), stack(states)
@@ -220,7 +227,8 @@ class Group:
       late = max(0, len(records) - train.LAG)
       if late or len(records) == 1:
         losses = np.asarray(records[late]["loss"])
-        progress.step(float(np.nanmedian(losses)), 0.0)
+        losses = losses[np.isfinite(losses)]
+        progress.step(float(losses.mean()) if len(losses) else np.nan, 0.0)
       else:
         progress.step()
     columns = {name: np.stack([np.asarray(record[name], np.float64)

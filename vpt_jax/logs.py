@@ -109,7 +109,8 @@ class Progress:
     """An epoch is over: a line every 10 s and at the end, if no terminal."""
     now = time.monotonic()
     self._timed += self._images
-    self.images_per_second = self._timed / max(now - self._clock, 1e-9)
+    self.images_per_second = self._timed / max(
+        now - (self._clock or now), 1e-9)
     left = (self._epochs - epoch - 1) * self._images / max(
         self.images_per_second, 1e-9)
     due = self._last_line is None or now - self._last_line > 10

@@ -178,6 +178,9 @@ class Sweep:
     while True:
       known = {record["id"]: record for record in self.store.read()}
       if all(name in known for name in ids):
+        for name in ids:  # a kill may have left it
+          shutil.rmtree(self.workdir / "groups" / f"{task}-{stage}-{name}",
+                        ignore_errors=True)
         return [known[name] for name in ids]
       worked = False
       for numbers in self._groups(one, ids):
@@ -212,7 +215,8 @@ class Sweep:
     if not path.exists():
       fits = group.most(self._built(alike[0]), alike)
       log.info("%d of %d runs train together", fits, len(alike))
-      files.write_json(path, {"runs": fits})
+      if not path.exists():  # another process may have been faster
+        files.write_json(path, {"runs": fits})
     return json.loads(path.read_text())["runs"]
 
   def _make(self, folder: Path, stage: str,
