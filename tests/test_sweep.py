@@ -435,6 +435,28 @@ def test_another_process_may_clear_a_group_away_at_any_time(
   assert made
 
 
+def test_one_that_is_behind_leaves_the_next_group_alone(
+    tiny, tmp_path, made_up, monkeypatch):
+  """Coordinate: the second row begins with a run that the first one has, so
+  that its group may have the name of one that is done."""
+  config = config_of(tiny, "--config.sweep.tasks=('dark',)",
+                     "--config.sweep.search=coordinate")
+  behind, train = sweep.Sweep(config, tmp_path), group.run
+
+  def run_group(job, members, folder, *args):
+    out = train(job, members, folder, *args)
+    if len(made_up.groups) == 2:
+      behind.done("dark", "search", CELLS[:2])
+      assert (folder / "checkpoints" / "1").exists()
+      with pytest.raises(files.InUse), files.lock(folder):
+        pass
+    return out
+
+  monkeypatch.setattr(group, "run", run_group)
+  assert len(sweep.run(config, tmp_path)) == 5
+  assert made_up.groups[:2] == [[0.5, 0.5], [0.5, 2.0]]
+
+
 def test_what_another_process_holds_is_waited_for(
     tiny, tmp_path, made_up, monkeypatch):
   config = config_of(tiny, "--config.sweep.tasks=('dark',)",
@@ -787,9 +809,10 @@ def test_two_processes_in_one_workdir(tiny, whole, tmp_path, cache):
 @pytest.mark.skipif(not (DATA / "vtab-1k" / "eurosat").exists(),
                     reason="the EuroSAT pack is not there")
 def test_the_miniature_killed_ten_times(tmp_path, cache):
-  args = [f"--config={sweep_mini.__file__}:linear", f"--config.data.dir={DATA}",
-          f"--config.data.cache={tmp_path / 'images'}", "--config.epochs=3",
-          "--config.optim.warmup_epochs=1", "--config.checkpoint.every_epochs=1"]
+  args = [f"--config={sweep_mini.__file__}:linear", "--config.epochs=3",
+          f"--config.data.dir={DATA}", "--config.optim.warmup_epochs=1",
+          f"--config.data.cache={tmp_path / 'images'}",
+          "--config.checkpoint.every_epochs=1"]
   started = time.monotonic()
   want = finish(tmp_path / "whole", cache, args)
   seconds = time.monotonic() - started

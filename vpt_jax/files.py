@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
+import shutil
 import tempfile
 from typing import Any, TextIO
 
@@ -40,6 +41,13 @@ def _lock_file(folder: Path) -> TextIO:
       return (folder / ".lock").open("w")
     except FileNotFoundError:
       pass  # its last owner has just deleted the folder
+
+
+def clear(folder: Path) -> None:
+  """Deletes a folder, unless another process has it."""
+  if folder.exists():
+    with contextlib.suppress(InUse), lock(folder):
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

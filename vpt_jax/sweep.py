@@ -179,8 +179,7 @@ class Sweep:
       known = {record["id"]: record for record in self.store.read()}
       if all(name in known for name in ids):
         for name in ids:  # a kill may have left it
-          shutil.rmtree(self.workdir / "groups" / f"{task}-{stage}-{name}",
-                        ignore_errors=True)
+          files.clear(self.workdir / "groups" / f"{task}-{stage}-{name}")
         return [known[name] for name in ids]
       worked = False
       for numbers in self._groups(one, ids):
