@@ -182,4 +182,5 @@ def _end(status: int) -> int:
 
 
 if __name__ == "__main__":
+  hosts.keep_memory()
   sys.exit(main(sys.argv))

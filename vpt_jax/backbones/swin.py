@@ -16,7 +16,7 @@ from vpt_jax.backbones.blocks import (Dtype, Edit, Mlp, check_size, edited,
                                       no_edit, projections)
 from vpt_jax.backbones.windows import (Grid, from_windows, relative_position,
                                        shift_mask, to_windows)
-from vpt_jax.tokens import Spec, Tokens
+from vpt_jax.tokens import Spec, Tokens, to_batch
 
 class WindowAttention(nn.Module):
   """Attention inside windows whose keys and values may include prompts."""
@@ -62,9 +62,8 @@ class WindowAttention(nn.Module):
     if prompt_bias is not None:
       given_bias = jnp.split(
           prompt_bias, np.cumsum([x.shape[1] for x in given])[:-1])
-    given_key, given_value = (
-        [jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in map(to, given)]
-        for to in (to_key, to_value))
+    given_key, given_value = ([to_batch(to(x), batch) for x in given]
+                              for to in (to_key, to_value))
 
     side = 2 * self.window - 1
     table = self.param("relative_position_bias", nn.initializers.normal(0.02),

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import model as models
-from vpt_jax import optim, scores, train, tree
+from vpt_jax import hosts, optim, scores, train, tree
 from vpt_jax.bench import worker
 from vpt_jax.data import preprocess
 
@@ -232,4 +232,5 @@ class Ours:
 
 
 if __name__ == "__main__":
+  hosts.keep_memory()
   worker.serve(Ours)

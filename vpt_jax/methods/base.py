@@ -15,7 +15,7 @@ import numpy as np
 
 from vpt_jax import tree
 from vpt_jax.layers import Dropout
-from vpt_jax.tokens import Spec, Tokens
+from vpt_jax.tokens import Spec, Tokens, to_batch
 
 
 class Method(nn.Module):
@@ -169,11 +169,12 @@ def prompt_sets(method: Method, blocks: range, num_tokens: int, *,
     # The first stage's width sets the range of all, as published.
     prompt = method.param(name, prompt_init(spec, width or spec.widths[0]),
                           (*shape, own_width)).reshape(1, -1, own_width)
-    ends = np.cumsum(sizes)
+    # Not slices: their gradients would be filled up to the whole and added.
+    parts = jnp.split(prompt, np.cumsum(sizes)[:-1], axis=1)
     for j, i in enumerate(mine):
       j = 0 if shared else j
       if sizes[j]:
-        sets[i] = prompt[:, ends[j] - sizes[j]:ends[j]]
+        sets[i] = parts[j]
   return sets
 
 
@@ -186,5 +187,4 @@ def per_image(prompt: jax.Array, batch: int, dropout: Dropout,
   """
   if not train or dropout.off:
     return prompt
-  prompt = jnp.broadcast_to(prompt, (batch, *prompt.shape[1:]))
-  return dropout(prompt, deterministic=False)
+  return dropout(to_batch(prompt, batch), deterministic=False)
