@@ -1,11 +1,14 @@
 """One of several processes of a tiny run, for tests: a stand-in for a host.
 
   python -m tests.several WORKDIR METHOD[,FIELD=VALUE...] [SPEC]
+  python -m tests.several FOLDER METHOD[,FIELD=VALUE...]+METHOD... [SPEC]
 
-It is `main.run` on the tests' small config; SPEC is `--distributed`.
+It is `main.run` on the tests' small config; SPEC is `--distributed`. Several
+runs, one after the other, have FOLDER/METHOD each.
 """
 
 import ast
+from pathlib import Path
 import sys
 
 from tests import conftest
@@ -30,9 +33,13 @@ def config_of(text: str):
 
 def work(workdir: str, what: str, spec: str = "") -> int:
   hosts.join(spec)
-  result = main.run(config_of(what), workdir)
-  sys.stdout.write(f"done {result.get('top1')}\n")
-  sys.stdout.flush()
+  several = what.split("+")
+  for one in several:
+    config = config_of(one)
+    result = main.run(config, Path(workdir) / (
+        config.method if len(several) > 1 else ""))
+    sys.stdout.write(f"done {result.get('top1')}\n")
+    sys.stdout.flush()
   return 0
 
 

@@ -52,6 +52,8 @@ RULES = (
     # Our side of the benchmark; the others know nothing of JAX.
     (r"vpt_jax\.bench\.ours",
      rf"{BASE}|vpt_jax\.(model|train|scores|bench\.worker)"),
+    (r"vpt_jax\.bench\.plan",
+     r"vpt_jax\.(tree|model|backbones\.cost|bench\.\w+)"),
     (r"vpt_jax\.bench(\..*)?",
      r"vpt_jax\.(tree|files|analyze\.figures|bench(\.\w+)?)"),
     (r"vpt_jax\.hosts", r"nothing"),

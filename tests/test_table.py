@@ -32,6 +32,7 @@ COST = {
     "l16": (303_301_632, 1024, "61.6"),  # torchvision
     "l32": (305_510_400, 1024, "15.4"),  # counted
     "h14": (630_764_800, 1280, "167"),  # timm
+    "g14": (1_011_202_432, 1408, "267"),  # timm's 1012.61 M with 1000 classes
     "clip_b32": (87_456_000, 768, "4.41"),  # open_clip: 8.82 GFLOPs
     "clip_b16": (85_799_424, 768, "17.6"),  # open_clip: 35.13 GFLOPs
     "clip_l14": (303_179_776, 1024, "81.0"),  # open_clip: 162.03 GFLOPs
@@ -62,7 +63,8 @@ ARCHITECTURE = {
     "swin_b_in21k": "swin_b", "swin_b_in21k_384": "swin_b_384",
     "vit_mini4_cifar10": "mini4", "vit_mini4": "mini4", "vit_ti16": "ti16",
     "vit_s16": "s16", "vit_s32": "s32", "vit_b16": "b16", "vit_b32": "b32",
-    "vit_l16": "l16", "vit_h14": "h14", "siglip_so400m14": "so400m14",
+    "vit_l16": "l16", "vit_h14": "h14",
+    "vit_g14": "g14", "siglip_so400m14": "so400m14",
     "vit_so400m14": "so400m14",
 }
 

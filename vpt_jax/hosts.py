@@ -7,6 +7,10 @@ the others hear of it. So the workdir need not be on a shared disk.
 from collections.abc import Iterator
 import contextlib
 import ctypes
+import hashlib
+import os
+from pathlib import Path
+import platform
 import re
 import signal
 from typing import Any
@@ -71,6 +75,29 @@ def keep_memory() -> None:
     mallopt = ctypes.CDLL(None).mallopt
     for option, value in _MALLOPT.items():
       mallopt(option, value)
+
+
+def cache_programs() -> None:
+  """Keeps compiled programs on disk; a variable of JAX's own goes first.
+
+  In `$VPT_JAX_CACHE/programs`, or ~/.cache/vpt_jax/programs, for every kind of
+  processor apart: JAX does not tell them apart, and a program for another one
+  may crash. The folder may be deleted at any time.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
+  try:
+    found = re.search(r"^(flags|Features)\s*:.*", Path(
+        "/proc/cpuinfo").read_text(), re.MULTILINE)
+  except OSError:
+    found = None
+  kind = hashlib.sha256((found[0] if found else platform.processor()
+                         ).encode()).hexdigest()[:12]
+  root = os.environ.get("VPT_JAX_CACHE") or "~/.cache/vpt_jax"
+  jax.config.update("jax_compilation_cache_dir", str(
+      Path(root).expanduser() / "programs" / f"{platform.machine()}-{kind}"))
+  # The many small ones of a start take longer than the few large ones.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def first() -> bool:

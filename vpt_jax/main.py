@@ -183,4 +183,5 @@ def _end(status: int) -> int:
 
 if __name__ == "__main__":
   hosts.keep_memory()
+  hosts.cache_programs()
   sys.exit(main(sys.argv))

@@ -92,20 +92,60 @@ class Attention(nn.Module):
       key = _join(key, to_key(context))
       value = _join(value, to_value(context))
     scale = (width // self.num_heads)**-0.5 / temperature
-    logits = jnp.einsum("bhqd,bhkd->bhqk",
-                        query * jnp.asarray(scale, self.dtype), key,
-                        preferred_element_type=jnp.float32)
-    if bias is not None:
-      logits = logits + bias
-    # The softmax's division comes last: there, it is of d numbers for each
-    # query and not of K, and its gradient needs no other pass over [Q, K].
-    top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    weights = jnp.exp(logits - top)
-    total = weights.sum(axis=-1, keepdims=True)
-    self.sow("intermediates", "weights", weights / total)
-    out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(self.dtype), value,
-                     preferred_element_type=jnp.float32) / total
-    return to_out(out.astype(self.dtype).swapaxes(1, 2))
+    query = query * jnp.asarray(scale, self.dtype)
+    if self.is_mutable_collection("intermediates"):
+      self.sow("intermediates", "weights",
+               jax.nn.softmax(_logits(query, key, bias)))
+    out = mixed(query, key, value, bias).astype(self.dtype)
+    return to_out(out.swapaxes(1, 2))
+
+
+def _logits(query: jax.Array, key: jax.Array, bias: jax.Array | None
+            ) -> jax.Array:
+  logits = jnp.einsum("bhqd,bhkd->bhqk", query, key,
+                      preferred_element_type=jnp.float32)
+  return logits if bias is None else logits + bias
+
+
+@jax.custom_vjp
+def mixed(query: jax.Array, key: jax.Array, value: jax.Array,
+          bias: jax.Array | None) -> jax.Array:
+  """softmax(Q K^T + bias) V: [B, H, Q, d] and [B, H, K, d] -> [B, H, Q, d].
+
+  In float32. The softmax's division comes last, where it is of d numbers for a
+  query in place of K, and its gradient needs no further pass over [Q, K]:
+
+    dV = W^T g,   dS = W * (g V^T - sum_d(g out)),   W = exp(S - max) / sum
+  """
+  return _mixed_fwd(query, key, value, bias)[0]
+
+
+def _mixed_fwd(query, key, value, bias):
+  logits = _logits(query, key, bias)
+  weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+  total = weights.sum(axis=-1, keepdims=True)
+  weights = weights.astype(value.dtype)
+  out = jnp.einsum("bhqk,bhkd->bhqd", weights, value,
+                   preferred_element_type=jnp.float32) / total
+  return out, (query, key, value, bias, weights, total, out)
+
+
+def _mixed_bwd(kept, grad):
+  query, key, value, bias, weights, total, out = kept
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  dtype, grad = value.dtype, grad / total
+  inner = (grad * out).sum(axis=-1, keepdims=True)
+  grad = grad.astype(dtype)
+  d_logits = weights * (product("bhqd,bhkd->bhqk", grad, value) - inner)
+  d_bias = None if bias is None else jax.linear_transpose(
+      lambda bias: jnp.broadcast_to(bias, d_logits.shape), bias)(d_logits)[0]
+  d_logits = d_logits.astype(dtype)
+  return (product("bhqk,bhkd->bhqd", d_logits, key).astype(dtype),
+          product("bhqk,bhqd->bhkd", d_logits, query).astype(dtype),
+          product("bhqk,bhqd->bhkd", weights, grad).astype(dtype), d_bias)
+
+
+mixed.defvjp(_mixed_fwd, _mixed_bwd)
 
 
 def projections(num_heads: int, width: int, dtype: Dtype

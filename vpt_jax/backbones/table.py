@@ -57,6 +57,7 @@ def _vit(size: str, patch: int, **more: Any) -> dict[str, Any]:
       "b": (768, 12, 3072, 12),
       "l": (1024, 24, 4096, 16),
       "h": (1280, 32, 5120, 16),
+      "g": (1408, 40, 6144, 16),
       "so400m": (1152, 27, 4304, 16),
   }[size]
   return dict(patch_size=patch, width=width, depth=depth, mlp_dim=mlp,
@@ -214,6 +215,7 @@ BACKBONES: dict[str, Entry] = {
     "vit_b32": _google("b", 32),
     "vit_l16": _google("l", 16),
     "vit_h14": _google("h", 14),
+    "vit_g14": _google("g", 14),
     # SigLIP (Zhai et al. 2023, arXiv 2303.15343): no class token; the mean of
     # patches stands for its attention pooling, which is left out.
     "siglip_so400m14": Entry(

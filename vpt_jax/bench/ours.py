@@ -139,8 +139,8 @@ class Ours:
     return lambda: program(*args)
 
   @functools.cached_property
-  def _train(self) -> Any:
-    """One more step each time; gives its metrics."""
+  def step(self) -> tuple[Any, train.TrainState, tree.Flat, dict[str, Any]]:
+    """(compiled training step, its three arguments)."""
     trainable = jax.tree.map(jnp.copy, self._part("method/", "head/"))
     frozen = self._part("backbone/")
     tx = optim.from_config(self.config.optim, lambda step: RATE, DECAY,
@@ -153,7 +153,13 @@ class Ours:
              "mask": jnp.ones(self.case["batch"])}
     step = train.make_train_step(self.model, tx, normalize=NORMALIZE,
                                  augment="none")
-    program = self._compiled("train", step, (state, frozen, batch))
+    args = state, frozen, batch
+    return self._compiled("train", step, args), *args
+
+  @functools.cached_property
+  def _train(self) -> Any:
+    """One more step each time; gives its metrics."""
+    program, state, frozen, batch = self.step
     states = [state]
 
     def run():

@@ -40,7 +40,7 @@ def text(report: Mapping[str, Any]) -> str:
     out += [NOTES.format(repeats=args["repeats"], dropout=args["dropout"],
                          difference=f"{max(differences):.1e}"), ""]
     for key, part in grouped(rows).items():
-      out += [f"## {key}", "", *_grid(*_times(part)), ""]
+      out += [f"## {key}", "", *grid(*_times(part)), ""]
     dtypes = dict.fromkeys(row["case"]["dtype"] for row in rows)
     peaks = ", ".join(f"{dtype}: {measure.peak(rows, dtype):,.0f}"
                       for dtype in dtypes)
@@ -49,17 +49,17 @@ def text(report: Mapping[str, Any]) -> str:
     out += ["## Work and memory", "",
             WORK_NOTES.format(peaks=peaks, memory=memory), ""]
     for key, part in grouped(rows).items():
-      out += [f"### {key}", "", *_grid(*_work(part, rows)), ""]
-    out += ["## All variants of PyTorch", "", *_grid(*_variants(rows)), ""]
+      out += [f"### {key}", "", *grid(*_work(part, rows)), ""]
+    out += ["## All variants of PyTorch", "", *grid(*_variants(rows)), ""]
     out += _doubts(rows)
   if report["start_up"]:
     out += ["## From the start of a process to the end of its first step", "",
             "Seconds; warm: with a cache of what was compiled before.", "",
-            *_grid(*_start_up(report["start_up"])), ""]
+            *grid(*_start_up(report["start_up"])), ""]
   if report["scoring"]:
     out += ["## Scoring prompts for condensation", "",
             "Seconds, after a first batch that compiles.", "",
-            *_grid(*_scoring(report["scoring"])), ""]
+            *grid(*_scoring(report["scoring"])), ""]
   return "\n".join(out)
 
 
@@ -85,7 +85,8 @@ def line(row: Row) -> str:
       f"{name} {value}" for name, value in zip(header, *cells)))
 
 
-def _grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def grid(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+  """Lines of a Markdown table."""
   rows = [header, *rows]
   widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
   lines = ["| " + " | ".join(

@@ -1,0 +1,270 @@
+"""What a training step needs on machines that are not here, from a model.
+
+`python -m vpt_jax.bench.plan` prints the table; nothing is run. Per device:
+
+  memory = frozen + 3 x trained + images x activations
+  time   = FLOPs / (peak x SHARE) + bytes moved / link
+
+Activations are what reverse-mode differentiation keeps of an image and FLOPs
+those of its products, both traced from the model. SHARE and the machines' data
+sheets are assumptions; `--check` compares all else with what XLA compiles here.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import math
+from pathlib import Path
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vpt_jax import model as models
+from vpt_jax import tree
+from vpt_jax.backbones import cost
+from vpt_jax.bench import ours, table
+
+SHARE = 0.45  # of the peak that a step reaches: assumed
+SPARE = 0.9  # of a device's memory that a program may take
+SLOTS = 3  # a trained parameter, its gradient and its momentum, float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Devices of a kind, by their makers' data sheets.
+
+  Attributes:
+    devices: how many.
+    tflops: bfloat16 peak of one.
+    memory: GB of one.
+    link: GB/s that one sends to the others.
+  """
+
+  devices: int
+  tflops: float
+  memory: float
+  link: float
+
+
+# cloud.google.com/tpu/docs/v5e and v5p: v5p-64 are 64 cores, two to a chip.
+# nvidia.com: H100 SXM and H200, bfloat16 without sparsity, NVLink 4.
+MACHINES = {
+    "v5e-8": Machine(8, 197, 16, 200),
+    "v5p-64": Machine(32, 459, 95, 600),
+    "H100": Machine(1, 989, 80, 450),
+    "8 x H100": Machine(8, 989, 80, 450),
+    "H200": Machine(1, 989, 141, 450),
+    "8 x H200": Machine(8, 989, 141, 450),
+}
+BACKBONES = ("vit_b16", "vit_l16", "vit_h14", "vit_g14")
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+  """Of a training step.
+
+  Attributes:
+    frozen, trained: bytes of parameters.
+    image: bytes kept of an image for the backward pass.
+    carried: bytes of a block's tokens, of an image.
+    depth: blocks.
+    flops: of an image, forward and backward.
+  """
+
+  frozen: int
+  trained: int
+  image: int
+  carried: int
+  depth: int
+  flops: int
+
+
+def case(backbone: str, prompts: int, dtype: str = "bfloat16"
+         ) -> dict[str, Any]:
+  """VPT-deep at 224 px, as in `measure.Case`."""
+  return dict(backbone=backbone, image_size=224, method="vpt_deep",
+              prompts=prompts, dtype=dtype, dropout=0.1, classes=100)
+
+
+def _bytes(values: Any) -> int:
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize
+             for leaf in jax.tree.leaves(values))
+
+
+@functools.lru_cache(maxsize=None)
+def _needs(**options: Any) -> Needs:
+  config = ours.config_of(options)
+  model = models.build(config, options["classes"])
+  shapes = tree.flatten(jax.eval_shape(
+      lambda: models.init(model, jax.random.key(0))))
+  frozen = {path: jax.ShapeDtypeStruct(leaf.shape, options["dtype"])
+            for path, leaf in shapes.items() if path.startswith("backbone/")}
+  trained = {path: leaf for path, leaf in shapes.items() if path not in frozen}
+
+  def loss(trained, frozen, image, label):
+    logits = model.apply(
+        {"params": tree.merge(trained, frozen)}, image, train=True,
+        rngs={"dropout": jax.random.key(0)})
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits, label).mean()
+
+  def of(count: int) -> tuple[int, int]:
+    image = jax.ShapeDtypeStruct(
+        (count, *model.method.input_size, 3), jnp.float32)
+    args = trained, frozen, image, jax.ShapeDtypeStruct((count,), jnp.int32)
+    # The pullback is a tree, whose leaves are what it needs.
+    kept = jax.eval_shape(lambda trained, *rest: jax.vjp(
+        lambda trained: loss(trained, *rest), trained)[1], *args)
+    return _bytes(kept), 2 * cost.counted(jax.grad(loss), *args)
+
+  one, two = of(1), of(2)
+  spec = model.backbone.spec
+  tokens = spec.num_cls + math.prod(spec.grids[0])
+  # Twice an image less once: weights are among what is kept.
+  return Needs(_bytes(frozen), _bytes(trained), two[0] - one[0],
+               tokens * spec.widths[0] * jnp.dtype(options["dtype"]).itemsize,
+               spec.depth, two[1] - one[1])
+
+
+def needs(backbone: str, prompts: int, dtype: str = "bfloat16") -> Needs:
+  """What VPT-deep with so many prompts in every block needs."""
+  return _needs(**case(backbone, prompts, dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """Of one device: bytes in memory, seconds, bytes sent."""
+
+  memory: float
+  seconds: float
+  sent: float
+  sending: float
+
+
+def step(need: Needs, machine: Machine, batch: int, strategy: str = "dp"
+         ) -> Step:
+  """A step on `batch` images over all devices, by a strategy of `shard.py`.
+
+  Sending is taken as not hidden behind computing. `tp` splits every block over
+  all devices, each of which sees the whole batch.
+  """
+  n = machine.devices
+  ring = (n - 1) / n  # what a device sends of an array that all gather
+  sent = 2 * ring * need.trained
+  frozen, images, parts = need.frozen, batch / n, 1
+  if strategy == "fsdp":
+    frozen, sent = frozen / n, sent + 2 * ring * need.frozen
+  elif strategy == "tp":
+    # Two sums of a block's tokens, in each direction.
+    frozen, images, parts = frozen / n, batch, n
+    sent = 8 * ring * need.depth * batch * need.carried
+  sending = sent / (machine.link * 1e9)
+  return Step(frozen + SLOTS * need.trained + images * need.image / parts,
+              images * need.flops / parts / (SHARE * machine.tflops * 1e12)
+              + sending, sent, sending)
+
+
+def fits(need: Needs, machine: Machine, batch: int) -> bool:
+  """Under `dp`."""
+  return step(need, machine, batch).memory <= SPARE * machine.memory * 1e9
+
+
+def most_cells(need: Needs, machine: Machine, batch: int) -> int:
+  """Runs of so many images each that train together on every device."""
+  free = SPARE * machine.memory * 1e9 - need.frozen
+  return max(0, int(free // (SLOTS * need.trained + batch * need.image)))
+
+
+def most_prompts(backbone: str, machine: Machine, batch: int) -> int:
+  """Prompts in every block that fit, to two digits."""
+  low, high = 0, 1
+  while high < 1e5 and fits(needs(backbone, high), machine, batch):
+    low, high = high, high * 2
+  while high - low > max(1, low // 20):
+    middle = (low + high) // 2
+    low, high = ((middle, high) if fits(needs(backbone, middle), machine, batch)
+                 else (low, middle))
+  return low
+
+
+def rows(backbones: Sequence[str], prompts: int, batch: int
+         ) -> Iterator[list[str]]:
+  """The table's, header first."""
+  yield ["machine", "backbone", "images per device", "GB", "ms", "images/s",
+         "sent MB (ms): dp", "fsdp", "tp", "cells per device", "prompts"]
+  for name, machine in MACHINES.items():
+    images = max(batch, machine.devices)
+    for backbone in backbones:
+      need = needs(backbone, prompts)
+      of = {strategy: step(need, machine, images, strategy)
+            for strategy in ("dp", "fsdp", "tp")}
+      sent = [f"{x.sent / 1e6:,.1f} ({1e3 * x.sending:.1f})"
+              if machine.devices > 1 else "-" for x in of.values()]
+      here = of["dp"]
+      yield [name, backbone, f"{images / machine.devices:g}",
+             f"{here.memory / 1e9:.1f}", f"{1e3 * here.seconds:.0f}",
+             f"{images / here.seconds:,.0f}", *sent,
+             f"{most_cells(need, machine, batch)}",
+             f"{most_prompts(backbone, machine, images):,}"]
+
+
+def checked(backbones: Sequence[str], prompts: Sequence[int], batch: int
+            ) -> Iterator[list[str]]:
+  """The model beside what XLA compiles on this machine, header first."""
+  yield ["backbone", "prompts", "MB per image: model", "compiled", "ratio",
+         "GFLOPs: model", "compiled", "ratio"]
+  for backbone in backbones:
+    for count in prompts:
+      need = needs(backbone, count, "float32")
+      options = case(backbone, count, "float32")
+      (less, few), (more, many) = (
+          _compiled({**options, "batch": n, "seed": 0})
+          for n in (batch, 2 * batch))
+      memory, flops = (more - less) / batch, (many - few) / batch
+      yield [backbone, f"{count}", f"{need.image / 1e6:.1f}",
+             f"{memory / 1e6:.1f}", f"{memory / need.image:.2f}",
+             f"{need.flops / 1e9:.1f}", f"{flops / 1e9:.1f}",
+             f"{flops / need.flops:.2f}"]
+
+
+def _compiled(options: dict[str, Any]) -> tuple[int, float]:
+  """(bytes of buffers, FLOPs) of the step as XLA compiles it here."""
+  with tempfile.TemporaryDirectory() as folder:
+    side = ours.Ours({**options, "file": str(Path(folder) / "case.npz")})
+    side.export(1)
+    program, *_ = side.step
+  return (program.memory_analysis().temp_size_in_bytes,
+          program.cost_analysis()["flops"])
+
+
+def main(argv: Sequence[str]) -> int:
+  """Prints the plan; returns the exit status."""
+  parse = argparse.ArgumentParser(prog="python -m vpt_jax.bench.plan",
+                                  description=__doc__.splitlines()[0])
+  names = lambda text: tuple(text.split(","))
+  parse.add_argument("--backbones", type=names, default=BACKBONES,
+                     metavar="A,B", help="default " + ",".join(BACKBONES))
+  parse.add_argument("--prompts", type=int, default=50,
+                     help="in every block (default %(default)s)")
+  parse.add_argument("--batch", type=int, default=64,
+                     help="images of all devices (default %(default)s)")
+  parse.add_argument("--check", action="store_true",
+                     help="compile steps here and compare, instead")
+  args = parse.parse_args(argv)
+  try:
+    found = (checked(args.backbones, (args.prompts,), args.batch) if args.check
+             else rows(args.backbones, args.prompts, args.batch))
+    sys.stdout.write("\n".join(table.grid(*found)) + "\n")
+  except ValueError as error:
+    sys.stderr.write(f"error: {error}\n")
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
