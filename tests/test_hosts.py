@@ -204,6 +204,64 @@ for depth in (1, 3):
 """
 
 
+KEEPS = """
+import ctypes, resource, threading
+from vpt_jax import hosts
+{call}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def work():
+  buffer = libc.malloc(ctypes.c_size_t(1 << 28))
+  ctypes.memset(buffer, 1, 1 << 28)
+  libc.free(buffer)
+
+for _ in range(2):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_memory_is_kept(keeps):
+  """The second time, 2^16 pages need not be cleared again."""
+  out = subprocess.run(
+      [sys.executable, "-c", KEEPS.format(
+          call="hosts.keep_memory()" * keeps)],
+      cwd=ROOT, check=True, capture_output=True, text=True)
+  assert (int(out.stdout) < 2000) == keeps
+
+
+CACHES = """
+import jax
+from vpt_jax import hosts
+hosts.cache_programs()
+jax.jit(lambda x: x + 1)(1.0).block_until_ready()
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_compiled_programs_are_kept(own, tmp_path):
+  env = {name: value for name, value in os.environ.items()
+         if not name.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
+  env |= {"VPT_JAX_CACHE": str(tmp_path / "ours"), "JAX_PLATFORMS": "cpu"}
+  if own:
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
+  out = subprocess.run([sys.executable, "-c", CACHES], cwd=ROOT, check=True,
+                       env=env, capture_output=True, text=True)
+  folder = Path(out.stdout.strip())
+  if own:
+    assert folder == tmp_path / "theirs"
+  else:
+    assert folder.parent == tmp_path / "ours" / "programs"
+    assert list(folder.glob("*-cache"))
+
+
 def test_collectives_move_the_trainable_tree_only():
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
          "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

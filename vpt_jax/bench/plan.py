@@ -2,12 +2,13 @@
 
 `python -m vpt_jax.bench.plan` prints the table; nothing is run. Per device:
 
-  memory = frozen + 3 x trained + images x activations
+  memory = frozen + 3 x trained + images x activations x BUFFERS
   time   = FLOPs / (peak x SHARE) + bytes moved / link
 
 Activations are what reverse-mode differentiation keeps of an image and FLOPs
-those of its products, both traced from the model. SHARE and the machines' data
-sheets are assumptions; `--check` compares all else with what XLA compiles here.
+those of its products, both traced from the model; `--check` compares them with
+what XLA compiles here, where BUFFERS is from. SHARE and the machines' data
+sheets are assumptions.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vpt_jax import model as models
@@ -30,7 +32,10 @@ from vpt_jax.backbones import cost
 from vpt_jax.bench import ours, table
 
 SHARE = 0.45  # of the peak that a step reaches: assumed
+# XLA's buffers by what is kept: 1.25 for ViT-Ti, S and B on CPU (`--check`).
+BUFFERS = 1.25
 SPARE = 0.9  # of a device's memory that a program may take
+TENSOR = 4  # devices that share a copy of the backbone under `tp`
 SLOTS = 3  # a trained parameter, its gradient and its momentum, float32
 
 
@@ -76,12 +81,12 @@ class Needs:
     flops: of an image, forward and backward.
   """
 
-  frozen: int
-  trained: int
-  image: int
-  carried: int
+  frozen: float
+  trained: float
+  image: float
+  carried: float
   depth: int
-  flops: int
+  flops: float
 
 
 def case(backbone: str, prompts: int, dtype: str = "bfloat16"
@@ -97,9 +102,12 @@ def _bytes(values: Any) -> int:
 
 
 @functools.lru_cache(maxsize=None)
-def _needs(**options: Any) -> Needs:
-  config = ours.config_of(options)
-  model = models.build(config, options["classes"])
+def _traced(depth: int, **options: Any) -> np.ndarray:
+  """Needs of a model of that depth: frozen, trained, image, flops."""
+  model = models.build(ours.config_of(options), options["classes"])
+  backbone = model.backbone.clone(depth=depth)
+  model = model.clone(backbone=backbone,
+                      method=model.method.clone(spec=backbone.spec))
   shapes = tree.flatten(jax.eval_shape(
       lambda: models.init(model, jax.random.key(0))))
   frozen = {path: jax.ShapeDtypeStruct(leaf.shape, options["dtype"])
@@ -113,32 +121,42 @@ def _needs(**options: Any) -> Needs:
     return optax.softmax_cross_entropy_with_integer_labels(
         logits, label).mean()
 
-  def of(count: int) -> tuple[int, int]:
-    image = jax.ShapeDtypeStruct(
-        (count, *model.method.input_size, 3), jnp.float32)
-    args = trained, frozen, image, jax.ShapeDtypeStruct((count,), jnp.int32)
+  def of(count: int) -> np.ndarray:
+    args = trained, frozen, jax.ShapeDtypeStruct(
+        (count, *model.method.input_size, 3), jnp.float32
+    ), jax.ShapeDtypeStruct((count,), jnp.int32)
     # The pullback is a tree, whose leaves are what it needs.
     kept = jax.eval_shape(lambda trained, *rest: jax.vjp(
         lambda trained: loss(trained, *rest), trained)[1], *args)
-    return _bytes(kept), 2 * cost.counted(jax.grad(loss), *args)
+    return np.array([_bytes(kept), 2 * cost.counted(jax.grad(loss), *args)])
 
-  one, two = of(1), of(2)
-  spec = model.backbone.spec
-  tokens = spec.num_cls + math.prod(spec.grids[0])
-  # Twice an image less once: weights are among what is kept.
-  return Needs(_bytes(frozen), _bytes(trained), two[0] - one[0],
-               tokens * spec.widths[0] * jnp.dtype(options["dtype"]).itemsize,
-               spec.depth, two[1] - one[1])
+  # Two images less one: weights are among what is kept.
+  return np.array([_bytes(frozen), _bytes(trained), *(of(2) - of(1))])
 
 
 def needs(backbone: str, prompts: int, dtype: str = "bfloat16") -> Needs:
-  """What VPT-deep with so many prompts in every block needs."""
-  return _needs(**case(backbone, prompts, dtype))
+  """What VPT-deep with so many prompts in every block needs.
+
+  All of it is linear in the number of prompts, and in that of blocks from two
+  on (the first and the last do less): four small models are traced.
+  """
+  spec = models.build(ours.config_of(case(backbone, 1, dtype)), 2).backbone.spec
+
+  def deep(prompts: int) -> np.ndarray:
+    two, three = (_traced(n, **case(backbone, prompts, dtype)) for n in (2, 3))
+    return two + (spec.depth - 2) * (three - two)
+
+  one, more = deep(1), deep(2)
+  frozen, trained, image, flops = one + (prompts - 1) * (more - one)
+  tokens = spec.num_cls + math.prod(spec.grids[0])
+  return Needs(frozen, trained, image,
+               tokens * spec.widths[0] * jnp.dtype(dtype).itemsize,
+               spec.depth, flops)
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """Of one device: bytes in memory, seconds, bytes sent."""
+  """Of one device: bytes in memory, seconds, bytes sent, seconds of these."""
 
   memory: float
   seconds: float
@@ -150,53 +168,41 @@ def step(need: Needs, machine: Machine, batch: int, strategy: str = "dp"
          ) -> Step:
   """A step on `batch` images over all devices, by a strategy of `shard.py`.
 
-  Sending is taken as not hidden behind computing. `tp` splits every block over
-  all devices, each of which sees the whole batch.
+  Sending is taken as not hidden behind computing. `tp` is over TENSOR devices.
   """
-  n = machine.devices
-  ring = (n - 1) / n  # what a device sends of an array that all gather
-  sent = 2 * ring * need.trained
-  frozen, images, parts = need.frozen, batch / n, 1
+  n, parts = machine.devices, TENSOR if strategy == "tp" else 1
+  ring = lambda n: (n - 1) / n  # what a device sends of an array all gather
+  images, frozen = batch / n * parts, need.frozen / parts
+  sent = 2 * ring(n) * need.trained
   if strategy == "fsdp":
-    frozen, sent = frozen / n, sent + 2 * ring * need.frozen
-  elif strategy == "tp":
-    # Two sums of a block's tokens, in each direction.
-    frozen, images, parts = frozen / n, batch, n
-    sent = 8 * ring * need.depth * batch * need.carried
+    frozen, sent = frozen / n, sent + 2 * ring(n) * need.frozen
+  elif strategy == "tp":  # two sums of a block's tokens, in each direction
+    sent += 8 * ring(parts) * need.depth * images * need.carried
   sending = sent / (machine.link * 1e9)
-  return Step(frozen + SLOTS * need.trained + images * need.image / parts,
-              images * need.flops / parts / (SHARE * machine.tflops * 1e12)
+  kept = BUFFERS * images * need.image / parts
+  return Step(frozen + SLOTS * need.trained + kept,
+              batch / n * need.flops / (SHARE * machine.tflops * 1e12)
               + sending, sent, sending)
 
 
-def fits(need: Needs, machine: Machine, batch: int) -> bool:
-  """Under `dp`."""
-  return step(need, machine, batch).memory <= SPARE * machine.memory * 1e9
-
-
 def most_cells(need: Needs, machine: Machine, batch: int) -> int:
-  """Runs of so many images each that train together on every device."""
+  """Runs of so many images each that train together on one device."""
   free = SPARE * machine.memory * 1e9 - need.frozen
-  return max(0, int(free // (SLOTS * need.trained + batch * need.image)))
+  return max(0, int(free // (SLOTS * need.trained
+                             + BUFFERS * batch * need.image)))
 
 
 def most_prompts(backbone: str, machine: Machine, batch: int) -> int:
-  """Prompts in every block that fit, to two digits."""
-  low, high = 0, 1
-  while high < 1e5 and fits(needs(backbone, high), machine, batch):
-    low, high = high, high * 2
-  while high - low > max(1, low // 20):
-    middle = (low + high) // 2
-    low, high = ((middle, high) if fits(needs(backbone, middle), machine, batch)
-                 else (low, middle))
-  return low
+  """Prompts in every block that fit, under `dp`."""
+  one, two = (step(needs(backbone, n), machine, batch).memory for n in (1, 2))
+  return max(0, int((SPARE * machine.memory * 1e9 - one) // (two - one)) + 1)
 
 
 def rows(backbones: Sequence[str], prompts: int, batch: int
          ) -> Iterator[list[str]]:
   """The table's, header first."""
   yield ["machine", "backbone", "images per device", "GB", "ms", "images/s",
-         "sent MB (ms): dp", "fsdp", "tp", "cells per device", "prompts"]
+         "sent MB (ms): dp", "fsdp", f"tp, {TENSOR}", "cells", "prompts"]
   for name, machine in MACHINES.items():
     images = max(batch, machine.devices)
     for backbone in backbones:
@@ -207,9 +213,9 @@ def rows(backbones: Sequence[str], prompts: int, batch: int
               if machine.devices > 1 else "-" for x in of.values()]
       here = of["dp"]
       yield [name, backbone, f"{images / machine.devices:g}",
-             f"{here.memory / 1e9:.1f}", f"{1e3 * here.seconds:.0f}",
+             f"{here.memory / 1e9:.1f}", f"{1e3 * here.seconds:.1f}",
              f"{images / here.seconds:,.0f}", *sent,
-             f"{most_cells(need, machine, batch)}",
+             f"{machine.devices * most_cells(need, machine, batch)}",
              f"{most_prompts(backbone, machine, images):,}"]
 
 
@@ -259,7 +265,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     found = (checked(args.backbones, (args.prompts,), args.batch) if args.check
              else rows(args.backbones, args.prompts, args.batch))
-    sys.stdout.write("\n".join(table.grid(*found)) + "\n")
+    header, *lines = found
+    sys.stdout.write("\n".join(table.grid(header, lines)) + "\n")
   except ValueError as error:
     sys.stderr.write(f"error: {error}\n")
     return 1

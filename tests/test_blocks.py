@@ -1,0 +1,79 @@
+"""Gradients that are written by hand are those of automatic differentiation."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vpt_jax.backbones import blocks
+from vpt_jax.tokens import to_batch
+
+B, H, Q, K, D = 2, 3, 4, 5, 6
+
+
+def draw(*shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def written_out(query, key, value, bias):
+  logits = jnp.einsum("bhqd,bhkd->bhqk", query, key)
+  logits = logits if bias is None else logits + bias
+  return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(logits), value)
+
+
+@pytest.mark.parametrize("shape", [None, (K,), (H, 1, K), (B, 1, Q, K),
+                                   (B, H, Q, K)], ids=str)
+def test_attention(shape):
+  args = [draw(B, H, Q, D), draw(B, H, K, D, seed=1), draw(B, H, K, D, seed=2),
+          None if shape is None else 3 * draw(*shape, seed=3)]
+  # Logits of several hundred: the largest must be taken off first.
+  for scale in (1, 100):
+    scaled = [scale * args[0], *args[1:]]
+    ours, pull = jax.vjp(blocks.mixed, *scaled)
+    theirs, want = jax.vjp(written_out, *scaled)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    given = draw(B, H, Q, D, seed=4)
+    for a, b in zip(jax.tree.leaves(pull(given)), jax.tree.leaves(want(given))):
+      assert a.shape == b.shape
+      # Queries are factors of the keys' gradients, whatever these are.
+      np.testing.assert_allclose(a, b, atol=2e-6 * max(scale, np.abs(b).max()))
+
+
+def test_attention_in_bfloat16():
+  args = [draw(B, H, Q, D), draw(B, H, K, D, seed=1), draw(B, H, K, D, seed=2)]
+  half = [x.astype(jnp.bfloat16) for x in args]
+  out, pull = jax.vjp(blocks.mixed, *half, None)
+  want, pull_32 = jax.vjp(written_out, *args, None)
+  assert out.dtype == jnp.float32
+  np.testing.assert_allclose(out, want, atol=0.03)
+  given = draw(B, H, Q, D, seed=4)
+  for a, b in zip(pull(given)[:3], pull_32(given)[:3]):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_allclose(a.astype(jnp.float32), b,
+                               atol=0.05 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("name, theirs", [
+    ("exact", lambda x: nn.gelu(x, approximate=False)),
+    ("tanh", lambda x: nn.gelu(x, approximate=True)),
+    ("quick", lambda x: x / (1 + jnp.exp(-1.702 * x)))])
+def test_gelu(name, theirs):
+  x = jnp.linspace(-8, 8, 1001)
+  ours = blocks.GELUS[name]
+  np.testing.assert_allclose(ours(x), theirs(x), atol=1e-6)
+  np.testing.assert_allclose(jax.vmap(jax.grad(ours))(x),
+                             jax.vmap(jax.grad(theirs))(x), atol=2e-6)
+  # One array is kept for the backward pass.
+  _, pull = jax.vjp(ours, x)
+  assert [leaf.shape for leaf in jax.tree.leaves(pull)] == [x.shape]
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_to_batch(rows):
+  x = draw(rows, 3, 4)
+  out, pull = jax.vjp(lambda x: to_batch(x, 7), x)
+  np.testing.assert_array_equal(out, np.broadcast_to(x, (7, 3, 4)))
+  given = draw(7, 3, 4, seed=1)
+  want = given.sum(0, keepdims=True) if rows == 1 else given
+  np.testing.assert_allclose(pull(given)[0], want, atol=1e-6)
