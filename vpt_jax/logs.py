@@ -9,7 +9,6 @@ import sys
 import time
 from typing import Any
 
-import tensorboardX
 import tqdm
 from tqdm.contrib import logging as tqdm_logging
 
@@ -51,20 +50,25 @@ class Metrics:
     text = "".join(json.dumps(line) + "\n" for line in self._lines)
     files.write_atomic(self._path, text.encode())
     self._file = self._path.open("a")
-    self._events = tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=step + 1)
+    self._events, self._purge = None, step + 1
 
   def write(self, values: dict[str, float], **only_events: float) -> None:
     """One record; `values["step"]` is its step."""
     self._file.write(json.dumps(values) + "\n")
     self._file.flush()
+    if self._events is None:
+      # Not before the first step: where torch is installed it is imported, too.
+      import tensorboardX  # pylint: disable=import-outside-toplevel
+      self._events = tensorboardX.SummaryWriter(
+          str(self._path.parent / "tensorboard"), purge_step=self._purge)
     for name, value in {**values, **only_events}.items():
       if name != "step":
         self._events.add_scalar(name, value, values["step"])
 
   def close(self) -> None:
     self._file.close()
-    self._events.close()
+    if self._events is not None:
+      self._events.close()
 
 
 def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
