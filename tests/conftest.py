@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import flax.linen as nn  # pylint: disable=wrong-import-position
+import jax  # pylint: disable=wrong-import-position
 
 from configs import common  # pylint: disable=wrong-import-position
 from vpt_jax import checkpoint, logs  # pylint: disable=wrong-import-position
@@ -31,6 +32,15 @@ registry.BACKBONES["clip_test"] = registry.Entry(dict(
     patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2, gelu="quick",
     eps=1e-5, patch_bias=False, pre_norm=True, normalize="clip"),
     projection=lambda: nn.Dense(8, use_bias=False))
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+  """For modules of tiny models: nearly all their time is XLA's compilation."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

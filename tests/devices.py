@@ -40,14 +40,14 @@ def apart(ours: Path, theirs: Path) -> tuple[float, float]:
 def main(names: list[str]) -> int:
   names = names or [*test_methods.OPTIONS]
   what, failed = "+".join(map(spec, names)), 0
+  test_hosts.TIMEOUT = 3600  # of all methods, one after the other
   with tempfile.TemporaryDirectory() as folder:
     one, eight, two = (Path(folder) / run for run in ("one", "eight", "two"))
     test_hosts.ended([test_hosts.start(one, what)])
     test_hosts.ended([test_hosts.start(eight, what, 8)])
     test_hosts.ended(test_hosts.together(two, what, 2, 4))
-    below = "" if len(names) == 1 else None
     for name in names:
-      at = name if below is None else below
+      at = name if len(names) > 1 else ""  # see several.py
       found = [apart(run / at, one / at) for run in (eight, two)]
       wrong = not all(x <= BAR for pair in found for x in pair)
       failed += wrong

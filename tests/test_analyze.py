@@ -36,13 +36,7 @@ IMAGES = RNG.normal(size=(3, 8, 8, 3)).astype(np.float32)
 P, K, T = 3, 4, 5  # prompts, classes, tokens: 1 + 2 x 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """These models are tiny: nearly all the time here is XLA's compilation."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -45,13 +45,7 @@ def strips(n, seed):
 DATA = jobs.Data(split(TRAIN, 0), split(TEST, 1))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Nearly all the time here is XLA's: these models are tiny."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

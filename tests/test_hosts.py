@@ -20,7 +20,7 @@ from tests import conftest
 from vpt_jax import hosts
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 600
+TIMEOUT = 240
 
 
 def start(workdir, what, devices=1, spec=""):

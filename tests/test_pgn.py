@@ -28,13 +28,7 @@ TEXTS = np.random.default_rng(0).normal(size=(10, 8))
 RNG = jax.random.key(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """These models are tiny: nearly all the time here is XLA's compilation."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def tiny_config(backbone="vit_test", **options):

@@ -31,16 +31,7 @@ CASES = {
     "swin shared": (SWIN, dict(shared=True), 2),
 }
 P, K = 3, 4
-
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """These models are tiny: nearly all the time here is XLA's compilation."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def build(case, n=12):
