@@ -33,7 +33,7 @@ show() {
 
 # run COMMAND...: runs it; DRY_RUN=1 prints it instead.
 run() {
-  if dry; then show "$@"; else "$@"; fi
+  if dry; then show "$@"; else "$@" 3>&-; fi
 }
 
 # ask ANSWER COMMAND...: the same for its output, which is ANSWER in a dry run.
@@ -48,9 +48,10 @@ ask() {
   fi
 }
 
-# await PID: waits for a child, returns its status. A signal that is trapped
-# ends `wait` early.
+# await PID: waits for a child, returns its status. Signals that are trapped are
+# heard within a second. Not by `wait`, which a signal interrupts: if the child
+# ends in that moment, bash 5.2 loses its status.
 await() {
-  while kill -0 "$1" 2> /dev/null; do wait "$1" || true; done
+  while kill -0 "$1" 2> /dev/null; do sleep 1 || true; done
   wait "$1"
 }

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vpt_jax import layers
 from vpt_jax.backbones import blocks
 from vpt_jax.tokens import to_batch
 
@@ -77,3 +78,31 @@ def test_to_batch(rows):
   given = draw(7, 3, 4, seed=1)
   want = given.sum(0, keepdims=True) if rows == 1 else given
   np.testing.assert_allclose(pull(given)[0], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_norm(dtype):
+  x = (5 + 3 * draw(2, 4, 32)).astype(dtype)
+  scale, bias, given = (draw(*shape, seed=i) for i, shape in
+                        enumerate([(32,), (32,), (2, 4, 32)]))
+  theirs = nn.LayerNorm(epsilon=1e-3, dtype=jnp.float32)
+  ours, pull = jax.vjp(lambda *args: layers.normed(*args, 1e-3), x, scale, bias)
+  want, want_pull = jax.vjp(lambda x, scale, bias: theirs.apply(
+      {"params": {"scale": scale, "bias": bias}}, x), x, scale, bias)
+  np.testing.assert_array_equal(ours, want)
+  for a, b in zip(pull(given), want_pull(given)):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    np.testing.assert_allclose(
+        a.astype("float32"), b.astype("float32"),
+        atol=2e-6 if a.dtype == jnp.float32 else 0.01)
+  # Nothing of x's size is kept but x.
+  _, pull = jax.vjp(lambda x: layers.normed(x, scale, bias, 1e-3), x)
+  kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x.size]
+  assert [(leaf.shape, leaf.dtype) for leaf in kept] == [(x.shape, x.dtype)]
+
+
+def test_layer_norm_has_the_parameters_of_flax():
+  of = lambda module: jax.tree.map(
+      np.asarray, module.init(jax.random.key(0), draw(2, 32)))
+  jax.tree.map(np.testing.assert_array_equal, of(layers.LayerNorm()),
+               of(nn.LayerNorm()))

@@ -33,7 +33,8 @@ RULES = (
     # The package's names are imported on first use, hence not statically.
     (r"vpt_jax", r"nothing"),
     (r"vpt_jax\.(tree|tokens|layers|files)", r"nothing"),
-    (r"vpt_jax\.backbones(\..*)?", r"vpt_jax\.(tree|tokens|backbones\.\w+)"),
+    (r"vpt_jax\.backbones(\..*)?",
+     r"vpt_jax\.(tree|tokens|layers|backbones\.\w+)"),
     (r"vpt_jax\.methods(\..*)?",
      r"vpt_jax\.(tree|tokens|layers|methods\.\w+)"),
     (r"vpt_jax\.heads", r"vpt_jax\.(tree|backbones\.\w+)"),

@@ -4,6 +4,7 @@ No method knows a backbone, no backbone knows a method; they meet here.
 """
 
 from collections.abc import Iterable, Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -181,6 +182,8 @@ def collections(model: Model, rng: jax.Array) -> dict[str, Any]:
   return values(rng)
 
 
+# Traced once for all that asks (shapes, then values), as models are hashable.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _variables(model: Model, rng: jax.Array) -> dict[str, Any]:
   image = jnp.zeros((1, *model.method.input_size, 3))
   return model.init({"params": rng}, image)
@@ -204,7 +207,7 @@ def load_backbone(model: Model, config: ConfigDict) -> load.Loaded | None:
         f"backbone {config.backbone.name!r} is an architecture without known "
         "weights; set config.backbone.checkpoint to a file or an address")
   template = tree.flatten(jax.eval_shape(
-      lambda: init(model, jax.random.key(0), ["backbone"]))["backbone"])
+      lambda: init(model, jax.random.PRNGKey(0), ["backbone"]))["backbone"])
   return load.load(
       source, template, model.backbone.spec,
       resize=getattr(model.backbone, "resize", "linear"),
@@ -243,7 +246,8 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
 def multiply_adds(model: Model) -> int:
   """Of one image, with its prompts and the head; see `backbones/cost.py`."""
   image = jnp.zeros((1, *model.method.input_size, 3))
-  variables = jax.eval_shape(lambda: _variables(model, jax.random.key(0)))
+  variables = jax.eval_shape(
+      lambda: _variables(model, jax.random.PRNGKey(0)))
   return cost.counted(model.apply, variables, image)
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vpt_jax.layers import LayerNorm
 from vpt_jax.tokens import Spec, Tokens, to_batch
 
 Dtype = Any
@@ -194,7 +195,7 @@ class Block(nn.Module):
 
   def setup(self):
     # Statistics and scale in float32 whatever the compute dtype is.
-    norm = functools.partial(nn.LayerNorm, epsilon=self.eps, dtype=jnp.float32)
+    norm = functools.partial(LayerNorm, self.eps)
     self.LayerNorm_0 = norm()
     self.MultiHeadDotProductAttention_0 = Attention(self.num_heads, self.dtype)
     self.LayerNorm_1 = norm()

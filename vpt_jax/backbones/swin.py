@@ -16,6 +16,7 @@ from vpt_jax.backbones.blocks import (Dtype, Edit, Mlp, check_size, edited,
                                       no_edit, projections)
 from vpt_jax.backbones.windows import (Grid, from_windows, relative_position,
                                        shift_mask, to_windows)
+from vpt_jax.layers import LayerNorm
 from vpt_jax.tokens import Spec, Tokens, to_batch
 
 class WindowAttention(nn.Module):
@@ -112,8 +113,7 @@ class Block(nn.Module):
   def __call__(self, tokens: Tokens, context: jax.Array | None,
                temperature: jax.Array | float, edit: Edit,
                prompt_bias: jax.Array | None) -> Tokens:
-    norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32,
-                        name="LayerNorm_0")
+    norm = LayerNorm(self.eps, name="LayerNorm_0")
     normed = tokens.replace(x=norm(tokens.x).astype(self.dtype))
     carried = normed.prompt if tokens.num_prompt else None
     if context is not None:
@@ -133,8 +133,7 @@ class Block(nn.Module):
       patch = jnp.roll(patch, (self.shift, self.shift), (1, 2))
     patch = patch.reshape(len(patch), -1, patch.shape[-1])
     x = tokens.x + tokens.replace(x=patch, num_prompt=0).with_prompt(carried).x
-    normed = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32,
-                          name="LayerNorm_1")(x).astype(self.dtype)
+    normed = LayerNorm(self.eps, name="LayerNorm_1")(x).astype(self.dtype)
     mlp = Mlp(self.mlp_dim, self.gelu, self.dtype, name="MlpBlock_0")
     return tokens.replace(x=x + edited(edit, "mlp", mlp)(normed))
 
@@ -159,7 +158,7 @@ class Merge(nn.Module):
     out = tokens.replace(x=x, num_prompt=0, grid=(rows // 2, columns // 2))
     if tokens.num_prompt:
       out = out.with_prompt(jnp.tile(tokens.prompt, 4))
-    x = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, name="norm")(out.x)
+    x = LayerNorm(self.eps, name="norm")(out.x)
     return out.replace(x=nn.Dense(
         x.shape[-1] // 2, use_bias=False, dtype=self.dtype, name="reduction")(
             x.astype(self.dtype)))
@@ -187,7 +186,7 @@ class Encoder(nn.Module):
             self.dtype))
       if stage.start:
         setattr(self, f"merge_{stage.start}", Merge(spec.eps, self.dtype))
-    self.encoder_norm = nn.LayerNorm(epsilon=spec.eps, dtype=jnp.float32)
+    self.encoder_norm = LayerNorm(spec.eps)
 
   def call(self, name: str, *args) -> Tokens:
     return getattr(self, name)(*args)
@@ -234,7 +233,7 @@ class Swin(nn.Module):
     patch = (self.patch_size, self.patch_size)
     self.embedding = nn.Conv(self.width, patch, strides=patch, padding="VALID",
                              dtype=self.dtype)
-    self.embedding_norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32)
+    self.embedding_norm = LayerNorm(self.eps)
     self.Transformer = Encoder(self.spec, self.num_heads, self.window,
                                self.mlp_ratio, self.dtype)
 

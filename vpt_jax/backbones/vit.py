@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from vpt_jax.backbones import positions
 from vpt_jax.backbones.blocks import (GELUS, Block, Dtype, Edit, check_size,
                                       no_edit)
+from vpt_jax.layers import LayerNorm
 from vpt_jax.tokens import Spec, Tokens
 
 
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
     for i in range(self.depth):
       setattr(self, f"encoderblock_{i}", Block(
           self.num_heads, self.mlp_dim, self.gelu, self.eps, self.dtype))
-    self.encoder_norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32)
+    self.encoder_norm = LayerNorm(self.eps)
 
   def block(self, i: int, *args, edit: Edit = no_edit,
             prompt_bias: jax.Array | None = None) -> Tokens:
@@ -121,7 +122,7 @@ class ViT(nn.Module):
       self.cls = self.param("cls", nn.initializers.zeros,
                             (1, self.num_cls, self.width))
     if self.pre_norm:
-      self.embedding_norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32)
+      self.embedding_norm = LayerNorm(self.eps)
     self.Transformer = Encoder(self.depth, self.num_heads, self.mlp_dim,
                                self.gelu, self.eps, self.dtype)
 

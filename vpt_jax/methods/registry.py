@@ -52,4 +52,12 @@ def build(name: str, options: Mapping[str, Any], spec: Spec) -> Method:
            if field.name not in ("spec", "parent", "name")]
   for option in options:
     tree.choose(option, known, f"option of method {name!r}:")
-  return cls(spec=spec, **options)
+  return cls(spec=spec, **{key: _fixed(value) for key, value in
+                           options.items()})
+
+
+def _fixed(value: Any) -> Any:
+  """Lists, which JSON makes of tuples, as tuples: modules are hashed."""
+  if isinstance(value, (list, tuple)):
+    return tuple(map(_fixed, value))
+  return value

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.layers import Dropout
+from vpt_jax.layers import Dropout, LayerNorm
 from vpt_jax.methods.base import (Method, check_options, per_image,
                                   prompt_sets)
 
@@ -85,7 +85,7 @@ class Generator(nn.Module):
                train: bool) -> jax.Array:
     batch, _, width = patch.shape
     # 1e-5, unlike the backbone's 1e-6: the default of the published code.
-    x = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, name="norm")(patch)
+    x = LayerNorm(1e-5, name="norm")(patch)
     if self.conv:
       channels = width if self.per_channel else 1
       kernel = self.param("kernel", nn.initializers.normal(1.0),
