@@ -36,7 +36,7 @@ def read(path: str | Path) -> Arrays:
   """Arrays of an npz, safetensors or PyTorch file or of an Orbax folder.
 
   Names of nested parts are joined by `/`; floats of any width become float32.
-  Nothing in it is run: see `unpickle.run` for PyTorch.
+  The arrays may be read-only. Nothing in it is run: see `unpickle.run` for PyTorch.
 
   Raises:
     ValueError: not there, damaged, of another format, with anything in it but
@@ -123,7 +123,7 @@ def _array(name: str, data: bytes) -> np.ndarray:
                      f"{needed} of {dtype} in the shape that it declares")
   array = np.ndarray(shape, dtype, data, offset,
                      order="F" if is_fortran else "C")
-  return array.astype(dtype.newbyteorder("="))  # Always a copy.
+  return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _read_safetensors(path: Path) -> Arrays:

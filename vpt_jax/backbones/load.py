@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent import futures
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,12 @@ def load(url_or_path: str | Path, template: Mapping[str, Any],
   Raises:
     ValueError: no such file, damaged, another checksum, or not this backbone.
   """
-  with local(str(url_or_path), checksum, cache) as path:
+  with local(str(url_or_path), checksum, cache) as path, (
+      futures.ThreadPoolExecutor(1)) as beside:
+    digest = beside.submit(sha256, path)
     backbone, extras = fit(formats.read(path), template, str(url_or_path), spec,
                            resize)
-    return Loaded(backbone, extras, sha256(path))
+    return Loaded(backbone, extras, digest.result())
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import numpy as np
-import scipy.ndimage
 
 Grid = tuple[int, int]
 
@@ -57,8 +56,9 @@ def resize(table: np.ndarray, grid_from: Grid, grid_to: Grid,
       weights = _cubic(grid_from[axis], grid_to[axis])
       table = np.moveaxis(np.tensordot(weights, table, (1, axis)), 0, axis)
   else:
+    from scipy import ndimage  # slow to import, seldom needed
     zoom = (grid_to[0] / grid_from[0], grid_to[1] / grid_from[1], 1)
-    table = scipy.ndimage.zoom(table, zoom, order=1)
+    table = ndimage.zoom(table, zoom, order=1)
   return table.reshape(1, -1, width).astype(np.float32)
 
 
