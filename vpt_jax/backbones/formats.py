@@ -35,8 +35,8 @@ _LOOKALIKES = (
 def read(path: str | Path) -> Arrays:
   """Arrays of an npz, safetensors or PyTorch file or of an Orbax folder.
 
-  Names of nested parts are joined by `/`; floats of any width become float32.
-  The arrays may be read-only. Nothing in it is run: see `unpickle.run` for PyTorch.
+  Names of nested parts are joined by `/`; floats of any width become float32;
+  some may be read-only. Nothing in it is run: see `unpickle.run` for PyTorch.
 
   Raises:
     ValueError: not there, damaged, of another format, with anything in it but
