@@ -139,6 +139,9 @@ def get_config() -> ConfigDict:
   # How exact float32 products are on GPU and TPU: highest (float32 throughout)
   # | high | default (TF32 or bfloat16 inside).
   config.compute.matmul_precision = "highest"
+  # What computes attention: ours | xla (jax.nn.dot_product_attention) | cudnn
+  # (the same, fused, on NVIDIA GPUs in bfloat16; not measured yet).
+  config.compute.attention = "ours"
   # True: less memory, a third more time; see jax.checkpoint.
   config.compute.remat = False
 

@@ -13,6 +13,7 @@
 #   OPTIONS=        more of sbatch's: "--mem=64G --constraint=a100"
 #   ARRAY=          number of jobs of a sweep; 19%4: four at a time
 #   SHARD=0         1: job i of n gets --shard=i/n, for a DIR without file locks
+#   GRACE=90        seconds to save in, before the limit
 # Two minutes before the limit main saves, and the job is queued again. So is a
 # preempted one. DRY_RUN=1 prints the commands instead.
 
@@ -26,7 +27,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 [ -f "$here/common.sh" ] || here=launch
 source "$here/common.sh"
 : "${NODES:=1}" "${GPUS:=1}" "${CPUS:=8}" "${TIME:=24:00:00}" "${ARRAY:=}"
-: "${SHARD:=0}"
+: "${SHARD:=0}" "${GRACE:=90}"
 
 submit() {
   local tasks=1 cpus=$((CPUS * (GPUS > 0 ? GPUS : 1))) options more
@@ -55,8 +56,15 @@ submit() {
   run sbatch "${options[@]}" "${more[@]}" launch/slurm.sh "$@"
 }
 
+# A run that has not saved by then goes on from its last checkpoint: better than
+# to be ended by the limit, after which nothing is queued again.
+too_late() {
+  sleep "$GRACE" <&- >&- 2>&- 3>&-
+  scontrol requeue "$id"
+}
+
 job() {
-  local status=0 limit='' id=$SLURM_JOB_ID
+  local status=0 late='' id=$SLURM_JOB_ID
   if [ -n "$ARRAY" ]; then
     # The id of one job of an array may be that of all of them.
     id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
@@ -67,12 +75,12 @@ job() {
   [ "$GPUS" -eq 0 ] || run export JAX_PLATFORMS=cuda
   # Not SIGTERM, which is also how a job is cancelled. `scancel` signals the
   # processes; `srun`, told to end, would kill them after half a minute.
-  trap 'limit=1; scancel --signal=TERM "$id"' USR1
+  trap 'scancel --signal=TERM "$id"; too_late & late=$!' USR1
   trap : TERM  # SLURM has told the processes itself
   run exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --gpu-bind=none \
     python -m vpt_jax.main "$@" &
   await $! || status=$?
-  if [ -n "$limit" ] && [ "$status" -ne 0 ]; then
+  if [ -n "$late" ] && kill "$late" 2> /dev/null && [ "$status" -ne 0 ]; then
     run scontrol requeue "$id"
   fi
   return "$status"

@@ -3,7 +3,8 @@
   python -m tests.several WORKDIR METHOD[,FIELD=VALUE...] [SPEC]
   python -m tests.several FOLDER METHOD[,FIELD=VALUE...]+METHOD... [SPEC]
 
-It is `main.run` on the tests' small config; SPEC is `--distributed`. Several
+It is `main.run` on the tests' small config; SPEC is `--distributed`. A field
+`in_memory` is no config's: see `config_of`. Several
 runs, one after the other, have FOLDER/METHOD each.
 """
 
@@ -13,6 +14,7 @@ import sys
 
 from tests import conftest
 from vpt_jax import hosts, main
+from vpt_jax.data import sources
 
 
 def config_of(text: str):
@@ -27,6 +29,9 @@ def config_of(text: str):
       value = ast.literal_eval(value)
     except (SyntaxError, ValueError):
       pass
+    if field == "in_memory":  # bytes; a larger split is mapped from the disk
+      sources.IN_MEMORY = value
+      continue
     config.update_from_flattened_dict({field: value})
   return config
 
@@ -44,4 +49,5 @@ def work(workdir: str, what: str, spec: str = "") -> int:
 
 
 if __name__ == "__main__":
+  hosts.heed_sigterm()  # as main does
   sys.exit(main.told(lambda: work(*sys.argv[1:])))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vpt_jax import layers
+from vpt_jax import config as configs, layers, model as models
 from vpt_jax.backbones import blocks
 from vpt_jax.tokens import to_batch
 
@@ -39,6 +39,19 @@ def test_attention(shape):
       assert a.shape == b.shape
       # Queries are factors of the keys' gradients, whatever these are.
       np.testing.assert_allclose(a, b, atol=2e-6 * max(scale, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("shape", [None, (K,), (H, 1, K), (B, 1, Q, K)],
+                         ids=str)
+def test_attention_of_the_library(shape):
+  args = [draw(B, H, Q, D), draw(B, H, K, D, seed=1), draw(B, H, K, D, seed=2),
+          None if shape is None else draw(*shape, seed=3)]
+  ours, pull = jax.vjp(blocks.mixed, *args)
+  theirs, want = jax.vjp(blocks.ATTENTION["xla"], *args)
+  np.testing.assert_allclose(ours, theirs, atol=2e-6)
+  given = draw(B, H, Q, D, seed=4)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6),
+               pull(given), want(given))
 
 
 def test_attention_in_bfloat16():
@@ -106,3 +119,24 @@ def test_layer_norm_has_the_parameters_of_flax():
       np.asarray, module.init(jax.random.key(0), draw(2, 32)))
   jax.tree.map(np.testing.assert_array_equal, of(layers.LayerNorm()),
                of(nn.LayerNorm()))
+
+
+def test_a_model_with_the_attention_of_the_library(config):
+  """The whole way from the config; what can't be is said."""
+  config.method, image = "vpt", draw(2, 8, 8, 3)
+  ours = models.build(config, 10)
+  params = models.init(ours, jax.random.PRNGKey(0))
+  config.compute.attention = "xla"
+  theirs = models.build(config, 10)
+  assert ours.backbone != theirs.backbone
+  np.testing.assert_allclose(ours.apply({"params": params}, image),
+                             theirs.apply({"params": params}, image), atol=2e-6)
+  config.backbone.name = "swin_test"
+  with pytest.raises(ValueError, match="not for windows"):
+    models.build(config, 10)
+  config.compute.attention = "cudnn"
+  with pytest.raises(ValueError, match="config.compute.dtype=bfloat16"):
+    configs.resolve(config)
+  config.backbone.name, config.compute.dtype = "vit_test", "bfloat16"
+  with pytest.raises(ValueError, match="is for NVIDIA GPUs"):
+    models.build(config, 10)

@@ -56,7 +56,7 @@ def close(ours, theirs, atol=1e-5):
   (adapter, metrics), (other, others) = map(conftest.trained, (ours, theirs))
   assert adapter.keys() == other.keys() and len(metrics) == len(others)
   for path, leaf in adapter.items():
-    np.testing.assert_allclose(leaf, other[path], err_msg=path, rtol=1e-4,
+    np.testing.assert_allclose(leaf, other[path], err_msg=path, rtol=atol,
                                atol=atol)
   for line, want in zip(metrics, others):
     np.testing.assert_allclose(line["loss"], want["loss"], rtol=1e-5)
@@ -82,6 +82,32 @@ def test_batch_statistics_are_of_all_processes(tmp_path):
   ended([start(tmp_path / "one", what)])
   ended(together(tmp_path / "two", what, 2, 2))
   close(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("processes,what", [
+    # The frozen tree in parts over processes; images read by each for itself.
+    (4, "vpt,shard.strategy=fsdp,data.device_gb=1e-9"),
+    # Images mapped from the disk, resident; frozen prompts; parts of layers.
+    (2, "vpt,trainable='head/.*',shard.strategy=tp,shard.model=2")])
+def test_large_data_and_backbones_over_processes(processes, what, tmp_path):
+  here = f",in_memory=0,data.cache={str(tmp_path / 'cache')!r}"
+  method, *rest = what.split(",")
+  plain = [field for field in rest if field.startswith("trainable")]
+  ended([start(tmp_path / "one", ",".join([method, *plain]))])
+  ended(together(tmp_path / "several", what + here, processes,
+                 4 // processes))
+  assert [*(tmp_path / "cache").glob("*/images.npy")]
+  close(tmp_path / "several", tmp_path / "one")
+
+
+def test_processes_with_other_data_are_told(tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    spec = f"localhost:{free.getsockname()[1]},2,"
+  both = [start(tmp_path / "run", f"vpt,data.seed={i}", 1, f"{spec}{i}")
+          for i in range(2)]
+  for _, err in ended(both, 1):
+    assert "the processes do not have the same data" in err
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "tp,shard.model=2"])
@@ -206,7 +232,7 @@ for depth in (1, 3):
 
 KEEPS = """
 import ctypes, resource, threading
-from vpt_jax import hosts
+from vpt_jax import memory
 {call}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -231,7 +257,7 @@ def test_memory_is_kept(keeps):
   """The second time, 2^16 pages need not be cleared again."""
   out = subprocess.run(
       [sys.executable, "-c", KEEPS.format(
-          call="hosts.keep_memory()" * keeps)],
+          call="memory.keep()" * keeps)],
       cwd=ROOT, check=True, capture_output=True, text=True)
   assert (int(out.stdout) < 2000) == keeps
 

@@ -32,7 +32,7 @@ BASE = (r"vpt_jax\.(tree|files|hosts|optim|shard|checkpoint|logs|results)|"
 RULES = (
     # The package's names are imported on first use, hence not statically.
     (r"vpt_jax", r"nothing"),
-    (r"vpt_jax\.(tree|tokens|layers|files)", r"nothing"),
+    (r"vpt_jax\.(tree|tokens|layers|files|memory)", r"nothing"),
     (r"vpt_jax\.backbones(\..*)?",
      r"vpt_jax\.(tree|tokens|layers|backbones\.\w+)"),
     (r"vpt_jax\.methods(\..*)?",
@@ -52,11 +52,11 @@ RULES = (
      r"methods\.gated|analyze(\.\w+)?)"),
     # Our side of the benchmark; the others know nothing of JAX.
     (r"vpt_jax\.bench\.ours",
-     rf"{BASE}|vpt_jax\.(model|train|scores|bench\.worker)"),
+     rf"{BASE}|vpt_jax\.(model|train|scores|backbones\.cost|bench\.worker)"),
     (r"vpt_jax\.bench\.plan",
      r"vpt_jax\.(tree|model|backbones\.cost|bench\.\w+)"),
     (r"vpt_jax\.bench(\..*)?",
-     r"vpt_jax\.(tree|files|analyze\.figures|bench(\.\w+)?)"),
+     r"vpt_jax\.(tree|files|memory|analyze\.figures|bench(\.\w+)?)"),
     (r"vpt_jax\.hosts", r"nothing"),
     (r"vpt_jax\.(optim|shard)", r"vpt_jax\.tree"),
     (r"vpt_jax\.(train|evaluate|scores)", rf"{BASE}|vpt_jax\.model"),

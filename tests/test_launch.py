@@ -486,6 +486,18 @@ def test_before_the_limit_a_job_saves_and_is_queued_again(cluster, env, job):
   assert cluster.lines("scontrol") == [f"requeue {job}"]
 
 
+def test_a_job_that_does_not_save_in_time_is_queued_again(cluster):
+  cluster.main("deaf")
+  process = cluster.start(cluster.script, mains=1, GRACE="1")
+  cluster.wait_for(1, "pids")
+  process.send_signal(signal.SIGUSR1)
+  cluster.wait_for(1, "scontrol")
+  assert process.poll() is None
+  os.kill(int(cluster.lines("pids")[0]), signal.SIGKILL)  # as SLURM does
+  end(process, 137)
+  assert cluster.lines("scontrol") == ["requeue 7"]
+
+
 def test_a_cancelled_job_saves_and_is_not_queued_again(cluster):
   cluster.main("wait")
   process = cluster.start(cluster.script, mains=2, SLURM_NTASKS="2")

@@ -93,6 +93,9 @@ def read_adapter(path: str | os.PathLike) -> tuple[tree.Flat, dict[str, Any]]:
   except Exception as error:
     raise ValueError(f"{path} is not an adapter file of vpt_jax: "
                      f"{error!r}") from None
+  # How attention was computed is not part of the model: any machine reads it.
+  if "compute" in meta.get("config", {}):
+    meta["config"]["compute"]["attention"] = "ours"
   return arrays, meta
 
 

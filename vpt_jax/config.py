@@ -140,10 +140,15 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
       ("compute.dtype", config.compute.dtype, ("float32", "bfloat16")),
       ("compute.matmul_precision", config.compute.matmul_precision,
        ("highest", "high", "default")),
+      ("compute.attention", config.compute.attention,
+       backbones.ATTENTION),
       ("shard.strategy", config.shard.strategy, shard.STRATEGIES),
       ("backbone.frozen_dtype", config.backbone.frozen_dtype,
        ("float32", "bfloat16"))):
     tree.choose(value, known, what)
+  if config.compute.attention == "cudnn" and config.compute.dtype == "float32":
+    raise ValueError("compute.attention='cudnn' takes 16-bit numbers only; set "
+                     "config.compute.dtype=bfloat16")
   for name, least in (("batch_size", 1), ("epochs", 0), ("image_size", 1),
                       ("checkpoint.every_epochs", 1), ("checkpoint.keep", 1)):
     value = config

@@ -1,4 +1,4 @@
-"""This process and others: memory, how they meet, who writes, how they end.
+"""This process and others: how they meet, who writes, how they end.
 
 Only the first process touches the workdir: it locks, reads, decides and writes;
 the others hear of it. So the workdir need not be on a shared disk.
@@ -6,7 +6,6 @@ the others hear of it. So the workdir need not be on a shared disk.
 
 from collections.abc import Iterator
 import contextlib
-import ctypes
 import hashlib
 import os
 from pathlib import Path
@@ -23,11 +22,6 @@ from jax.experimental import multihost_utils
 LOST, GOODBYE = 30, 30
 EXPECTED = ("expected 'auto' (Cloud TPU or SLURM), or HOST:PORT,N,I: the first "
             "process's address, how many there are, which one this is")
-
-
-# What `keep_memory` tells glibc (malloc.h): one arena, which alone may grow
-# without limit; no maps of their own; nothing is given back.
-_MALLOPT = {-8: 1, -4: 0, -1: -1}
 
 
 class Preempted(SystemExit):
@@ -63,20 +57,6 @@ def join(spec: str) -> None:
     raise ValueError(f"--distributed={spec}: {error}; {EXPECTED}") from None
 
 
-def keep_memory() -> None:
-  """Has memory that is freed kept for the next step; before JAX is started.
-
-  XLA on CPU asks for the buffers of a step anew each time. By its defaults
-  glibc then returns them to the system and gets them back as pages that the
-  kernel must clear: 640,000 in a step of ViT-B/16, a tenth of its time. Where
-  there is no glibc nothing changes.
-  """
-  with contextlib.suppress(AttributeError, OSError, TypeError):
-    mallopt = ctypes.CDLL(None).mallopt
-    for option, value in _MALLOPT.items():
-      mallopt(option, value)
-
-
 def cache_programs() -> None:
   """Keeps compiled programs on disk; a variable of JAX's own goes first.
 
@@ -100,6 +80,18 @@ def cache_programs() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def heed_sigterm() -> None:
+  """Ends this process on SIGTERM wherever it is, as `Notice` does in training.
+
+  The first process of a container would not hear of it otherwise.
+  """
+
+  def stop(*_):
+    raise Preempted
+
+  signal.signal(signal.SIGTERM, stop)
+
+
 def first() -> bool:
   """This process is the one that reads and writes."""
   return jax.process_index() == 0
@@ -110,6 +102,18 @@ def agreed(value: Any) -> Any:
   if jax.process_count() == 1:
     return value
   return multihost_utils.broadcast_one_to_all(value)
+
+
+def check_same(numbers: dict[str, Any], what: str) -> None:
+  """Raises ValueError if the processes' trees of numbers are not the same."""
+  if jax.process_count() > 1:
+    try:
+      multihost_utils.assert_equal(numbers)
+    except AssertionError:
+      raise ValueError(
+          f"the processes do not have the same {what}, number "
+          f"{jax.process_index()} has {numbers}; give all of them the same "
+          "files") from None
 
 
 class Notice:

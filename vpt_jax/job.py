@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from vpt_jax import checkpoint, config as configs, evaluate, files
+from vpt_jax import checkpoint, config as configs, evaluate, files, hosts
 from vpt_jax import model as models
 from vpt_jax import optim, results, shard, train, tree
 from vpt_jax.data import pipeline, sources, tasks
@@ -80,6 +80,7 @@ def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
   Raises:
     ValueError: it was started with another backbone file or other data.
   """
+  hosts.check_same(jax.tree.map(np.uint32, fingerprint(data)), "data")
   path = workdir / "backbone.json"
   if path.exists():
     checkpoint.check_backbone(str(workdir), json.loads(path.read_text()),

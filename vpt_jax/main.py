@@ -17,7 +17,7 @@ import numpy as np
 
 from vpt_jax import checkpoint, condense, config as configs, evaluate, files
 from vpt_jax import hosts, job as jobs
-from vpt_jax import logs, optim, results, shard, sweep, train, tree
+from vpt_jax import logs, memory, optim, results, shard, sweep, train, tree
 from vpt_jax.report import tables
 
 log = logs.log
@@ -85,7 +85,8 @@ def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
   jobs.claim(workdir, config, job.backbone, data)
   state, speed = train.fit(
       config, workdir, state, job.start.frozen, job.train,
-      jax.jit(job.step(job.model, tx), donate_argnums=0), rate)
+      jax.jit(job.step(job.model, tx), donate_argnums=0,
+              out_shardings=shard.whole(job.mesh)), rate)
 
   total, predictions = evaluate.collect(
       evaluate.make_eval_step(job.apply, job.mesh), state.trainable,
@@ -182,6 +183,7 @@ def _end(status: int) -> int:
 
 
 if __name__ == "__main__":
-  hosts.keep_memory()
+  memory.keep()
   hosts.cache_programs()
+  hosts.heed_sigterm()
   sys.exit(main(sys.argv))

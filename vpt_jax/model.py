@@ -140,7 +140,7 @@ def build(config: ConfigDict, num_classes: int) -> Model:
     raise ValueError("head='zero_shot' compares projected features with texts; "
                      "set config.backbone.projection=True")
   backbone = backbones.build(config.backbone, config.image_size,
-                             config.compute.dtype)
+                             config.compute.dtype, config.compute.attention)
   options = config.get(config.method, {})
   if getattr(methods.get(config.method), "needs_grid", False) and (
       None in backbone.spec.grids):

@@ -9,6 +9,7 @@ tree only, whatever the backbone.
 
 import os
 from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ Rules = tuple[tuple[str, P | str], ...]
 _LAYER = r"backbone/.*"
 STRATEGIES: dict[str, Rules] = {
     "dp": ((".*", P()),),
-    "fsdp": ((".*", "largest"),),
+    "fsdp": ((_LAYER, "largest"), (".*", P())),
     "tp": (
         (_LAYER + "/(query|key|value)/kernel", P(None, "model", None)),
         (_LAYER + "/(query|key|value)/bias", P("model", None)),
@@ -66,7 +67,20 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 def replicate(values: Any, mesh: Mesh) -> Any:
   """Copies a tree of arrays to every device."""
-  return jax.device_put(values, whole(mesh))
+  return jax.tree.map(lambda x: _put(x, whole(mesh)), values)
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+  """An array that all processes have, as one of all of them.
+
+  `device_put` would send each process's to all others, to see that they are the
+  same, and takes no memory maps.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(x, sharding)
+  host = np.asarray(x)
+  return jax.make_array_from_callback(host.shape, sharding,
+                                      lambda index: host[index])
 
 
 def place(flat: tree.Flat, mesh: Mesh, strategy: str) -> tree.Flat:
@@ -76,11 +90,11 @@ def place(flat: tree.Flat, mesh: Mesh, strategy: str) -> tree.Flat:
     ValueError: unknown strategy, or devices that do not divide an axis.
   """
   tree.choose(strategy, STRATEGIES, "shard.strategy")
-  # With full fine-tuning nothing is frozen.
-  rules = STRATEGIES[strategy] if flat else ()
-  of = dict(tree.match(flat, rules, f"shard.strategy={strategy!r}"))
-  return {path: jax.device_put(leaf, NamedSharding(
-      mesh, _axes(path, np.shape(leaf), of[path], mesh)))
+  # Not `tree.match`: which parameters are frozen depends on the run.
+  first = lambda path: next(axes for pattern, axes in STRATEGIES[strategy]
+                            if re.fullmatch(pattern, path))
+  return {path: _put(leaf, NamedSharding(
+      mesh, _axes(path, np.shape(leaf), first(path), mesh)))
           for path, leaf in flat.items()}
 
 

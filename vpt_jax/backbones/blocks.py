@@ -61,6 +61,7 @@ class Attention(nn.Module):
 
   num_heads: int
   dtype: Dtype = jnp.float32
+  attention: str = "ours"  # of ATTENTION
 
   @nn.compact
   def __call__(self, queries: jax.Array, tokens: jax.Array,
@@ -97,7 +98,7 @@ class Attention(nn.Module):
     if self.is_mutable_collection("intermediates"):
       self.sow("intermediates", "weights",
                jax.nn.softmax(_logits(query, key, bias)))
-    out = mixed(query, key, value, bias).astype(self.dtype)
+    out = ATTENTION[self.attention](query, key, value, bias).astype(self.dtype)
     return to_out(out.swapaxes(1, 2))
 
 
@@ -149,6 +150,25 @@ def _mixed_bwd(kept, grad):
 mixed.defvjp(_mixed_fwd, _mixed_bwd)
 
 
+def _library(implementation: str, query: jax.Array, key: jax.Array,
+             value: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """`mixed` by `jax.nn.dot_product_attention`, in the type of the values."""
+  if bias is not None:  # cuDNN trains with one for even numbers of rows only
+    return mixed(query, key, value, bias)
+  rows = lambda x: x.swapaxes(1, 2)
+  return rows(jax.nn.dot_product_attention(
+      rows(query), rows(key), rows(value), scale=1.0,
+      implementation=implementation))
+
+
+# What computes it. cuDNN's keeps nothing of size [Q, K]; on GPUs, bfloat16.
+ATTENTION: dict[str, Callable[..., jax.Array]] = {
+    "ours": mixed,
+    "xla": functools.partial(_library, "xla"),
+    "cudnn": functools.partial(_library, "cudnn"),
+}
+
+
 def projections(num_heads: int, width: int, dtype: Dtype
                 ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
   """Dense layers `query`, `key`, `value` and `out` of the calling module."""
@@ -192,12 +212,14 @@ class Block(nn.Module):
   gelu: str
   eps: float = 1e-6
   dtype: Dtype = jnp.float32
+  attention: str = "ours"
 
   def setup(self):
     # Statistics and scale in float32 whatever the compute dtype is.
     norm = functools.partial(LayerNorm, self.eps)
     self.LayerNorm_0 = norm()
-    self.MultiHeadDotProductAttention_0 = Attention(self.num_heads, self.dtype)
+    self.MultiHeadDotProductAttention_0 = Attention(
+        self.num_heads, self.dtype, self.attention)
     self.LayerNorm_1 = norm()
     self.MlpBlock_0 = Mlp(self.mlp_dim, self.gelu, self.dtype)
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vpt_jax import tree
-from vpt_jax.backbones.blocks import GELUS
+from vpt_jax.backbones.blocks import ATTENTION, GELUS
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.table import BACKBONES, Entry
 from vpt_jax.tokens import NORMS
@@ -24,8 +25,14 @@ def get(name: str) -> Entry:
 
 
 def build(config: ConfigDict, image_size: int | tuple[int, int],
-          dtype: str) -> nn.Module:
+          dtype: str, attention: str = "ours") -> nn.Module:
   """The module of `config.backbone` for images of this size.
+
+  Args:
+    config: the section.
+    image_size: of its sides.
+    dtype: of the matrix products.
+    attention: what computes it, a key of `blocks.ATTENTION`.
 
   Raises:
     ValueError: unknown name or option, or a size that patches do not tile.
@@ -47,6 +54,14 @@ def build(config: ConfigDict, image_size: int | tuple[int, int],
           f"backbone {config.name!r} has no projection; those that have: "
           f"{', '.join(n for n, e in BACKBONES.items() if e.projection)}")
     options["projection"] = entry.projection()
+  if tree.choose(attention, ATTENTION, "compute.attention") != "ours":
+    if entry.module is Swin:
+      raise ValueError(f"compute.attention={attention!r} is not for windows; "
+                       f"{config.name!r} needs 'ours'")
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+      raise ValueError("compute.attention='cudnn' is for NVIDIA GPUs, JAX has "
+                       f"{jax.default_backend()!r}; use 'ours'")
+    options["attention"] = attention
   return make(config.name, entry, size, dtype=jnp.dtype(dtype), **options)
 
 

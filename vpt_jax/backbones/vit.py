@@ -29,11 +29,13 @@ class Encoder(nn.Module):
   gelu: str
   eps: float = 1e-6
   dtype: Dtype = jnp.float32
+  attention: str = "ours"
 
   def setup(self):
     for i in range(self.depth):
       setattr(self, f"encoderblock_{i}", Block(
-          self.num_heads, self.mlp_dim, self.gelu, self.eps, self.dtype))
+          self.num_heads, self.mlp_dim, self.gelu, self.eps, self.dtype,
+          self.attention))
     self.encoder_norm = LayerNorm(self.eps)
 
   def block(self, i: int, *args, edit: Edit = no_edit,
@@ -84,6 +86,7 @@ class ViT(nn.Module):
     pre_norm: a norm stands before the first block (CLIP), prompts included.
     projection: what follows the pooled feature, or None.
     dtype: of the matrix products; norms and softmax are always float32.
+    attention: what computes it, a key of `blocks.ATTENTION`.
   """
 
   image_size: tuple[int, int]
@@ -103,6 +106,7 @@ class ViT(nn.Module):
   pre_norm: bool = False
   projection: nn.Module | None = None
   dtype: Dtype = jnp.float32
+  attention: str = "ours"
 
   @property
   def spec(self) -> Spec:
@@ -124,7 +128,7 @@ class ViT(nn.Module):
     if self.pre_norm:
       self.embedding_norm = LayerNorm(self.eps)
     self.Transformer = Encoder(self.depth, self.num_heads, self.mlp_dim,
-                               self.gelu, self.eps, self.dtype)
+                               self.gelu, self.eps, self.dtype, self.attention)
 
   def embed(self, image: jax.Array) -> Tokens:
     """Images [B, H, W, 3] -> class token and patches with positions.

@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
       help="of prompts in training steps (default %(default)s)")
   add("--variants", type=words, default=measure.VARIANTS, metavar="A,B",
       help="of PyTorch (default eager,sdpa,compile)")
+  add("--attention", default="ours", metavar="A",
+      help="our side's config.compute.attention: ours, xla, cudnn (GPUs, "
+      "bfloat16)")
   add("--repeats", type=int, default=5, help="samples (default %(default)s)")
   add("--threads", type=int, default=0,
       help="cores to use (default: all that there are)")
@@ -77,7 +80,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
       raise ValueError(f"{what} {value}; expected at least {least}")
   out = [Case(backbone=backbone, image_size=args.image_size, method=method,
               prompts=prompts, dtype=dtype, batch=batch, dropout=args.dropout,
-              classes=CLASSES, seed=SEED)
+              classes=CLASSES, seed=SEED, attention=args.attention)
          for backbone in args.backbones for batch in args.batch
          for dtype in args.dtype for method in args.methods
          for prompts in args.prompts if (method == "linear") == (not prompts)]

@@ -5,6 +5,7 @@ import contextlib
 import math
 from pathlib import Path
 import statistics
+import tempfile
 import time
 from typing import Any, NotRequired, TypedDict
 
@@ -35,8 +36,8 @@ class Case(TypedDict):
   """What is measured: a line of the tables, as both sides get it.
 
   `prompts` is per block, `dropout` the rate of all dropouts of the method
-  while training, `file` where weights and images are exchanged; `variant` and
-  `device` are for PyTorch.
+  while training, `file` where weights and images are exchanged; `attention` is
+  for us (`config.compute.attention`), `variant` and `device` are for PyTorch.
   """
 
   backbone: str
@@ -48,6 +49,7 @@ class Case(TypedDict):
   dropout: float
   classes: int
   seed: int
+  attention: NotRequired[str]
   file: NotRequired[str]
   variant: NotRequired[str]
   device: NotRequired[str]
@@ -178,8 +180,11 @@ def row(case: Case, repeats: int, variants: Sequence[str], folder: Path
     Disagree: the sides' logits are not the same.
     Failed: our side can't.
   """
-  exported, sides = export(case, folder), _Sides()
+  sides = _Sides()
   with contextlib.ExitStack() as stack:
+    # Of this row alone: nor is anything compiled there yet.
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+    exported = export(case, folder)
 
     def start(name: str, module: str, more: Mapping[str, str]) -> None:
       sides.workers[name] = Worker(name, module, exported | more,
@@ -202,7 +207,6 @@ def row(case: Case, repeats: int, variants: Sequence[str], folder: Path
       if name in sides.workers:
         peak = sides.ask(name, "matmul", SIDE[platform])
         found |= {"matmul": peak["gflops"]} if peak else {}
-  Path(exported["file"]).unlink()
   return {"case": dict(case), "platform": platform, "sides": sides.found}
 
 

@@ -1,5 +1,6 @@
 """Our side of the benchmark: the model and the step that a run would have."""
 
+from collections.abc import Callable
 import functools
 import importlib.metadata
 import time
@@ -11,7 +12,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import model as models
-from vpt_jax import hosts, optim, scores, train, tree
+from vpt_jax import optim, scores, train, tree
+from vpt_jax.backbones import cost
 from vpt_jax.bench import worker
 from vpt_jax.data import preprocess
 
@@ -56,7 +58,8 @@ def config_of(case: dict[str, Any]) -> ConfigDict:
       head_init="kaiming", head_groups=(), head_layers=0,
       backbone=dict(name=case["backbone"], gelu="torch", norm="",
                     projection=False, frozen_dtype=case["dtype"]),
-      compute=dict(dtype=case["dtype"], remat=False),
+      compute=dict(dtype=case["dtype"], remat=False,
+                   attention=case.get("attention", "ours")),
       optim=dict(name="sgd", momentum=MOMENTUM, policies=(
           ("head/bias", {"weight_decay": 0.0}), (".*", {}))),
       **{method: options}))
@@ -125,17 +128,21 @@ class Ours:
         self._part("backbone/", "method/", "head/")),
             **tree.unflatten(self._part("batch_stats/"))}
 
-  def _compiled(self, name: str, function: Any, args: tuple[Any, ...]) -> Any:
-    """The program, its FLOPs noted."""
-    program = function.lower(*args).compile()
-    flops = program.cost_analysis().get("flops", 0.0)
-    self._gflops[name] = flops / self.case["batch"] / 1e9
-    return program
+  def _compiled(self, name: str, make: Callable[[models.Model], Any],
+                args: tuple[Any, ...]) -> Any:
+    """The program of `make(model)`, the FLOPs of its products noted."""
+    # Of attention written out: a fused one is nothing that can be counted.
+    plain = models.build(config_of({**self.case, "attention": "ours"}),
+                         self.case["classes"])
+    self._gflops[name] = 2 * cost.counted(
+        make(plain), *args) / self.case["batch"] / 1e9
+    return make(self.model).lower(*args).compile()
 
   @functools.cached_property
   def _forward(self) -> Any:
     args = self.variables, self.arrays["pixels"]
-    program = self._compiled("forward", jax.jit(self.model.apply), args)
+    program = self._compiled("forward", lambda model: jax.jit(model.apply),
+                             args)
     return lambda: program(*args)
 
   @functools.cached_property
@@ -151,10 +158,10 @@ class Ours:
         jax.random.PRNGKey(self.case["seed"]))
     batch = {"image": self.arrays["image"], "label": self.arrays["label"],
              "mask": jnp.ones(self.case["batch"])}
-    step = train.make_train_step(self.model, tx, normalize=NORMALIZE,
-                                 augment="none")
+    make = lambda model: train.make_train_step(
+        model, tx, normalize=NORMALIZE, augment="none")
     args = state, frozen, batch
-    return self._compiled("train", step, args), *args
+    return self._compiled("train", make, args), *args
 
   @functools.cached_property
   def _train(self) -> Any:
@@ -187,7 +194,7 @@ class Ours:
     return {"seconds": seconds, "loss": float(metrics["loss"])}
 
   def facts(self, count: int) -> dict[str, Any]:
-    """Device and versions; XLA's FLOPs of what has run, per image."""
+    """Device and versions; FLOPs of the products that have run, per image."""
     del count
     device = jax.devices()[0]
     return {"platform": device.platform, "device": device.device_kind,
@@ -203,13 +210,10 @@ class Ours:
             worker.peak_memory()}
 
   def matmul(self, count: int) -> dict[str, Any]:
-    """GFLOP/s of an n x n matrix product, n = `count`: the best of five."""
-    a = jnp.full((count, count), 0.5, self.case["dtype"])
+    """GFLOP/s of n x n matrix products, n = `count`."""
+    a = jnp.asarray(worker.matrix(count), self.case["dtype"])
     product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    best = min(worker.timed(lambda: product(a), jax.block_until_ready, 1)[0]
-               for _ in range(5))
-    return {"gflops": 2 * count**3 / best / 1e9}
+    return worker.matmul(lambda: product(a), jax.block_until_ready, count)
 
   def score(self, count: int) -> dict[str, Any]:
     """Seconds to score the prompts on `count` images (in whole batches).
@@ -238,5 +242,4 @@ class Ours:
 
 
 if __name__ == "__main__":
-  hosts.keep_memory()
   worker.serve(Ours)

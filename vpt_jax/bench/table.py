@@ -19,8 +19,8 @@ draw dropout ({dropout}). Before, logits without dropout were compared: at most
 BUSY, SPREAD = 0.05, 1.5
 
 WORK_NOTES = """\
-GFLOPs per image: ours by XLA's count of the compiled program, torch by
-PyTorch's count of its products. Peak: these, of the most that either library
+GFLOPs of matrix products per image: ours counted in the traced program, torch
+by PyTorch's own counter. Peak: these, of the most that either library
 reached in one large product ({peaks} GFLOP/s). Memory: peak of {memory}.
 Compile: the first run, beyond a usual one (forward + train)."""
 
@@ -65,8 +65,10 @@ def text(report: Mapping[str, Any]) -> str:
 
 def group(case: Mapping[str, Any]) -> str:
   """What a line of a table shares with the others in it."""
+  attention = case.get("attention", "ours")
   return (f"{case['backbone']} at {case['image_size']} px, batch "
-          f"{case['batch']}, {case['dtype']}")
+          f"{case['batch']}, {case['dtype']}"
+          + f", attention {attention}" * (attention != "ours"))
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:

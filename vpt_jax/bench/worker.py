@@ -7,6 +7,7 @@ They speak JSON, a line each way: {"do": command, "count": n} and its result.
 
 from collections.abc import Callable, Mapping
 import json
+import math
 import os
 from pathlib import Path
 import re
@@ -17,6 +18,10 @@ import tempfile
 import time
 import traceback
 from typing import Any, Protocol
+
+import numpy as np
+
+from vpt_jax import memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,6 +113,7 @@ class Worker:
 
 def serve(make: Callable[[dict[str, Any]], Side]) -> None:
   """The process' end: makes its side and does what it is asked."""
+  memory.keep()  # both sides, as `main` does
   # What libraries write to stdout would be taken for replies.
   replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -164,3 +170,22 @@ def timed(run: Callable[[], Any], wait: Callable[[Any], Any], count: int
     out = run()
   wait(out)
   return (time.perf_counter() - start) / count, out
+
+
+def matrix(n: int) -> np.ndarray:
+  """Random [n, n] whose square has entries of its own size, float32."""
+  return np.random.default_rng(0).standard_normal(
+      (n, n), np.float32) / np.float32(n**0.5)
+
+
+def matmul(run: Callable[[], Any], wait: Callable[[Any], Any], n: int
+           ) -> dict[str, float]:
+  """{"gflops": GFLOP/s} of products of [n, n] matrices: the best of five.
+
+  Each time as many in a row as take a fifth of a second, so that starting and
+  waiting do not count.
+  """
+  timed(run, wait, 1)
+  count = math.ceil(0.2 / timed(run, wait, 1)[0])
+  best = min(timed(run, wait, count)[0] for _ in range(5))
+  return {"gflops": 2 * n**3 / best / 1e9}
