@@ -20,8 +20,7 @@ from vpt_jax import model as models
 from vpt_jax import optim, results, shard, train, tree
 from vpt_jax.data import pipeline, sources, tasks
 
-# Bytes of images that tell two data sets apart.
-LOOKED_AT = 2**29
+LOOKED_AT = 2**29  # bytes of images that tell two data sets apart
 
 
 @dataclasses.dataclass(frozen=True)
