@@ -77,22 +77,23 @@ def main() -> None:
   arch = registry.get(args.backbone).arch
   backbone = ViT((args.image_size,) * 2, gelu="exact", **arch)
   forms = {"ours": models.Model, "carried": CarriedModel}
+  timed = args.repeats > 0
   print(f"{args.backbone} at {args.image_size} px on "
         f"{jax.devices()[0].device_kind}; GFLOPs per image at batch "
-        f"{args.flops_batch}, seconds at batch {args.batch}")
+        f"{args.flops_batch}" + f", seconds at batch {args.batch}" * timed)
   print(f"{'prompts':>7} {'form':>8} {'fwd GFLOPs':>11} {'vs 0':>6} "
-        f"{'train GFLOPs':>13} {'fwd s':>7} {'train s':>8}")
+        f"{'train GFLOPs':>13}" + f" {'fwd s':>7} {'train s':>8}" * timed)
   base = None
   for tokens in args.tokens:
     counts, times = {}, {}
     for form, cls in forms.items():
       counts[form] = [gflops(program) / args.flops_batch for program in
                       programs(cls, backbone, tokens, args.flops_batch)]
-      if args.repeats:
+      if timed:
         times[form] = programs(cls, backbone, tokens, args.batch)
     base = base or counts["ours"][0]
     samples = {(form, i): [] for form in forms for i in (0, 1)}
-    for repeat in range(args.repeats + 1 if args.repeats else 0):
+    for repeat in range(args.repeats + timed):
       for form, i in samples:
         sample = seconds(times[form][i], state_first=i == 1)
         if repeat:  # the first run compiles
@@ -101,8 +102,8 @@ def main() -> None:
       forward, step = (statistics.median(samples[form, i] or [float("nan")])
                        for i in (0, 1))
       print(f"{tokens:>7} {form:>8} {counts[form][0]:>11.2f} "
-            f"{counts[form][0] / base:>6.3f} {counts[form][1]:>13.2f} "
-            f"{forward:>7.2f} {step:>8.2f}", flush=True)
+            f"{counts[form][0] / base:>6.3f} {counts[form][1]:>13.2f}"
+            + f" {forward:>7.2f} {step:>8.2f}" * timed, flush=True)
 
 
 if __name__ == "__main__":
