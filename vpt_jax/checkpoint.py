@@ -99,7 +99,7 @@ def read_adapter(path: str | os.PathLike) -> tuple[tree.Flat, dict[str, Any]]:
   return arrays, meta
 
 
-def check_backbone(path: str, trained_on: dict[str, str],
+def check_backbone(path: str | os.PathLike, trained_on: dict[str, str],
                    builds: dict[str, str]) -> None:
   """Raises ValueError unless a saved file fits the backbone of a config.
 

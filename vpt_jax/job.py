@@ -79,14 +79,14 @@ def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
   Raises:
     ValueError: it was started with another backbone file or other data.
   """
-  hosts.check_same(jax.tree.map(np.uint32, fingerprint(data)), "data")
+  found = fingerprint(data)
+  hosts.check_same(jax.tree.map(np.uint32, found), "data")
   path = workdir / "backbone.json"
   if path.exists():
-    checkpoint.check_backbone(str(workdir), json.loads(path.read_text()),
-                              backbone)
-  check_unchanged(workdir / "data.json", fingerprint(data))
+    checkpoint.check_backbone(workdir, json.loads(path.read_text()), backbone)
+  check_unchanged(workdir / "data.json", found)
   files.write_json(path, backbone)
-  files.write_json(workdir / "data.json", fingerprint(data))
+  files.write_json(workdir / "data.json", found)
   files.write_json(workdir / "config.json", configs.plain(config))
 
 

@@ -14,7 +14,6 @@ from vpt_jax.tokens import Spec, Tokens, to_batch
 Dtype = Any
 
 
-
 def activation(function: Callable[[jax.Array], jax.Array]
                ) -> Callable[[jax.Array], jax.Array]:
   """An elementwise function of which training keeps one array, its slope.
