@@ -15,6 +15,9 @@ def normed(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
 
   For the backward pass x is kept, in its own type, and two numbers of a row;
   automatic differentiation would keep three arrays of x's size in float32.
+
+  The backward pass has its rows in one axis: if scale were spread over the same
+  shape in both, XLA on CPU would spread it once and keep that.
   """
   return _normed_fwd(x, scale, bias, eps)[0]
 
@@ -30,13 +33,16 @@ def _normed_fwd(x, scale, bias, eps):
 
 def _normed_bwd(eps, kept, grad):
   x, mean, inverse, scale, bias = kept
+  shape, width = x.shape, x.shape[-1:]
+  x, grad = x.reshape(-1, *width), grad.reshape(-1, *width)
+  mean, inverse = mean.reshape(-1, 1), inverse.reshape(-1, 1)
   unit = (x.astype(jnp.float32) - mean) * inverse
   scaled = grad * scale
   inner = (scaled * unit).mean(axis=-1, keepdims=True)
   dx = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - unit * inner)
-  rows = tuple(range(x.ndim - 1))
-  return (dx.astype(x.dtype), (grad * unit).sum(rows).astype(scale.dtype),
-          grad.sum(rows).astype(bias.dtype))
+  return (dx.astype(x.dtype).reshape(shape),
+          (grad * unit).sum(0).astype(scale.dtype),
+          grad.sum(0).astype(bias.dtype))
 
 
 normed.defvjp(_normed_fwd, _normed_bwd)

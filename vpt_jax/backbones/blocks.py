@@ -18,7 +18,9 @@ def activation(function: Callable[[jax.Array], jax.Array]
                ) -> Callable[[jax.Array], jax.Array]:
   """An elementwise function of which training keeps one array, its slope.
 
-  Automatic differentiation would keep the arrays that the slope is made of.
+  Automatic differentiation would keep the arrays that the slope is made of. XLA
+  on CPU would too: it puts off sums and products until the matrix product that
+  uses them, but not a `where`, whose condition holds for all but NaN.
   """
   out = jax.custom_jvp(function)
 
@@ -26,7 +28,7 @@ def activation(function: Callable[[jax.Array], jax.Array]
   def jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     y, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
-    return y, slope * dx
+    return y, jnp.where(x == x, slope, x) * dx
 
   return out
 
@@ -134,7 +136,8 @@ def _mixed_fwd(query, key, value, bias):
 def _mixed_bwd(kept, grad):
   query, key, value, bias, weights, total, out = kept
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-  dtype, grad = value.dtype, grad / total
+  dtype, flat = value.dtype, lambda x: x.reshape(len(x), -1, x.shape[-1])
+  grad = (flat(grad) / flat(total)).reshape(grad.shape)  # flat: see `normed`
   inner = (grad * out).sum(axis=-1, keepdims=True)
   grad = grad.astype(dtype)
   d_logits = weights * (product("bhqd,bhkd->bhqk", grad, value) - inner)
