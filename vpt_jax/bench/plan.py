@@ -32,8 +32,8 @@ from vpt_jax.backbones import cost
 from vpt_jax.bench import ours, table
 
 SHARE = 0.45  # of the peak that a step reaches: assumed
-# XLA's buffers by what is kept, on CPU (`--check`, ViT-Ti, S and B): 1.42 to 1.53
-# for 8 and 16 images, 1.03 to 1.06 for 32 to 128. The larger, so that it fits.
+# XLA's buffers by what is kept, on CPU (`--check`, ViT-Ti, S and B): 1.42 to
+# 1.53 for 8 and 16 images, 1.03 to 1.06 for 32 to 128. The larger is to fit.
 BUFFERS = 1.55
 SPARE = 0.9  # of a device's memory that a program may take
 TENSOR = 4  # devices that share a copy of the backbone under `tp`
