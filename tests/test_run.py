@@ -16,6 +16,8 @@ from vpt_jax import optim
 from vpt_jax.backbones import formats, load
 from vpt_jax.data import sources
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def checkpoint_file(config, tmp_path):

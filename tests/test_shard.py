@@ -21,6 +21,8 @@ from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import pipeline, sources
 from vpt_jax.methods.vpt import VPT
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DEVICES = 8
 BATCH = 16
 IMAGES = 2 * BATCH + 3  # the last batch has fewer images than devices

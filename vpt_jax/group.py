@@ -247,17 +247,21 @@ class Group:
     return state, np.where(alive, np.stack([loss, top1, rates]), np.nan)
 
 
+def taken(job: jobs.Job, member: ConfigDict) -> int:
+  """Bytes that a run takes beside the backbone, by XLA's own count."""
+  one = Group(job, [member])
+  batch = next(one.batches(0))
+  program = one._step.lower(one.hyper, one.state, one.shared, batch).compile()
+  return program.memory_analysis().temp_size_in_bytes + sum(
+      leaf.nbytes for leaf in jax.tree.leaves(one.state))
+
+
 def most(job: jobs.Job, members: Sequence[ConfigDict]) -> int:
-  """How many of these runs fit on the device together, by XLA's own count.
+  """How many of these runs fit on the device together.
 
   Runs of a head on cached features take next to nothing.
   """
   if job.on_features or len(members) == 1:
     return len(members)
-  one = Group(job, members[:1])
-  batch = next(one.batches(0))
-  program = one._step.lower(one.hyper, one.state, one.shared, batch).compile()
-  taken = program.memory_analysis().temp_size_in_bytes + sum(
-      leaf.nbytes for leaf in jax.tree.leaves(one.state))
-  return max(1, min(len(members),
-                    int(FILL * shard.free_bytes(job.mesh) / taken)))
+  return max(1, min(len(members), int(
+      FILL * shard.free_bytes(job.mesh) / taken(job, members[0]))))
