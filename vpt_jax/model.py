@@ -15,9 +15,9 @@ import numpy as np
 
 from vpt_jax import heads, tree
 from vpt_jax.layers import HEAD_INITS, Head
-from vpt_jax.backbones import cost, formats, load
+from vpt_jax.backbones import blocks, cost, formats, load
 from vpt_jax.backbones import registry as backbones
-from vpt_jax.methods import registry as methods
+from vpt_jax.methods import base, registry as methods
 from vpt_jax.tokens import POOLS, Tokens
 
 
@@ -58,7 +58,6 @@ class Model(nn.Module):
     backbone, method = self.backbone, self.method
     spec = backbone.spec
     pool = self.pool or spec.pool
-    reads_prompts = POOLS[pool][1]
 
     image = method.image(image, train=train)
     tokens = backbone.embed(image)
@@ -77,7 +76,7 @@ class Model(nn.Module):
     if not tokens.x.shape[1]:
       raise ValueError(
           "pool='prompt' reads prompts, but this method leaves none after the "
-          "last block; use pool='cls' or 'img'" if reads_prompts else
+          "last block; use pool='cls' or 'img'" if POOLS[pool][1] else
           f"pool={pool!r} reads the class token, but this backbone has none; "
           "use pool='img'")
     prompt_bias = method.prompt_bias(spec.depth - 1)
@@ -102,10 +101,12 @@ class Model(nn.Module):
     if i == last and POOLS[pool][1] and context is not None:
       tokens, context = tokens.with_prompt(context), None
     self.sow("intermediates", f"block_in_{i}", (tokens, context))
+    silent = type(method).inside is base.Method.inside
+    edit = blocks.no_edit if silent else functools.partial(method.inside, i)
     tokens_out = backbone.block(
         i, tokens, context=context, temperature=method.temperature(i),
-        pool=pool if i == last else None, prompt_bias=method.prompt_bias(i),
-        edit=lambda layer, x, out: method.inside(i, layer, x, out))
+        pool=pool if i == last else None, edit=edit,
+        prompt_bias=method.prompt_bias(i))
     return method.after(i, tokens, tokens_out, train=train)
 
   def classify(self, feature: jax.Array, *, train: bool = False) -> jax.Array:
@@ -176,10 +177,9 @@ def init(model: Model, rng: jax.Array,
 
 def collections(model: Model, rng: jax.Array) -> dict[str, Any]:
   """What is not trained and yet changes: batch statistics, or {}."""
-  values = jax.jit(lambda rng: {
+  return jax.jit(lambda rng: {
       name: value for name, value in _variables(model, rng).items()
-      if name not in ("params", "intermediates")})
-  return values(rng)
+      if name not in ("params", "intermediates")})(rng)
 
 
 # Traced once for all that asks (shapes, then values), as models are hashable.

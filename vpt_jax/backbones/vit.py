@@ -7,6 +7,7 @@ MAE, MoCo v3, DINO and DeiT are the same network; CLIP's visual tower has one
 more norm (`pre_norm`), no bias in the patch embedding, and a projection.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -18,6 +19,11 @@ from vpt_jax.backbones.blocks import (GELUS, Block, Dtype, Edit, check_size,
                                       no_edit)
 from vpt_jax.layers import LayerNorm
 from vpt_jax.tokens import Spec, Tokens
+
+
+# JAX traces, differentiates and lowers it once for all blocks that are called
+# alike: a third of the time of a start, else. Static: pool and edit.
+_TracedOnce = nn.jit(Block, static_argnums=(4, 6))
 
 
 class Encoder(nn.Module):
@@ -33,15 +39,22 @@ class Encoder(nn.Module):
 
   def setup(self):
     for i in range(self.depth):
-      setattr(self, f"encoderblock_{i}", Block(
+      setattr(self, f"encoderblock_{i}", _TracedOnce(
           self.num_heads, self.mlp_dim, self.gelu, self.eps, self.dtype,
           self.attention))
     self.encoder_norm = LayerNorm(self.eps)
 
-  def block(self, i: int, *args, edit: Edit = no_edit,
+  def block(self, i: int, tokens: Tokens, context: jax.Array | None,
+            temperature: jax.Array | float, pool: str | None,
+            bias: jax.Array | None = None, edit: Edit = no_edit,
             prompt_bias: jax.Array | None = None) -> Tokens:
-    return getattr(self, f"encoderblock_{i}")(
-        *args, edit=edit, prompt_bias=prompt_bias)
+    """See `Block`."""
+    block = getattr(self, f"encoderblock_{i}")
+    # `nn.jit` knows nothing of the parameters that an edit reads, and would
+    # draw other initial values.
+    if self.is_initializing() or edit is not no_edit:
+      block = functools.partial(Block.__call__, block)
+    return block(tokens, context, temperature, pool, bias, edit, prompt_bias)
 
   def norm(self, x: jax.Array) -> jax.Array:
     return self.encoder_norm(x)
@@ -176,8 +189,8 @@ class ViT(nn.Module):
       prompt_bias: [P + P'], added to the attention logits of the carried
         prompts and those of the context.
     """
-    return self.Transformer.block(i, tokens, context, temperature, pool,
-                                  edit=edit, prompt_bias=prompt_bias)
+    return self.Transformer.block(i, tokens, context, temperature, pool, None,
+                                  edit, prompt_bias)
 
   def norm(self, x: jax.Array) -> jax.Array:
     """The final norm, of tokens [B, T, D] or pooled features [B, D]."""
