@@ -11,6 +11,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(
     tempfile.gettempdir(), f"vpt_jax_tests_{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+# Models here are tiny: nearly all the time is compilation, which takes a third
+# so. Processes that tests start get it too, or `as_users_compile`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false "
+                      "--xla_cpu_parallel_codegen_split_count=1")
 
 import flax.linen as nn  # pylint: disable=wrong-import-position
 import jax  # pylint: disable=wrong-import-position
@@ -34,13 +39,10 @@ registry.BACKBONES["clip_test"] = registry.Entry(dict(
     projection=lambda: nn.Dense(8, use_bias=False))
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-  """For modules of tiny models: nearly all their time is XLA's compilation."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+def as_users_compile():
+  """The environment of a process, without the tests' own options of XLA."""
+  return {name: value for name, value in os.environ.items()
+          if name not in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")}
 
 
 @pytest.fixture

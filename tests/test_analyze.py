@@ -36,7 +36,6 @@ IMAGES = RNG.normal(size=(3, 8, 8, 3)).astype(np.float32)
 P, K, T = 3, 4, 5  # prompts, classes, tokens: 1 + 2 x 2
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", autouse=True)

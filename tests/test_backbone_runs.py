@@ -12,7 +12,6 @@ from vpt_jax import tree
 from vpt_jax.backbones import load
 from vpt_jax.data import sources
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize("backbone,method", [

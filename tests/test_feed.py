@@ -179,7 +179,7 @@ def test_two_processes_share_each_batch(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
+  env = {**os.environ, "JAX_PLATFORMS": "cpu",
          "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
   workers = [subprocess.Popen(
       [sys.executable, "-c", WORKER, str(rank), str(port),

@@ -26,9 +26,8 @@ TIMEOUT = 240
 def start(workdir, what, devices=1, spec=""):
   """A process of `devices` virtual CPUs."""
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # a third of the time
          "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "XLA_FLAGS":
-         f"--xla_force_host_platform_device_count={devices}"}
+         f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
   return subprocess.Popen(
       [sys.executable, "-m", "tests.several", str(workdir), what,
        *([spec] if spec else [])], env=env, cwd=ROOT, text=True,
@@ -293,7 +292,8 @@ def test_compiled_programs_are_kept(own, tmp_path):
 
 
 def test_collectives_move_the_trainable_tree_only():
-  env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+  env = {**conftest.as_users_compile(), "JAX_PLATFORMS": "cpu",
+         "PYTHONPATH": str(ROOT),
          "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
   out = subprocess.run([sys.executable, "-c", BYTES], env=env, text=True,
                        capture_output=True, timeout=TIMEOUT, check=True).stdout

@@ -83,26 +83,6 @@ PIXELS = RNG.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 LABELS = np.array([0, 2, 1, 2], np.int32)
 
 
-# These models are tiny: nearly all the time here is XLA's compilation.
-QUICK = {"xla_cpu_use_fusion_emitters": False}
-try:
-  jax.jit(abs, compiler_options=QUICK)(1.0)
-except jax.errors.JaxRuntimeError:  # a version without this option
-  QUICK = None
-jit = functools.partial(jax.jit, compiler_options=QUICK)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The library's own too."""
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "jit", jit)
-    yield
-  jax.config.update("jax_disable_most_optimizations", before)
-
-
 def make(method, backbone=VIT):
   """(model, variables): random, so that each path carries signal."""
   model = Model(backbone, method, 3)
@@ -136,7 +116,7 @@ def changed(variables, path, edit):
   return {**variables, "params": {"method": {}, **tree.unflatten(flat)}}
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def gradients(model, variables, trainable, images):
   """(logits, gradients of a loss) with flat trainable parameters."""
 
@@ -151,7 +131,7 @@ def gradients(model, variables, trainable, images):
   return logits, grads
 
 
-@functools.partial(jit, static_argnums=0, static_argnames="train")
+@functools.partial(jax.jit, static_argnums=0, static_argnames="train")
 def shown(model, variables, images, train=False):
   """(logits, intermediates)."""
   logits, found = model.apply(variables, images, train=train, rngs={
@@ -294,7 +274,7 @@ def test_hard_gates_are_0_or_1():
       out[:, None, None], opened, closed))
   assert 0.5 < out.mean() < 0.95  # sigmoid(1) is 0.73
 
-  @jit
+  @jax.jit
   def grad(params):
     return jax.grad(lambda params: model.apply(
         {"params": params}, images_of(model), train=True,

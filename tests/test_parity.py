@@ -23,23 +23,6 @@ SHARED = [path for path in sorted(
 UNSUPPORTED = r"base_side"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """These models are tiny: nearly all the time here is XLA's compilation."""
-  known = {"xla_cpu_use_fusion_emitters": False}
-  try:
-    jax.jit(abs, compiler_options=known)(1.0)
-  except jax.errors.JaxRuntimeError:  # a version without this option
-    known = None
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", True)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(running, "run", jax.jit(
-        running.run.__wrapped__, static_argnums=2, compiler_options=known))
-    yield
-  jax.config.update("jax_disable_most_optimizations", before)
-
-
 def check(path):
   report = parity.compare(path)
   assert report.rows
@@ -58,6 +41,18 @@ def test_collection(path):
       parity.compare(path)
   else:
     check(path)
+
+
+@pytest.mark.parametrize("name", [
+    "gated_mae_clamp_both", "traj_vapt_sgd", "vpt_vit_deep"])
+def test_as_users_compile(name, monkeypatch):
+  """With all of XLA's optimisations, of which tests have few."""
+  options = {"xla_backend_optimization_level": 3,
+             "xla_llvm_disable_expensive_passes": False,
+             "xla_cpu_use_fusion_emitters": True}
+  monkeypatch.setattr(running, "run", jax.jit(
+      running.run.__wrapped__, static_argnums=2, compiler_options=options))
+  check(GOLDEN / f"{name}.npz")
 
 
 def edited(tmp_path, name, edit):

@@ -28,7 +28,6 @@ TEXTS = np.random.default_rng(0).normal(size=(10, 8))
 RNG = jax.random.key(0)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def tiny_config(backbone="vit_test", **options):

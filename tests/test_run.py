@@ -16,7 +16,6 @@ from vpt_jax import optim
 from vpt_jax.backbones import formats, load
 from vpt_jax.data import sources
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ CASES = {
     "swin shared": (SWIN, dict(shared=True), 2),
 }
 P, K = 3, 4
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def build(case, n=12):

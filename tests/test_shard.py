@@ -21,7 +21,6 @@ from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import pipeline, sources
 from vpt_jax.methods.vpt import VPT
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 DEVICES = 8
 BATCH = 16
@@ -115,7 +114,7 @@ def result(tmp_path_factory):
       [sys.executable, "-m", "tests.test_shard", str(folder)], check=True,
       cwd=Path(__file__).resolve().parents[1], env={
           **os.environ, "JAX_PLATFORMS": "cpu",
-          "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS":
+          "XLA_FLAGS":
           f"{flags} --xla_force_host_platform_device_count={DEVICES}"})
   facts = json.loads((folder / "facts.json").read_text())
   assert facts["devices"] == DEVICES

@@ -5,7 +5,6 @@ the last ones train and are killed in processes of their own.
 """
 
 import contextlib
-import json
 import multiprocessing
 from pathlib import Path
 import random
