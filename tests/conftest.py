@@ -18,7 +18,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false "
                       "--xla_cpu_parallel_codegen_split_count=1")
 
 import flax.linen as nn  # pylint: disable=wrong-import-position
-import jax  # pylint: disable=wrong-import-position
 
 from configs import common  # pylint: disable=wrong-import-position
 from vpt_jax import checkpoint, logs  # pylint: disable=wrong-import-position
