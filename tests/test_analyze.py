@@ -36,8 +36,6 @@ IMAGES = RNG.normal(size=(3, 8, 8, 3)).astype(np.float32)
 P, K, T = 3, 4, 5  # prompts, classes, tokens: 1 + 2 x 2
 
 
-
-
 @pytest.fixture(scope="module", autouse=True)
 def read_once():
   """Half of the time of most commands is to make the same models again."""

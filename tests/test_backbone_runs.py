@@ -13,7 +13,6 @@ from vpt_jax.backbones import load
 from vpt_jax.data import sources
 
 
-
 @pytest.mark.parametrize("backbone,method", [
     ("swin_test", "vpt"), ("swin_test", "vapt"), ("mae_test", "vpt"),
     ("clip_test", "linear"), ("clip_test", "vapt")])

@@ -45,8 +45,6 @@ def strips(n, seed):
 DATA = jobs.Data(split(TRAIN, 0), split(TEST, 1))
 
 
-
-
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
   """A file with random weights."""

@@ -27,7 +27,8 @@ def start(workdir, what, devices=1, spec=""):
   """A process of `devices` virtual CPUs."""
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
          "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "XLA_FLAGS":
-         f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
+         f"{os.environ['XLA_FLAGS']} "
+         f"--xla_force_host_platform_device_count={devices}"}
   return subprocess.Popen(
       [sys.executable, "-m", "tests.several", str(workdir), what,
        *([spec] if spec else [])], env=env, cwd=ROOT, text=True,

@@ -15,7 +15,6 @@ from vpt_jax.methods.vpt import VPT
 from vpt_jax.model import Model
 from vpt_jax.tokens import Tokens
 
-
 VIT = ViT((16, 24), 4, 32, 3, 2, 64, gelu="exact")
 IMAGES = np.random.default_rng(0).normal(size=(3, 16, 24, 3)).astype(np.float32)
 

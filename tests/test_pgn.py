@@ -28,8 +28,6 @@ TEXTS = np.random.default_rng(0).normal(size=(10, 8))
 RNG = jax.random.key(0)
 
 
-
-
 def tiny_config(backbone="vit_test", **options):
   """PGN on digits as 2 x 2 patches: seconds on one core."""
   config = common.embedded(common.get_config())

@@ -17,7 +17,6 @@ from vpt_jax.backbones import formats, load
 from vpt_jax.data import sources
 
 
-
 @pytest.fixture
 def checkpoint_file(config, tmp_path):
   """A backbone file with random weights."""

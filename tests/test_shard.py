@@ -21,7 +21,6 @@ from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import pipeline, sources
 from vpt_jax.methods.vpt import VPT
 
-
 DEVICES = 8
 BATCH = 16
 IMAGES = 2 * BATCH + 3  # the last batch has fewer images than devices
@@ -113,8 +112,7 @@ def result(tmp_path_factory):
   subprocess.run(
       [sys.executable, "-m", "tests.test_shard", str(folder)], check=True,
       cwd=Path(__file__).resolve().parents[1], env={
-          **os.environ, "JAX_PLATFORMS": "cpu",
-          "XLA_FLAGS":
+          **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS":
           f"{flags} --xla_force_host_platform_device_count={DEVICES}"})
   facts = json.loads((folder / "facts.json").read_text())
   assert facts["devices"] == DEVICES

@@ -19,7 +19,6 @@ from vpt_jax.methods.vpt import VPT
 from vpt_jax.model import Model
 from vpt_jax.tokens import Tokens
 
-
 # Patches on 8 x 16, then 4 x 8; the second stage has a single row of windows.
 SWIN = Swin((16, 32), 16, (2, 1), (2, 4), window=4, patch_size=2,
             mlp_ratio=2.0)
