@@ -47,9 +47,10 @@ def main(names: list[str]) -> int:
   test_hosts.TIMEOUT = 3600  # of all methods, one after the other
   with tempfile.TemporaryDirectory() as folder:
     one, eight, two = (Path(folder) / run for run in ("one", "eight", "two"))
-    test_hosts.ended([test_hosts.start(one, what)])
-    test_hosts.ended([test_hosts.start(eight, what, 8)])
-    test_hosts.ended(test_hosts.together(two, what, 2, 4))
+    env = conftest.as_users_compile()
+    test_hosts.ended([test_hosts.start(one, what, env=env)])
+    test_hosts.ended([test_hosts.start(eight, what, 8, env=env)])
+    test_hosts.ended(test_hosts.together(two, what, 2, 4, env))
     for name in names:
       at = name if len(names) > 1 else ""  # see several.py
       found = [apart(run / at, one / at) for run in (eight, two)]

@@ -1,5 +1,6 @@
 """The benchmark: both sides compute the same, and reports say what was found."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -354,8 +355,8 @@ def report(sides, **more):
          "sides": sides}
   return {"host": {"cores": 2, "cpu": "X", "load": 0.0}, "device": "cpu",
           "date": "2026-01-01", "versions": {"jax": "1"}, "rows": [row],
-          "arguments": {"repeats": 3, "dropout": 0.1}, "start_up": [],
-          "scoring": [], **more}
+          "arguments": {"repeats": 3, "dropout": 0.1}, "failed": [],
+          "start_up": [], "scoring": [], **more}
 
 
 def cells(text, method="vpt_deep"):
@@ -458,6 +459,40 @@ def test_the_command(tmp_path, torch_side):
   assert text in done.stdout and "not available" not in text
   assert cells(text)[0][3].endswith(" sdpa")
   assert (tmp_path / "out/bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
+  pytest.importorskip("matplotlib")
+  find = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: (
+      name in ("torch", "timm") or find(name, *rest)))
+
+  def row(case, *_):
+    if case["prompts"] in fails:
+      raise worker.Failed("ours ended with status -9")
+    return {"case": dict(case), "platform": "cpu",
+            "sides": {"ours": side([0.02], [0.06])}}
+
+  monkeypatch.setattr(measure, "row", row)
+  args = ["--backbones", "vit_mini4", "--methods", "vpt_deep", "--prompts",
+          "10,20", "--out", str(tmp_path)]
+  fails = [10]
+  assert command.main(args) == 1
+  out, err = capsys.readouterr()
+  assert "1/2 vit_mini4" in err and "status -9" in err
+  text = (tmp_path / "bench.md").read_text()
+  assert text in out and [line[1] for line in cells(text)][:2] == ["20"] * 2
+  assert ("vpt_deep with 10 prompts: ours ended with status -9"
+          in text.split("## Not measured")[1])
+  assert (tmp_path / "bench.png").exists()
+  found = json.loads((tmp_path / "bench.json").read_text())
+  assert [line["case"]["prompts"] for line in found["failed"]] == [10]
+  fails = [10, 20]
+  assert command.main(args) == 1
+  assert "nothing could be measured: ours ended" in capsys.readouterr().err
+  fails = []
+  assert command.main(args) == 0
+  assert "Not measured" not in capsys.readouterr().out
 
 
 def test_a_wrong_backbone_is_said(tmp_path):

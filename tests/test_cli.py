@@ -1,5 +1,7 @@
 """The command line: what it says first, and when something is wrong."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from vpt_jax import main
@@ -66,6 +68,15 @@ def test_a_missing_task_says_where_it_was_looked_for(capsys, tmp_path):
   assert f"pack: {tmp_path}/vtab-1k/eurosat\n" in err
   assert f"tfds: {tmp_path}/eurosat/rgb\n" in err
   assert "config.data.dir" in err and "download_and_prepare" in err
+
+
+def test_out_of_memory_is_said(capsys):
+  """As XLA says it, not as a lost process."""
+  big = jax.jit(lambda: jnp.zeros(2**50, jnp.float32))
+  assert main.told(lambda: int(big()[0])) == 1
+  err = capsys.readouterr().err
+  assert "error: out of memory" in err and "config.batch_size" in err
+  assert "RESOURCE_EXHAUSTED" in err and "lost another" not in err
 
 
 def test_help(capsys):

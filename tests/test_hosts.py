@@ -23,25 +23,25 @@ ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240
 
 
-def start(workdir, what, devices=1, spec=""):
+def start(workdir, what, devices=1, spec="", env=os.environ, cwd=ROOT):
   """A process of `devices` virtual CPUs."""
-  env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+  env = {**env, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
          "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "XLA_FLAGS":
-         f"{os.environ['XLA_FLAGS']} "
+         f"{env.get('XLA_FLAGS', '')} "
          f"--xla_force_host_platform_device_count={devices}"}
   return subprocess.Popen(
       [sys.executable, "-m", "tests.several", str(workdir), what,
-       *([spec] if spec else [])], env=env, cwd=ROOT, text=True,
+       *([spec] if spec else [])], env=env, cwd=cwd, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def together(workdir, what, processes, devices):
+def together(workdir, what, processes, devices, env=os.environ):
   """Processes that make one run."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  return [start(workdir, what, devices, f"localhost:{port},{processes},{i}")
-          for i in range(processes)]
+  return [start(workdir, what, devices, f"localhost:{port},{processes},{i}",
+                env) for i in range(processes)]
 
 
 def ended(processes, status=0):
@@ -101,14 +101,39 @@ def test_large_data_and_backbones_over_processes(processes, what, tmp_path):
   close(tmp_path / "several", tmp_path / "one")
 
 
-def test_processes_with_other_data_are_told(tmp_path):
+@pytest.mark.parametrize("differ", ["config", "data"])
+def test_processes_that_are_not_alike_are_told(differ, tmp_path):
+  """Before anything waits for a batch that the other one does not have:
+  features of a linear probe."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     spec = f"localhost:{free.getsockname()[1]},2,"
-  both = [start(tmp_path / "run", f"vpt,data.train_split={part}", 1,
-                f"{spec}{i}") for i, part in enumerate(["train", "trainval"])]
+  both = []
+  for i, part in enumerate(["train", "trainval"]):
+    what, home = f"linear,data.train_split={part}", ROOT
+    if differ == "data":  # under the same name
+      what, home = "linear,task=,data.source=npz:mine.npz", tmp_path / part
+      home.mkdir()
+      labels = np.arange(400 + 100 * i) % 5
+      np.savez(home / "mine.npz", labels=labels, images=np.zeros(
+          (len(labels), 8, 8, 3), np.uint8))
+    both.append(start(tmp_path / "run", what, 1, f"{spec}{i}", cwd=home))
   for _, err in ended(both, 1):
-    assert "the processes do not have the same data" in err
+    assert f"the processes do not have the same {differ}" in err
+
+
+def test_a_sweep_takes_one_process(tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    spec = f"localhost:{free.getsockname()[1]},2,"
+  both = [subprocess.Popen(
+      [sys.executable, "-m", "vpt_jax.main",
+       f"--config={ROOT}/configs/sweep_mini.py", f"--workdir={tmp_path}/run",
+       f"--distributed={spec}{i}"], text=True, cwd=ROOT,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)]
+  for _, err in ended(both, 1):
+    assert "a sweep takes one process, of any number of devices" in err
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "tp,shard.model=2"])
@@ -171,16 +196,21 @@ def test_sigterm_to_several_processes(tmp_path):
   assert [*(tmp_path / "stopped/checkpoints").iterdir()]
 
 
-def test_a_process_that_is_lost_ends_the_others(tmp_path):
-  both = together(tmp_path / "lost", LONG, 2, 1)
-  begun(tmp_path / "lost", both[0])
-  both[1].kill()
+# The first one is whom the others report to, and the one that writes.
+@pytest.mark.parametrize("processes,lost", [(2, 1), (4, 0)])
+def test_a_process_that_is_lost_ends_the_others(processes, lost, tmp_path):
+  others = together(tmp_path / "lost", LONG, processes, 1)
+  begun(tmp_path / "lost", others[0])
+  killed = others.pop(lost)
+  killed.kill()
   start_of_end = time.monotonic()
-  _, err = both[0].communicate(timeout=TIMEOUT)
-  assert both[0].returncode not in (0, None)
+  for process in others:
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode not in (0, None)
+    assert "has lost another one" in err or "heartbeat" in err.lower() or (
+        "coordination service" in err.lower()), err
   assert time.monotonic() - start_of_end < 3 * hosts.LOST
-  assert "has lost another one" in err or "heartbeat" in err.lower(), err
-  both[1].communicate()
+  killed.communicate()
   ended([start(tmp_path / "lost", LONG)])  # and it goes on
 
 

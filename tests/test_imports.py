@@ -61,8 +61,9 @@ RULES = (
     (r"vpt_jax\.(optim|shard)", r"vpt_jax\.tree"),
     (r"vpt_jax\.(train|evaluate|scores)", rf"{BASE}|vpt_jax\.model"),
     (r"vpt_jax\.job", rf"{BASE}|vpt_jax\.(model|train|evaluate|config)"),
+    (r"vpt_jax\.searches", r"nothing"),
     (r"vpt_jax\.(group|sweep)",
-     rf"{BASE}|vpt_jax\.(model|train|evaluate|config|job|group)"),
+     rf"{BASE}|vpt_jax\.(model|train|evaluate|config|job|group|searches)"),
     (r"vpt_jax\.condense", rf"{BASE}|vpt_jax\.(model|scores|config)"),
     # A backbone with the pixels of another method's prompts.
     (r"vpt_jax\.inversion",

@@ -1,6 +1,8 @@
 """Whole runs: outputs, adapters, refusals, divergence, exact batches."""
 
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 
 import vpt_jax
 from tests.conftest import trained
-from vpt_jax import main, train, tree
+from vpt_jax import hosts, logs, main, train, tree
 from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax import optim
@@ -192,6 +194,29 @@ def batch_of(n, padding=0):
   fill = lambda x: np.concatenate([x, np.repeat(x[:1], padding, 0)])
   return {"image": fill(image), "label": fill(label),
           "mask": np.array([1] * n + [0] * padding, np.float32)}
+
+
+def test_preempted_in_the_last_epoch(config, tmp_path, monkeypatch):
+  """What comes after it may take longer than there is time."""
+  config.epochs, config.optim.warmup_epochs = 2, 0
+  main.run(config, tmp_path / "whole")
+  end = logs.Progress.epoch
+
+  def preempt(self, epoch, values):
+    end(self, epoch, values)
+    if epoch == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(logs.Progress, "epoch", preempt)
+    with pytest.raises(hosts.Preempted):
+      main.run(config, tmp_path / "run")
+  assert not (tmp_path / "run/adapter.npz").exists()
+  main.run(config, tmp_path / "run")
+  (adapter, metrics), (want, wanted) = (trained(tmp_path / name)
+                                        for name in ("run", "whole"))
+  assert metrics == wanted and len(metrics) == 2
+  jax.tree.map(np.testing.assert_array_equal, adapter, want)
 
 
 def test_padding_does_not_count(config):

@@ -97,6 +97,11 @@ def main(folder):
   feed = pipeline.Feed(split, BATCH, shard.make_mesh(BATCH), 0)
   streamed = next(feed.batches(np.arange(IMAGES)))
   facts["streamed"] = {name: counted(streamed[name]) for name in streamed}
+  facts["parts"] = {
+      strategy: {path: leaf.addressable_shards[0].data.shape for path, leaf in
+                 shard.place(frozen, shard.make_mesh(BATCH, model),
+                             strategy).items()}
+      for strategy, model in (("dp", 1), ("fsdp", 1), ("tp", 2))}
   np.savez(folder / "eight.npz", **arrays)
 
   np.savez(folder / "one.npz",
@@ -139,6 +144,22 @@ def test_every_device_gets_its_rows_of_the_batch(result, feed, name):
 @pytest.mark.parametrize("what", ["state", "frozen"])
 def test_all_else_is_copied_and_stays_equal(result, what):
   assert result[0][what] is True
+
+
+def test_what_a_device_holds_of_the_frozen_parameters(result):
+  parts, block = result[0]["parts"], "backbone/Transformer/encoderblock_1/"
+  attention = block + "MultiHeadDotProductAttention_0/"
+  for path, whole, fsdp, tp in (
+      (attention + "query/kernel", [16, 2, 8], [2, 2, 8], [16, 1, 8]),
+      (attention + "value/bias", [2, 8], [2, 1], [1, 8]),
+      (attention + "out/kernel", [2, 8, 16], [2, 8, 2], [1, 8, 16]),
+      (block + "MlpBlock_0/Dense_0/kernel", [16, 32], [16, 4], [16, 16]),
+      (block + "MlpBlock_0/Dense_0/bias", [32], [4], [16]),
+      (block + "MlpBlock_0/Dense_1/kernel", [32, 16], [4, 16], [16, 16]),
+      (block + "MlpBlock_0/Dense_1/bias", [16], [2], [16]),
+      (block + "LayerNorm_0/scale", [16], [2], [16])):
+    assert [parts[strategy][path] for strategy in ("dp", "fsdp", "tp")] == [
+        whole, fsdp, tp], path
 
 
 def test_training_is_the_same_as_on_one_device(result):

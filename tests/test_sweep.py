@@ -5,6 +5,8 @@ the last ones train and are killed in processes of their own.
 """
 
 import contextlib
+import errno
+import fcntl
 import multiprocessing
 from pathlib import Path
 import random
@@ -22,7 +24,7 @@ import vpt_jax
 from configs import common, sweep_mini, sweep_vtab
 from vpt_jax import checkpoint, config as configs, files, group
 from vpt_jax import job as jobs
-from vpt_jax import main, model as models, results, sweep, tree
+from vpt_jax import main, model as models, results, searches, sweep, tree
 from vpt_jax.backbones import load
 from vpt_jax.data import tasks
 # The first for its backbones, in processes of their own too.
@@ -49,23 +51,23 @@ def without_times(records):
 
 
 def test_cells_with_the_last_axis_fastest():
-  assert sweep.cells(GRID) == CELLS
-  assert sweep.cells(()) == [{}]
+  assert searches.cells(GRID) == CELLS
+  assert searches.cells(()) == [{}]
 
 
 def test_best():
   tried = [{"optim.lr": lr} for lr in (5.0, 1.0, 0.1, 2.0)]
-  assert sweep.best(tried, [70.0, 90.0, 80.0, 10.0]) == [1, 2, 0, 3]
-  assert sweep.best(tried, [90.0, 90.0, 80.0, 90.0]) == [1, 3, 0, 2]
-  assert sweep.best(tried, [None, 0.0, None, 50.0]) == [3, 1]
+  assert searches.best(tried, [70.0, 90.0, 80.0, 10.0]) == [1, 2, 0, 3]
+  assert searches.best(tried, [90.0, 90.0, 80.0, 90.0]) == [1, 3, 0, 2]
+  assert searches.best(tried, [None, 0.0, None, 50.0]) == [3, 1]
   # Without rates, or with the same: the first.
-  assert sweep.best([{"seed": 2}, {"seed": 1}], [5.0, 5.0]) == [0, 1]
+  assert searches.best([{"seed": 2}, {"seed": 1}], [5.0, 5.0]) == [0, 1]
 
 
 def test_all_diverged_is_an_error_that_says_what_to_do():
-  with pytest.raises(sweep.AllDiverged, match="all 4 runs .* smaller values "
+  with pytest.raises(searches.AllDiverged, match="all 4 runs .* smaller values "
                      "of optim.lr into config.sweep.grid"):
-    sweep.best(CELLS, [None] * 4)
+    searches.best(CELLS, [None] * 4)
 
 
 class Asked:
@@ -95,14 +97,14 @@ def cell(lr, decay, **more):
 
 def test_grid_asks_for_all_at_once():
   ask = Asked(of_table((1, 2), (3, 9), (9, 4)))
-  assert sweep.grid(AXES, ask, ConfigDict()) == cell(0.1, 0.1)
-  assert ask.batches == [sweep.cells(AXES)]
+  assert searches.grid(AXES, ask, ConfigDict()) == cell(0.1, 0.1)
+  assert ask.batches == [searches.cells(AXES)]
 
 
 def test_coordinate_tries_the_decay_first():
   # The best of all, (0.1, 0.1), is not where it looks.
   ask = Asked(of_table((1, 2), (3, 4), (9, 3)))
-  assert sweep.coordinate(AXES, ask, ConfigDict()) == cell(1.0, 0.01)
+  assert searches.coordinate(AXES, ask, ConfigDict()) == cell(1.0, 0.01)
   assert ask.batches == [[cell(5.0, 0.1), cell(5.0, 0.01)],
                          [cell(5.0, 0.01), cell(1.0, 0.01), cell(0.1, 0.01)]]
 
@@ -113,7 +115,7 @@ def test_halving():
   ranks = {12: lambda lr: lr, 34: lambda lr: -lr, 0: lambda lr: lr}
   ask = Asked(lambda one: ranks[one.get("epochs", 0)](one["optim.lr"]))
   base = ConfigDict({"epochs": 100, "optim": {"warmup_epochs": 10}})
-  assert sweep.halving(axes, ask, base) == {"optim.lr": 10}
+  assert searches.halving(axes, ask, base) == {"optim.lr": 10}
   of = lambda rates, **length: [{"optim.lr": lr, **length} for lr in rates]
   assert ask.batches == [
       of(range(1, 13), **{"epochs": 12, "optim.warmup_epochs": 2}),
@@ -124,7 +126,8 @@ def test_halving():
 def test_halving_of_few_runs_without_warm_up():
   ask = Asked(lambda one: None if one["optim.lr"] == 3 else one["optim.lr"])
   base = ConfigDict({"epochs": 1, "optim": {"warmup_epochs": 0}})
-  assert sweep.halving((("optim.lr", (1, 2, 3)),), ask, base) == {"optim.lr": 2}
+  assert searches.halving((("optim.lr", (1, 2, 3)),), ask, base) == {
+      "optim.lr": 2}
   assert [len(batch) for batch in ask.batches] == [3, 1, 1]
   assert ask.batches[0][0] == {"optim.lr": 1, "epochs": 1,
                                "optim.warmup_epochs": 0}
@@ -346,6 +349,33 @@ def test_what_fits_is_found_once(tiny, tmp_path, made_up, monkeypatch):
   assert [len(one) for one in made_up.groups] == [2, 2, 2, 1, 1]
 
 
+def test_runs_that_do_not_fit_after_all(tiny, tmp_path, made_up, monkeypatch):
+  """Half as many, also when the same command is given again."""
+  run = group.run
+
+  def full(job, members, *rest):
+    if len(members) > made_up.memory:
+      made_up.failed.append(len(members))
+      raise jax.errors.JaxRuntimeError(
+          "RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes.")
+    return run(job, members, *rest)
+
+  monkeypatch.setattr(group, "run", full)
+  made_up.memory, made_up.failed = 1, []
+  config = config_of(tiny, "--config.sweep.tasks=('dark',)")
+  records = sweep.run(config, tmp_path)
+  assert len(records) == 6 and leftovers(tmp_path) == []
+  assert made_up.failed == [4, 2, 2]  # of the search, and of the seeds
+  assert [len(one) for one in made_up.groups] == [1] * 6
+  made_up.memory = 0
+  with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+    sweep.run(config, tmp_path / "one")
+  # A number that was asked for is not changed.
+  made_up.memory, config.sweep.group = 1, 2
+  with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+    sweep.run(config, tmp_path / "asked")
+
+
 def test_a_note_of_what_fits_is_not_changed_by_another_process(
     tiny, tmp_path, made_up, monkeypatch):
   """Both looked for it before either wrote it: the first one's holds, for it
@@ -357,7 +387,8 @@ def test_a_note_of_what_fits_is_not_changed_by_another_process(
     if made_up.fits:
       made_up.fits, other = 0, sweep.Sweep(config, tmp_path)
       wanted = sweep.members(config, "dark", "search", CELLS)
-      made_up.first = other._size(group.key(wanted[0]), wanted)
+      note = tmp_path / "groups" / f"{group.key(wanted[0])}-4.json"
+      made_up.first = other._size(note, wanted)
       return 4
     del job, members
     return 1
@@ -481,12 +512,26 @@ def test_what_another_process_holds_is_waited_for(
 def test_shards_make_the_whole(tiny, tmp_path, made_up):
   config = config_of(tiny)
   want = without_times(sweep.run(config, tmp_path / "whole"))
-  parts = [sweep.run(config, tmp_path / str(i), (i, 2)) for i in (1, 2)]
+  parts = [sweep.run(config, tmp_path / "parts", (i, 2)) for i in (1, 2)]
   assert [{record["task"] for record in part} for part in parts] == [
       {"bright"}, {"dark"}]
   assert without_times(sum(parts, [])) == want
-  found = results.find([tmp_path / "1", tmp_path / "2"])
-  assert without_times(found) == want
+  assert without_times(results.find([tmp_path / "parts"])) == want
+  # They write nothing in common.
+  assert {path.name for path in (tmp_path / "parts").iterdir()} == {
+      "shard-1-of-2", "shard-2-of-2"}
+
+
+def test_on_a_disk_without_locks(tiny, tmp_path, made_up, monkeypatch, caplog):
+  def flock(file, how):
+    del file, how
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  config = config_of(tiny, "--config.sweep.tasks=('dark',)")
+  with caplog.at_level("WARNING", "vpt_jax"):
+    assert len(sweep.run(config, tmp_path)) == 6
+  assert f"no file locks in {tmp_path}" in caplog.text
 
 
 @pytest.mark.parametrize("shard,message", [
@@ -511,6 +556,7 @@ def test_wrong_shards(tiny, tmp_path, capsys, shard, message):
     ("--config.sweep.seeds=()", "expected one seed or more"),
     ("--config.sweep.group=-1", "group=-1; expected"),
     ("--config.condense.shares=(0.5,)", "does not condense"),
+    ("--config.compute.attention=cudnn", "can't train runs together"),
     ("--config.sweep.tasks=('eurosatt',)", "unknown task 'eurosatt'"),
     ("--config.optim.warmup_epochs=9", "warmup_epochs=9")])
 def test_what_cannot_be_swept_is_refused_before_anything_runs(
@@ -605,7 +651,7 @@ def test_every_cell_of_every_task_resolves(name):
   sweep.check(config)
   assert tuple(len(set(values)) for _, values in config.sweep.grid) == (
       SIZES[name])
-  cells = sweep.cells(config.sweep.grid)
+  cells = searches.cells(config.sweep.grid)
   assert len(config.sweep.tasks) == (12 if name == "pgn" else 19)
   assert config.name == name and config.mode == "sweep"
   for task in config.sweep.tasks:
@@ -625,7 +671,8 @@ def test_every_cell_of_every_task_resolves(name):
 
 def test_every_cell_of_vapt_is_in_one_group():
   config = sweep_vtab.get_config("vapt")
-  one = sweep.members(config, "dtd", "search", sweep.cells(config.sweep.grid))
+  one = sweep.members(config, "dtd", "search",
+                      searches.cells(config.sweep.grid))
   assert len({configs.digest(member) for member in one}) == 40
   assert len(set(map(group.key, one))) == 1
 
@@ -655,7 +702,7 @@ def test_every_cell_of_vapt_is_in_one_group():
 def test_what_is_tuned_for_a_task_is_kept(name, task, field, value):
   config = sweep_vtab.get_config(name)
   member, = sweep.members(config, task, "search",
-                          sweep.cells(config.sweep.grid)[:1])
+                          searches.cells(config.sweep.grid)[:1])
   assert tree.flatten(configs.plain(member))[field] == value
 
 
@@ -665,7 +712,7 @@ def test_the_miniature(name):
   sweep.check(config)
   assert tuple(config.sweep.tasks) == ("digits", "eurosat")
   assert len(config.sweep.seeds) == 2
-  cells = sweep.cells(config.sweep.grid)
+  cells = searches.cells(config.sweep.grid)
   assert len(cells) == 4
   for task in config.sweep.tasks:
     one = sweep.members(config, task, "search", cells)

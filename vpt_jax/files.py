@@ -5,13 +5,17 @@ All writes are atomic: a reader sees the old file, the new one, never a part.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
+
+log = logging.getLogger("vpt_jax")
 
 
 class InUse(ValueError):
@@ -22,16 +26,30 @@ class InUse(ValueError):
 def lock(folder: Path) -> Iterator[None]:
   """Keeps a folder for this process; made if it is not there.
 
+  Where the file system has no locks nothing is kept.
+
   Raises:
     InUse: another process has it.
   """
   with _lock_file(folder) as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise InUse(f"{folder} is in use by another process; wait for it, "
                   "or use another folder") from None
     yield
+
+
+def flock(file: IO[Any], how: int) -> None:
+  """`fcntl.flock`, where the file system has it (buckets, some Lustre do not).
+  """
+  try:
+    fcntl.flock(file, how)
+  except OSError as error:
+    if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+      raise
+    log.warning("no file locks in %s: take care that one process alone has it",
+                os.path.dirname(file.name))
 
 
 def _lock_file(folder: Path) -> TextIO:

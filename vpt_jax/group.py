@@ -209,10 +209,10 @@ class Group:
           if stop or (epoch + 1) % config.checkpoint.every_epochs == 0 or (
               epoch + 1 == config.epochs):
             saved.save((epoch + 1) * per_epoch, (state, curve))
+          if stop:
+            raise hosts.Preempted
           if not np.isfinite(curve[0, :, epoch]).any():
             break  # all have diverged
-          if stop and epoch + 1 < config.epochs:
-            raise hosts.Preempted
     finally:
       progress.close()
       saved.close()

@@ -18,8 +18,11 @@ import jax
 from jax.experimental import multihost_utils
 
 # Seconds without a sign of life after which a process counts as lost, and for
-# which the last ones wait for the others at the end.
-LOST, GOODBYE = 30, 30
+# which the others wait at the end for the first one, which writes: to a slow
+# disk that takes long, and at the wait's end it would be aborted.
+LOST, GOODBYE = 30, 3600
+# Exit status of a process that has lost another one: begin anew.
+LOST_STATUS = os.EX_TEMPFAIL
 EXPECTED = ("expected 'auto' (Cloud TPU or SLURM), or HOST:PORT,N,I: the first "
             "process's address, how many there are, which one this is")
 
@@ -97,6 +100,11 @@ def first() -> bool:
   return jax.process_index() == 0
 
 
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+  """A device had no memory left."""
+  return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def agreed(value: Any) -> Any:
   """The first process's numbers or arrays, in all processes."""
   if jax.process_count() == 1:
@@ -113,7 +121,7 @@ def check_same(numbers: dict[str, Any], what: str) -> None:
       raise ValueError(
           f"the processes do not have the same {what}, number "
           f"{jax.process_index()} has {numbers}; give all of them the same "
-          "files") from None
+          "command and files") from None
 
 
 class Notice:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from vpt_jax import checkpoint, config as configs, evaluate, files, hosts
+from vpt_jax import checkpoint, config as configs, evaluate, files
 from vpt_jax import model as models
 from vpt_jax import optim, results, shard, train, tree
 from vpt_jax.data import pipeline, sources, tasks
@@ -73,20 +73,20 @@ def check_unchanged(path: Path, value: dict[str, Any]) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict, backbone: dict[str, str],
-          data: Data) -> None:
+          data: dict[str, Any]) -> None:
   """Writes what the folder's run is made of, before its first step.
+
+  Data are told by their `fingerprint`.
 
   Raises:
     ValueError: it was started with another backbone file or other data.
   """
-  found = fingerprint(data)
-  hosts.check_same(jax.tree.map(np.uint32, found), "data")
   path = workdir / "backbone.json"
   if path.exists():
     checkpoint.check_backbone(workdir, json.loads(path.read_text()), backbone)
-  check_unchanged(workdir / "data.json", found)
+  check_unchanged(workdir / "data.json", data)
   files.write_json(path, backbone)
-  files.write_json(workdir / "data.json", found)
+  files.write_json(workdir / "data.json", data)
   files.write_json(workdir / "config.json", configs.plain(config))
 
 

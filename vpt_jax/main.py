@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import checkpoint, condense, config as configs, evaluate, files
+from vpt_jax import condense, config as configs, evaluate, files
 from vpt_jax import hosts, job as jobs
 from vpt_jax import logs, memory, optim, results, shard, sweep, train, tree
 from vpt_jax.report import tables
@@ -73,6 +73,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
 def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
          ) -> dict[str, Any]:
   started = time.monotonic()
+  fingerprint = jobs.fingerprint(data)
+  # Before they wait for each other where one of them never comes.
+  hosts.check_same({"sha256": np.uint32(int(configs.digest(config), 16))},
+                   "config")
+  hosts.check_same(jax.tree.map(np.uint32, fingerprint), "data")
   job = jobs.build(config, data, saved)
   log.info("%s", logs.split_table(job.start.trainable, job.start.frozen,
                                   config.trainable))
@@ -82,7 +87,7 @@ def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
       config.optim, config.batch_size, config.epochs), len(job.train))
   tx = job.optimizer(rate, config.optim.weight_decay)
   state = shard.replicate(jobs.train_state(config, job.start, tx), job.mesh)
-  jobs.claim(workdir, config, job.backbone, data)
+  jobs.claim(workdir, config, job.backbone, fingerprint)
   state, speed = train.fit(
       config, workdir, state, job.start.frozen, job.train,
       jax.jit(job.step(job.model, tx), donate_argnums=0,
@@ -122,10 +127,13 @@ def main(argv: Sequence[str]) -> int:
 def _main(command: configs.Command) -> int:
   config, path, workdir, part, spec = command
   whole = config.mode == "sweep"
-  if spec and whole:
-    raise ValueError("the processes of a sweep know nothing of each other: "
-                     "leave --distributed out, see --shard")
   hosts.join(spec)
+  if whole and jax.process_count() > 1:
+    raise ValueError(
+        f"a sweep takes one process, of any number of devices, here are "
+        f"{jax.process_count()}; start it without --distributed on each "
+        "machine, with one --workdir on a shared disk or with --shard. The "
+        "hosts of a TPU slice can't work alone: take slices of one host")
   if not hosts.first():
     log.setLevel(logging.WARNING)
   if config.task == "digits" and ":" not in path:
@@ -150,6 +158,12 @@ def _main(command: configs.Command) -> int:
   return 0
 
 
+OUT_OF_MEMORY = """\
+out of memory. In another workdir take a smaller config.batch_size (of a sweep:
+config.sweep.group), fewer images on the device (config.data.device_gb), or
+config.compute.remat=True; more devices help too"""
+
+
 def told(work: Callable[[], int]) -> int:
   """The exit status of some work; what stops it is told on stderr."""
   try:
@@ -158,12 +172,15 @@ def told(work: Callable[[], int]) -> int:
     sys.stderr.write(f"error: {error}\n")
     return _end(1)
   except jax.errors.JaxRuntimeError as error:
+    if hosts.out_of_memory(error):
+      sys.stderr.write(f"error: {OUT_OF_MEMORY}\n{error}\n")
+      return _end(1)
     if not jax.distributed.is_initialized():
       raise
     sys.stderr.write(
         f"error: process {jax.process_index()} has lost another one; start "
         f"them all again, the same command goes on:\n{error}\n")
-    return _end(1)
+    return _end(hosts.LOST_STATUS)
   except hosts.Preempted as stop:
     sys.stderr.write("stopped by SIGTERM, all is saved; the same command goes "
                      "on\n")

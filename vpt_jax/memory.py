@@ -27,10 +27,14 @@ def keep() -> None:
     for option, value in _MALLOPT.items():
       libc.mallopt(option, value)
     libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    pieces = []
+    take = lambda size: libc.malloc(ctypes.c_size_t(size)) or 0
+    free = []
     for size, count in _SHELF.items():
       for _ in range(count):
-        pieces.append(libc.malloc(ctypes.c_size_t(size)))
-        libc.malloc(ctypes.c_size_t(64))  # stays: neighbours would be joined
-    for piece in pieces:
+        free.append(take(size))
+        # What stays, behind it: neighbours would be joined. Not in a hole that
+        # an import has left further down.
+        while 0 < (wall := take(1024)) < free[-1]:
+          free.append(wall)
+    for piece in free:
       libc.free(piece)

@@ -49,6 +49,8 @@ from typing import Any
 
 import numpy as np
 
+from vpt_jax import files
+
 SCHEMA = 1
 FILE = "records.jsonl"
 Record = dict[str, Any]
@@ -82,7 +84,7 @@ class Store:
   @contextlib.contextmanager
   def _locked(self) -> Iterator[Any]:
     with self.path.open("a+b") as file:
-      fcntl.flock(file, fcntl.LOCK_EX)
+      files.flock(file, fcntl.LOCK_EX)
       yield file
 
   def read(self) -> list[Record]:

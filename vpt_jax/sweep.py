@@ -14,98 +14,36 @@ no other one holds. Without a shared disk, `--shard=1/8` takes every eighth
 task.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import itertools
+from collections.abc import Iterator, Sequence
 import json
 from pathlib import Path
 import shutil
 import time
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import checkpoint, config as configs, files, group, job as jobs
-from vpt_jax import logs, results, tree
+from vpt_jax import checkpoint, config as configs, files, group, hosts
+from vpt_jax import job as jobs, logs, results, searches, tree
+from vpt_jax.searches import Cell
 
 log = logs.log
 
-Cell = dict[str, Any]  # field -> value
-Axes = Sequence[tuple[str, Sequence[Any]]]
-Score = float | None  # None: it diverged
-Ask = Callable[[list[Cell]], list[Score]]
-
-# Of successive halving: a third of the runs goes on, three times as long.
-KEEP, RUNGS = 3, 3
 WAIT = 5.0  # seconds between looks at what other processes do
-
-
-class AllDiverged(ValueError):
-  """No run of a search has a score."""
-
-
-def cells(axes: Axes) -> list[Cell]:
-  """All combinations, the last axis fastest."""
-  return [dict(zip((field for field, _ in axes), values))
-          for values in itertools.product(*(values for _, values in axes))]
-
-
-def best(tried: Sequence[Cell], scores: Sequence[Score]) -> list[int]:
-  """Numbers of the runs with a score, best first; ties: smaller rate first."""
-  rank = lambda i: (-scores[i], tried[i].get("optim.lr", 0.0), i)
-  order = sorted((i for i, score in enumerate(scores) if score is not None),
-                 key=rank)
-  if not order:
-    raise AllDiverged(f"all {len(tried)} runs of the search diverged; take "
-                      "smaller values of optim.lr into config.sweep.grid")
-  return order
-
-
-def grid(axes: Axes, ask: Ask, base: ConfigDict) -> Cell:
-  """Tries every combination, as VPT."""
-  del base
-  tried = cells(axes)
-  return tried[best(tried, ask(tried))[0]]
-
-
-def coordinate(axes: Axes, ask: Ask, base: ConfigDict) -> Cell:
-  """One axis after the other, the last one first, as VAPT's `--fast`: the
-  decay at the first rate, then the rate with the best decay."""
-  del base
-  chosen = {field: values[0] for field, values in axes}
-  for field, values in reversed(axes):
-    tried = [{**chosen, field: value} for value in values]
-    chosen = tried[best(tried, ask(tried))[0]]
-  return chosen
-
-
-def halving(axes: Axes, ask: Ask, base: ConfigDict) -> Cell:
-  """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943).
-
-  All runs train for a ninth of the epochs (with a schedule of that length),
-  the best third of them for a third, the best third of these for all.
-  """
-  tried = cells(axes)
-  for rung in reversed(range(RUNGS)):
-    short = lambda epochs: -(-epochs // KEEP**rung)
-    length = {"epochs": short(base.epochs), "optim.warmup_epochs":
-              short(base.optim.warmup_epochs)} if rung else {}
-    order = best(tried, ask([{**cell, **length} for cell in tried]))
-    tried = [tried[i] for i in order[:-(-len(tried) // KEEP)]]
-  return tried[0]
-
-
-SEARCHES = {"grid": grid, "coordinate": coordinate, "halving": halving}
 
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for a section `sweep` that can't be used."""
   section = config.sweep
-  tree.choose(section.search, SEARCHES, "sweep.search")
+  tree.choose(section.search, searches.SEARCHES, "sweep.search")
   if "condense" in config and config.condense.shares:
     raise ValueError("config.mode='sweep' does not condense; set "
                      "config.condense.shares=()")
+  if config.compute.attention == "cudnn":
+    raise ValueError("config.compute.attention='cudnn' can't train runs "
+                     "together (JAX maps it over all operands or none); take "
+                     "'ours' or 'xla' for a sweep")
   if not section.seeds or section.group < 0:
     raise ValueError(f"config.sweep.seeds={tuple(section.seeds)}, group="
                      f"{section.group}; expected one seed or more, and a "
@@ -165,7 +103,7 @@ class Sweep:
       base, = members(self.config, task, "search", [{}])
       ask = lambda wanted: [record.get(record.get("metric")) for record in
                             self.done(task, "search", wanted)]
-      chosen = SEARCHES[section.search](section.grid, ask, base)
+      chosen = searches.SEARCHES[section.search](section.grid, ask, base)
       log.info("%s: the best of the search is %s", task, chosen)
     self.done(task, "final", [{**chosen, "seed": seed}
                               for seed in section.seeds])
@@ -182,7 +120,7 @@ class Sweep:
           files.clear(self.workdir / "groups" / f"{task}-{stage}-{name}")
         return [known[name] for name in ids]
       worked = False
-      for numbers in self._groups(one, ids):
+      for numbers, note in self._groups(one, ids):
         folder = self.workdir / "groups" / f"{task}-{stage}-{ids[numbers[0]]}"
         try:
           with files.lock(folder):
@@ -190,33 +128,45 @@ class Sweep:
                 (one[i], ids[i], wanted[i]) for i in numbers])
         except files.InUse:
           continue
+        except jax.errors.JaxRuntimeError as error:
+          if not hosts.out_of_memory(error) or len(numbers) == 1 or (
+              not note.exists()):
+            raise
+          fewer = len(numbers) // 2
+          log.warning("%d runs together are out of memory; %d from now on",
+                      len(numbers), fewer)
+          files.write_json(note, {"runs": fewer})
+          files.clear(folder)
+          worked = True
+          break  # they are put together anew
       if not worked:  # other processes have what is left
         time.sleep(WAIT)
 
   def _groups(self, one: Sequence[ConfigDict], ids: Sequence[str]
-              ) -> Iterator[list[int]]:
-    """Numbers of the runs that train together: the same in all processes."""
+              ) -> Iterator[tuple[list[int], Path]]:
+    """Numbers of the runs that train together, the same in all processes, and
+    the note of how many these may be."""
     alike: dict[str, list[int]] = {}
     for i, config in enumerate(one):
       if ids[i] not in ids[:i]:
         alike.setdefault(group.key(config), []).append(i)
     for name, numbers in alike.items():
-      size = self._size(name, [one[i] for i in numbers])
+      note = self.workdir / "groups" / f"{name}-{len(numbers)}.json"
+      size = self._size(note, [one[i] for i in numbers])
       # Of nearly equal size, which is at most two programs.
       for part in np.array_split(numbers, -(-len(numbers) // size)):
-        yield part.tolist()
+        yield part.tolist(), note
 
-  def _size(self, name: str, alike: Sequence[ConfigDict]) -> int:
+  def _size(self, note: Path, alike: Sequence[ConfigDict]) -> int:
     """How many of these runs train together; what was found first holds."""
     if self.config.sweep.group or len(alike) == 1:
       return self.config.sweep.group or 1
-    path = self.workdir / "groups" / f"{name}-{len(alike)}.json"
-    if not path.exists():
+    if not note.exists():
       fits = group.most(self._built(alike[0]), alike)
       log.info("%d of %d runs train together", fits, len(alike))
-      if not path.exists():  # another process may have been faster
-        files.write_json(path, {"runs": fits})
-    return json.loads(path.read_text())["runs"]
+      if not note.exists():  # another process may have been faster
+        files.write_json(note, {"runs": fits})
+    return json.loads(note.read_text())["runs"]
 
   def _make(self, folder: Path, stage: str,
             runs: Sequence[tuple[ConfigDict, str, Cell]]) -> bool:
@@ -262,10 +212,11 @@ def run(config: ConfigDict, workdir: Path, shard: tuple[int, int] = (1, 1)
   Args:
     config: with mode "sweep"; see the section `sweep` in `configs/common.py`.
     workdir: gets config.json, records.jsonl and, of final runs, `runs/`.
-    shard: (i, n): every n-th task from the i-th on, counted from 1.
+    shard: (i, n): every n-th task from the i-th on, counted from 1, in the
+      folder `shard-i-of-n` of the workdir if n is not 1.
 
   Returns:
-    All records of the folder.
+    All records of that folder.
 
   Raises:
     ValueError: a config that can't be used; or, after all others are done,
@@ -274,13 +225,15 @@ def run(config: ConfigDict, workdir: Path, shard: tuple[int, int] = (1, 1)
   check(config)
   names = tuple(config.sweep.tasks) or (config.task,)
   for name in names:  # before anything runs
-    members(config, name, "search", [{}, *cells(config.sweep.grid)])
+    members(config, name, "search", [{}, *searches.cells(config.sweep.grid)])
   first, count = shard
   if not 1 <= first <= count or count > len(names):
     raise ValueError(
         f"--shard={first}/{count} of {len(names)} tasks; expected i/n with i "
         "from 1 to n, n at most the number of tasks. Processes that share a "
         "disk share one --workdir instead, without --shard")
+  if count > 1:  # of its own: WORKDIR may be on a disk without file locks
+    workdir /= f"shard-{first}-of-{count}"
   jobs.check_unchanged(workdir / "config.json", configs.plain(config))
   files.write_json(workdir / "config.json", configs.plain(config))
   sweep, failed = Sweep(config, workdir), []

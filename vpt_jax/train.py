@@ -187,7 +187,7 @@ def fit(config: ConfigDict, workdir: Path, state: TrainState,
         if stop or (epoch + 1) % config.checkpoint.every_epochs == 0 or (
             epoch + 1 == config.epochs):
           save(first + per_epoch)
-        if stop and epoch + 1 < config.epochs:
+        if stop:  # after the last epoch too: what follows is not short
           raise hosts.Preempted
   finally:
     progress.close()

@@ -114,12 +114,12 @@ def _limit(threads: int) -> None:
   os.sched_setaffinity(0, cores[:threads])
 
 
-def run(args: argparse.Namespace) -> str:
-  """Measures, writes the files, and gives the report's text.
+def run(args: argparse.Namespace) -> dict[str, Any]:
+  """Measures, writes the files, and gives the report (see `table.text`).
 
   Raises:
-    ValueError: arguments that do not fit, a missing package, or sides that
-      compute different things.
+    ValueError: arguments that do not fit, a missing package, sides that
+      compute different things, or nothing that could be measured.
     OSError: nothing can be written there.
   """
   todo, out = cases(args), Path(args.out)
@@ -132,13 +132,18 @@ def run(args: argparse.Namespace) -> str:
   report: dict[str, Any] = {
       "arguments": vars(args), "host": host(),
       "date": datetime.date.today().isoformat(), "device": "", "versions": {},
-      "rows": [], "start_up": [], "scoring": []}
+      "rows": [], "failed": [], "start_up": [], "scoring": []}
   if report["host"]["load"] > 1:
     _say(f"load {report['host']['load']:.1f}: something else is running, which "
          "makes these times worth less")
   with tempfile.TemporaryDirectory() as folder:
     for i, case in enumerate(todo):
-      row = measure.row(case, args.repeats, args.variants, Path(folder))
+      try:
+        row = measure.row(case, args.repeats, args.variants, Path(folder))
+      except worker.Failed as error:  # out of memory, say: others may do
+        report["failed"].append({"case": dict(case), "why": str(error)})
+        _say(f"{i + 1}/{len(todo)} {table.name(case)}: {error}")
+        continue
       report["rows"].append(row)
       for side in row["sides"].values():
         report["versions"] |= side.pop("versions", {})
@@ -146,11 +151,14 @@ def run(args: argparse.Namespace) -> str:
       _say(f"{i + 1}/{len(todo)} {table.line(row)}")
       # Killed, it leaves what it has measured.
       files.write_json(out / "bench.json", report)
-    deep = [case for case in todo if case["method"] == "vpt_deep"]
+    if not report["rows"]:
+      raise ValueError("nothing could be measured: "
+                       f"{report['failed'][0]['why']}")
+    done = [row["case"] for row in report["rows"]]
+    deep = [case for case in done if case["method"] == "vpt_deep"]
     if args.start_up:
-      for backbone in args.backbones:
-        case = [case for case in deep or todo
-                if case["backbone"] == backbone][-1]
+      # Of each backbone the last.
+      for case in {case["backbone"]: case for case in deep or done}.values():
         with tempfile.TemporaryDirectory(dir=folder) as empty:
           report["start_up"] += measure.start_up(
               case, report["rows"][0]["platform"], args.variants, Path(empty))
@@ -159,11 +167,10 @@ def run(args: argparse.Namespace) -> str:
       report["scoring"].append(measure.scoring(case, args.scoring,
                                                Path(folder)))
       _say(f"scoring {table.group(case)}, {case['prompts']} prompts: done")
-  text = table.text(report)
   files.write_json(out / "bench.json", report)
-  files.write_atomic(out / "bench.md", text.encode())
+  files.write_atomic(out / "bench.md", table.text(report).encode())
   plot.draw(report["rows"], to)
-  return text
+  return report
 
 
 def _say(line: str) -> None:
@@ -174,12 +181,13 @@ def main(argv: Sequence[str]) -> int:
   """Runs the command; returns the exit status."""
   args = parser().parse_args(argv)
   try:
-    text = run(args)
+    report = run(args)
   except (ValueError, OSError) as error:
     sys.stderr.write(f"error: {error}\n")
     return 1
-  sys.stdout.write(f"{text}\n{Path(args.out) / 'bench'}.md, .json, .png\n")
-  return 0
+  sys.stdout.write(f"{table.text(report)}\n{Path(args.out) / 'bench'}.md, "
+                   ".json, .png\n")
+  return int(bool(report["failed"]))
 
 
 if __name__ == "__main__":

@@ -49,19 +49,21 @@ class Machine:
     tflops: bfloat16 peak of one.
     memory: GB of one.
     link: GB/s that one sends to the others.
+    hosts: processes that a run takes at least.
   """
 
   devices: int
   tflops: float
   memory: float
   link: float
+  hosts: int = 1
 
 
 # cloud.google.com/tpu/docs/v5e and v5p: v5p-64 are 64 cores, two to a chip.
 # nvidia.com: H100 SXM and H200, bfloat16 without sparsity, NVLink 4.
 MACHINES = {
     "v5e-8": Machine(8, 197, 16, 200),
-    "v5p-64": Machine(32, 459, 95, 600),
+    "v5p-64": Machine(32, 459, 95, 600, hosts=8),
     "H100": Machine(1, 989, 80, 450),
     "8 x H100": Machine(8, 989, 80, 450),
     "H200": Machine(1, 989, 141, 450),
@@ -187,10 +189,10 @@ def step(need: Needs, machine: Machine, batch: int, strategy: str = "dp"
 
 
 def most_cells(need: Needs, machine: Machine, batch: int) -> int:
-  """Runs of so many images each that train together on one device."""
+  """Runs of so many images each that train together, each on all devices."""
   free = SPARE * machine.memory * 1e9 - need.frozen
-  return max(0, int(free // (SLOTS * need.trained
-                             + BUFFERS * batch * need.image)))
+  one = step(need, machine, batch).memory - need.frozen
+  return max(0, int(free // one))
 
 
 def most_prompts(backbone: str, machine: Machine, batch: int) -> int:
@@ -216,7 +218,9 @@ def rows(backbones: Sequence[str], prompts: int, batch: int
       yield [name, backbone, f"{images / machine.devices:g}",
              f"{here.memory / 1e9:.1f}", f"{1e3 * here.seconds:.1f}",
              f"{images / here.seconds:,.0f}", *sent,
-             f"{machine.devices * most_cells(need, machine, batch)}",
+             # A sweep takes one process.
+             f"{most_cells(need, machine, images)}"
+             if machine.hosts == 1 else "-",
              f"{most_prompts(backbone, machine, images):,}"]
 
 

@@ -52,6 +52,10 @@ def text(report: Mapping[str, Any]) -> str:
       out += [f"### {key}", "", *grid(*_work(part, rows)), ""]
     out += ["## All variants of PyTorch", "", *grid(*_variants(rows)), ""]
     out += _doubts(rows)
+  if report["failed"]:
+    out += ["## Not measured", "", *(
+        f"- {name(line['case'])}: {line['why']}" for line in report["failed"]),
+            ""]
   if report["start_up"]:
     out += ["## From the start of a process to the end of its first step", "",
             "Seconds; warm: with a cache of what was compiled before.", "",
@@ -69,6 +73,11 @@ def group(case: Mapping[str, Any]) -> str:
   return (f"{case['backbone']} at {case['image_size']} px, batch "
           f"{case['batch']}, {case['dtype']}"
           + f", attention {attention}" * (attention != "ours"))
+
+
+def name(case: Mapping[str, Any]) -> str:
+  """A case in words."""
+  return f"{group(case)}, {case['method']} with {case['prompts']} prompts"
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -179,19 +188,18 @@ def _doubts(rows: Sequence[Row]) -> list[str]:
   """Why variants are missing, and what makes times doubtful."""
   out = {}
   for row in rows:
-    case = row["case"]
-    where = f"{group(case)}, {case['method']} with {case['prompts']} prompts"
-    for name, side in row["sides"].items():
+    where = name(row["case"])
+    for who, side in row["sides"].items():
       if "unavailable" in side:
         out[f"- not available: {side['unavailable']}"] = None
         continue
       if side["idle"] > BUSY:
-        out[f"- {name} used {side['idle']:.0%} of a core while another was "
+        out[f"- {who} used {side['idle']:.0%} of a core while another was "
             f"timed: {where}"] = None
       for command in ("forward", "train"):
         samples = side[command]["samples"]
         if max(samples) > SPREAD * min(samples):
-          out[f"- {command} of {name} took {_ms(min(samples))} to "
+          out[f"- {command} of {who} took {_ms(min(samples))} to "
               f"{_ms(max(samples))} ms, was the machine busy? {where}"] = None
   return [*out, ""] if out else []
 

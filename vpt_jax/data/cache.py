@@ -38,6 +38,7 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from vpt_jax import files
 from vpt_jax.data import parallel
 from vpt_jax.data.build import Builder, checksum, read_chunks
 from vpt_jax.data.examples import Examples, Split, Strips
@@ -184,10 +185,10 @@ def _alone(path: Path, name: str) -> Iterator[None]:
   """Waits until no other process has the lock."""
   with path.open("w") as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      files.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       log.info("%s: waiting for another process that prepares it", name)
-      fcntl.flock(file, fcntl.LOCK_EX)
+      files.flock(file, fcntl.LOCK_EX)
     yield
 
 
