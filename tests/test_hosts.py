@@ -238,11 +238,16 @@ BYTES = """
 import jax, numpy as np, jax.numpy as jnp
 from vpt_jax import model as models, optim, shard, train, tree
 from vpt_jax.backbones.vit import ViT
+from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
-for depth in (1, 3):
-  vit = ViT((16, 16), 8, 64, depth, 2, 256)
-  model = models.Model(vit, VPT(vit.spec, 8, deep=False), 10)
+for depth, make in (
+    (1, lambda spec: VPT(spec, 8, deep=False)),
+    (3, lambda spec: VPT(spec, 8, deep=False)),
+    (3, lambda spec: VPT(spec, 8)), (3, lambda spec: VPT(spec, 8, dropout=.1)),
+    (3, lambda spec: VAPT(spec, 8, projector="own"))):
+  vit = ViT((32, 32), 8, 64, depth, 2, 256)
   mesh = shard.make_mesh(8)
+  model = models.Model(vit, make(vit.spec), 10, shards=mesh.shape["data"])
   trainable, frozen = tree.split(models.init(model, jax.random.key(0)),
                                  r"(method|head)/.*")
   tx = optim.make_optimizer("sgd", lambda step: .1, trainable, weight_decay=0.)
@@ -251,7 +256,7 @@ for depth in (1, 3):
       jax.random.PRNGKey(0)), mesh)
   step = train.make_train_step(model, tx, normalize="half", augment="none")
   put = lambda x: jax.device_put(x, shard.batch_sharding(mesh))
-  batch = {"image": put(np.zeros((8, 16, 16, 3), np.uint8)),
+  batch = {"image": put(np.zeros((8, 32, 32, 3), np.uint8)),
            "label": put(np.zeros(8, np.int32)),
            "mask": put(np.ones(8, np.float32))}
   text = step.lower(state, shard.place(frozen, mesh, "dp"), batch
@@ -334,4 +339,5 @@ def test_collectives_move_the_trainable_tree_only():
     moved.append(collectives(part) - 4 * trained)
     # Beside the gradients only a few numbers: loss, hits, images.
     assert 0 <= moved[-1] <= 64, (trained, frozen, moved)
+  assert len(moved) == 5
   assert moved[0] == moved[1]  # whatever the backbone's depth

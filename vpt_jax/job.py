@@ -164,7 +164,7 @@ def build(config: ConfigDict, data: Data, saved: tree.Flat | None = None
     raise ValueError(
         f"label {data.test.labels.max()} of the test images is out of range "
         f"0..{num_classes - 1} of the training images")
-  model = models.build(config, num_classes)
+  model = models.build(config, num_classes, mesh.shape["data"])
   loaded = models.load_backbone(model, config)
   first = start(config, model, loaded, data, saved)
   # `frozen` may be stored in fewer bits.

@@ -18,7 +18,7 @@ from vpt_jax.layers import HEAD_INITS, Head
 from vpt_jax.backbones import blocks, cost, formats, load
 from vpt_jax.backbones import registry as backbones
 from vpt_jax.methods import base, registry as methods
-from vpt_jax.tokens import POOLS, Tokens
+from vpt_jax.tokens import POOLS, Tokens, to_shards
 
 
 class Model(nn.Module):
@@ -37,6 +37,7 @@ class Model(nn.Module):
     head_init, hidden_layers: of the head.
     remat: compute a block's activations again in the backward pass, instead of
       keeping them.
+    shards: parts that the batch is in, see `tokens.to_shards`.
   """
 
   backbone: nn.Module
@@ -48,6 +49,7 @@ class Model(nn.Module):
   head_init: str = "kaiming"
   hidden_layers: int = 0
   remat: bool = False
+  shards: int = 1
 
   def setup(self):
     self.head = Head(sum(map(len, self.groups)) or self.num_classes,
@@ -58,7 +60,6 @@ class Model(nn.Module):
     backbone, method = self.backbone, self.method
     spec = backbone.spec
     pool = self.pool or spec.pool
-
     image = method.image(image, train=train)
     tokens = backbone.embed(image)
     pixels = method.patches(image)
@@ -100,6 +101,7 @@ class Model(nn.Module):
     context = method.context(i, tokens, train=train)
     if i == last and POOLS[pool][1] and context is not None:
       tokens, context = tokens.with_prompt(context), None
+    context = to_shards(context, len(tokens.x), self.shards)
     self.sow("intermediates", f"block_in_{i}", (tokens, context))
     silent = type(method).inside is base.Method.inside
     edit = blocks.no_edit if silent else functools.partial(method.inside, i)
@@ -127,8 +129,8 @@ class Model(nn.Module):
     return self.classify(self.features(image, train=train), train=train)
 
 
-def build(config: ConfigDict, num_classes: int) -> Model:
-  """The model that a config names.
+def build(config: ConfigDict, num_classes: int, shards: int = 1) -> Model:
+  """The model that a config names, see `Model`.
 
   Raises:
     ValueError: unknown names or options, or parts that do not fit.
@@ -154,7 +156,7 @@ def build(config: ConfigDict, num_classes: int) -> Model:
   return Model(backbone, method, num_classes, config.pool,
                cosine=config.head == "zero_shot",
                groups=heads.groups(config, num_classes),
-               head_init=config.head_init,
+               head_init=config.head_init, shards=shards,
                hidden_layers=config.head_layers, remat=config.compute.remat)
 
 
@@ -221,7 +223,6 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
   """Initialised parameters with the backbone's from its checkpoint.
 
   Args:
-    model: from `build`.
     config: names the checkpoint; `backbone.checkpoint="random"` has none.
     rng: key of the initial values.
     class_names: of the task, for head='zero_shot'.
@@ -246,8 +247,7 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
 def multiply_adds(model: Model) -> int:
   """Of one image, with its prompts and the head; see `backbones/cost.py`."""
   image = jnp.zeros((1, *model.method.input_size, 3))
-  variables = jax.eval_shape(
-      lambda: _variables(model, jax.random.PRNGKey(0)))
+  variables = jax.eval_shape(lambda: _variables(model, jax.random.PRNGKey(0)))
   return cost.counted(model.apply, variables, image)
 
 

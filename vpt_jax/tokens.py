@@ -145,24 +145,39 @@ class Tokens(flax.struct.PyTreeNode):
         grid=self.grid if patch else None)
 
 
+def to_shards(prompt: jax.Array | None, batch: int, shards: int
+              ) -> jax.Array | None:
+  """Prompts [1, P, D] that all images share -> [shards, P, D], if that divides
+  the batch; others as they are.
+
+  A block then computes keys and values on each device for itself. Otherwise the
+  devices would sum gradients of keys and of values, twice as many numbers.
+  """
+  if prompt is None or len(prompt) > 1 or batch % shards:
+    return prompt
+  return to_batch(prompt, shards)
+
+
 def to_batch(x: jax.Array, batch: int) -> jax.Array:
-  """[B or 1, ...] -> [B, ...]."""
+  """[n, ...] -> [B, ...], each B / n times; n divides B."""
   return x if len(x) == batch else _repeated(x, batch)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _repeated(x: jax.Array, batch: int) -> jax.Array:
-  return jnp.broadcast_to(x, (batch, *x.shape[1:]))
+  parts = jnp.broadcast_to(x[:, None], (len(x), batch // len(x), *x.shape[1:]))
+  return parts.reshape(batch, *x.shape[1:])
 
 
-def _repeated_fwd(x: jax.Array, batch: int) -> tuple[jax.Array, None]:
-  return _repeated(x, batch), None
+def _repeated_fwd(x: jax.Array, batch: int) -> tuple[jax.Array, int]:
+  return _repeated(x, batch), len(x)
 
 
-def _repeated_bwd(batch: int, _: None, grad: jax.Array) -> tuple[jax.Array]:
+def _repeated_bwd(batch: int, n: int, grad: jax.Array) -> tuple[jax.Array]:
   # A sum over the batch. As a product: XLA's own on CPU takes 20 times as long.
-  return jnp.einsum("b,b...->...", jnp.ones(batch, grad.dtype), grad,
-                    precision=jax.lax.Precision.HIGHEST)[None],
+  parts = grad.reshape(n, batch // n, *grad.shape[1:])
+  return jnp.einsum("b,nb...->n...", jnp.ones(batch // n, grad.dtype), parts,
+                    precision=jax.lax.Precision.HIGHEST),
 
 
 _repeated.defvjp(_repeated_fwd, _repeated_bwd)

@@ -74,8 +74,8 @@ class Attention(nn.Module):
     Args:
       queries: [B, Q, D] rows that are asked for.
       tokens: [B, T, D] rows that give keys and values.
-      context: [B or 1, P, D] further rows that give keys and values; with a
-        leading 1 these are computed once for the whole batch.
+      context: [n, P, D] further rows that give keys and values, each of them
+        for B / n images; with n = 1 computed once for the whole batch.
       temperature: scalar.
       bias: [..., Q, K], added to the logits (a mask, for example).
       edit: sees "query", "key" and "value" [B, T, heads, d].
@@ -183,7 +183,7 @@ def projections(num_heads: int, width: int, dtype: Dtype
 
 
 def _join(tokens: jax.Array, context: jax.Array) -> jax.Array:
-  """Concatenates [B, H, T, d] and [B or 1, H, P, d] along the third axis."""
+  """Concatenates [B, H, T, d] and [n, H, P, d] along the third axis."""
   return jnp.concatenate([tokens, to_batch(context, len(tokens))], axis=2)
 
 

@@ -39,7 +39,7 @@ class WindowAttention(nn.Module):
     Args:
       patch: [B, W, T, D] windows.
       carried: [B, P, D] prompts that ask and are asked, in every window.
-      context: [B or 1, P', D] prompts that only give keys and values.
+      context: [n, P', D] prompts that only give keys and values; n divides B.
       mask: [W, T, T] or None.
       temperature: scalar.
       edit: see `vit.ViT.block`; axes are [B, W, T, ...] for patches.

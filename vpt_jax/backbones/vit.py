@@ -180,7 +180,7 @@ class ViT(nn.Module):
     Args:
       i: index of the block, from 0.
       tokens: [B, T, D].
-      context: [B or 1, P, D] tokens that only give keys and values.
+      context: [n, P, D] tokens that only give keys and values; n divides B.
       temperature: divides the attention logits.
       pool: if given, only the rows that this pooling reads come back.
       edit: changes outputs of layers inside: `query`, `key`, `value`
