@@ -142,7 +142,7 @@ vpt_jax: none; fi") || said=''
     'vpt_jax: exit 0') echo finished ;;
     *stopped*) echo stopped ;;
     # When one host goes, processes of others fail: that is no failure.
-    *lost* | *none* | *'exit 143'* | *'exit 75'*) echo lost ;;
+    *lost* | *none* | *'exit 143'*) echo lost ;;
     *running*) echo running ;;
     *) echo "${said##* }" ;;
   esac

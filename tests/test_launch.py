@@ -18,7 +18,7 @@ import time
 import pytest
 import yaml
 
-from vpt_jax import config as configs
+from vpt_jax import config as configs, hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("local.sh", "test.sh", "gpu.sh", "slurm.sh", "tpu_pod.sh",
@@ -737,7 +737,13 @@ def test_the_job_set():
   assert job["backoffLimit"] == 0  # JobSet restarts all of them, not Job one
   pods = job["template"]["spec"]
   # Kubernetes takes a podFailurePolicy with this restartPolicy only.
-  assert pods["restartPolicy"] == "Never" and "podFailurePolicy" in job
+  # Neither the host that is taken nor those that save on hearing of it count.
+  assert pods["restartPolicy"] == "Never"
+  taken, saved = job["podFailurePolicy"]["rules"]
+  assert taken["onPodConditions"][0]["type"] == "DisruptionTarget"
+  assert saved["onExitCodes"] == {
+      "operator": "In", "values": [hosts.Preempted().code]}
+  assert taken["action"] == saved["action"] == "FailJob"
   assert pods["terminationGracePeriodSeconds"] >= 60
   container, = pods["containers"]
   chips = 1

@@ -21,8 +21,6 @@ from jax.experimental import multihost_utils
 # which the others wait at the end for the first one, which writes: to a slow
 # disk that takes long, and at the wait's end it would be aborted.
 LOST, GOODBYE = 30, 3600
-# Exit status of a process that has lost another one: begin anew.
-LOST_STATUS = os.EX_TEMPFAIL
 EXPECTED = ("expected 'auto' (Cloud TPU or SLURM), or HOST:PORT,N,I: the first "
             "process's address, how many there are, which one this is")
 

@@ -180,7 +180,7 @@ def told(work: Callable[[], int]) -> int:
     sys.stderr.write(
         f"error: process {jax.process_index()} has lost another one; start "
         f"them all again, the same command goes on:\n{error}\n")
-    return _end(hosts.LOST_STATUS)
+    return _end(1)
   except hosts.Preempted as stop:
     sys.stderr.write("stopped by SIGTERM, all is saved; the same command goes "
                      "on\n")
