@@ -32,6 +32,26 @@ def uniform(fan_in: int) -> nn.initializers.Initializer:
       key, shape, dtype or jnp.float32, -v, v)
 
 
+def max_pool(x: jax.Array) -> jax.Array:
+  """Maxima of 3 x 3 windows at stride 2: [B, H, W, C] -> [B, H/2, W/2, C].
+
+  Gradients go to the first maximum of a window, as PyTorch's. Those of
+  `nn.max_pool` do, too, but take XLA on CPU ten times as long.
+  """
+  return _max_of_three(_max_of_three(x, axis=2), axis=1)
+
+
+def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
+  n = -(-x.shape[axis] // 2)
+  pad = [(0, 0)] * x.ndim
+  pad[axis] = (1, 2 * n - x.shape[axis])
+  x = jnp.pad(x, pad, constant_values=-jnp.inf)
+  first, second, third = (
+      jax.lax.slice_in_dim(x, k, k + 2 * n - 1, 2, axis) for k in range(3))
+  x = jnp.where(second > first, second, first)
+  return jnp.where(third > x, third, x)
+
+
 class Block(nn.Module):
   """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
 
@@ -90,7 +110,7 @@ class ResNet(nn.Module):
     x = conv(self.width, self.stem, 2, "stem")(image)
     x = nn.relu(BatchNorm(name="stem_norm")(x, train))
     if self.pool:
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      x = max_pool(x)
     for g in range(self.groups):
       for b in range(self.blocks):
         x = Block(self.width * 2**g, 2 if g and not b else 1,
