@@ -93,6 +93,37 @@ def test_to_batch(rows):
   np.testing.assert_allclose(pull(given)[0], want, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape,layer", [
+    ((B, Q, 7), layers.Dense(5, dtype=jnp.bfloat16)),
+    ((B, Q, 7), layers.DenseGeneral((H, D), dtype=jnp.bfloat16)),
+    ((B, Q, H, D), layers.DenseGeneral(5, axis=(-2, -1), dtype=jnp.bfloat16))])
+def test_dense_layers_in_bfloat16(shape, layer):
+  """Products of bfloat16 with a float32 result, forwards and backwards."""
+  x = draw(*shape).astype(jnp.bfloat16)
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16),
+                        layer.init(jax.random.key(1), x))
+  wide = jax.tree.map(jnp.float32, (params, x))
+  ours, pull = jax.vjp(layer.apply, params, x)
+  plain = layer.clone(dtype=jnp.float32, dot_general=None)
+  theirs, want = jax.vjp(plain.apply, *wide)
+  given = draw(*ours.shape, seed=2).astype(jnp.bfloat16)
+  found = [ours, *jax.tree.leaves(pull(given))]
+  for a, b in zip(found, [theirs, *jax.tree.leaves(want(jnp.float32(given)))],
+                  strict=True):
+    assert a.dtype == jnp.bfloat16 and a.shape == b.shape
+    np.testing.assert_allclose(jnp.float32(a), b, rtol=2**-7, atol=0.02)
+  rows = jax.vmap(layer.apply, (None, 0))(params, x)
+  np.testing.assert_allclose(jnp.float32(rows), jnp.float32(ours), rtol=2**-7,
+                             atol=0.02)
+  # Nothing is computed or kept for a kernel that is frozen.
+  backward = lambda x: jax.vjp(lambda x: layer.apply(params, x), x)[1](given)
+  program = str(jax.make_jaxpr(backward)(x))
+  assert program.count("dot_general[") == 2  # forwards, backwards
+  assert program.count("preferred_element_type=float32") == 2
+  kept = jax.tree.leaves(jax.vjp(lambda x: layer.apply(params, x), x)[1])
+  assert all(leaf.shape != x.shape for leaf in kept)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layer_norm(dtype):
   x = (5 + 3 * draw(2, 4, 32)).astype(dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -64,6 +65,54 @@ class LayerNorm(nn.Module):
     return normed(x, self.param("scale", nn.initializers.ones, width),
                   self.param("bias", nn.initializers.zeros, width),
                   self.epsilon)
+
+
+def product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any
+            ) -> jax.Array:
+  """A dense layer's `jax.lax.dot_general`, fast on CPUs with bfloat16, too.
+
+  There XLA multiplies bfloat16 in hardware if the result is float32, and else
+  makes float32 of the factors first, which takes twice as long. So this rounds
+  the result, as the others do, and has a backward pass of the same kind.
+  """
+  if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+    return jax.lax.dot_general(x, kernel, dimensions, **options)
+  (axes, _), _ = dimensions
+  return _rounded(x, kernel, len(axes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rounded(x: jax.Array, kernel: jax.Array, n: int) -> jax.Array:
+  """Sums over the last n axes of x and the first n of the kernel."""
+  return _sums(x, kernel, range(x.ndim - n, x.ndim), range(n))
+
+
+def _sums(a, b, a_axes, b_axes):
+  return jax.lax.dot_general(
+      a, b, ((tuple(a_axes), tuple(b_axes)), ((), ())),
+      preferred_element_type=jnp.float32).astype(a.dtype)
+
+
+def _rounded_fwd(x, kernel, n):
+  # What is frozen needs no gradient, for which more would be kept.
+  return _rounded(x.value, kernel.value, n), (
+      x.value if kernel.perturbed else None,
+      kernel.value if x.perturbed else None)
+
+
+def _rounded_bwd(n, kept, grad):
+  (x, kernel), dx, d_kernel = kept, None, None
+  if kernel is not None:
+    rows = grad.ndim - (kernel.ndim - n)
+    dx = _sums(grad, kernel, range(rows, grad.ndim), range(n, kernel.ndim))
+  if x is not None:
+    d_kernel = _sums(x, grad, range(x.ndim - n), range(x.ndim - n))
+  return dx, d_kernel
+
+
+_rounded.defvjp(_rounded_fwd, _rounded_bwd, symbolic_zeros=True)
+Dense = functools.partial(nn.Dense, dot_general=product)
+DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=product)
 
 
 class BatchNorm(nn.Module):
