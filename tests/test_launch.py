@@ -231,9 +231,12 @@ class Box:
   def start(self, script, *args, **env):
     """In the background; returns when its mains run, as many as are named."""
     count = int(env.pop("mains"))
+    # Tests that run in a shell's background ignore SIGINT, and so would this.
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
         ["bash", script, *args], cwd=self.root, env={**self.env, **env},
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=heard)
     self.wait_for(count)
     return process
 
