@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax import layers
-from vpt_jax.layers import LayerNorm
+from vpt_jax.layers import Dense, DenseGeneral, LayerNorm
 from vpt_jax.tokens import Spec, Tokens, to_batch
 
 Dtype = Any
@@ -176,7 +175,7 @@ def projections(num_heads: int, width: int, dtype: Dtype
                 ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
   """Dense layers `query`, `key`, `value` and `out` of the calling module."""
   init = nn.initializers.xavier_uniform()
-  dense = functools.partial(layers.DenseGeneral, dtype=dtype, kernel_init=init)
+  dense = functools.partial(DenseGeneral, dtype=dtype, kernel_init=init)
   heads = (num_heads, width // num_heads)
   return (dense(heads, name="query"), dense(heads, name="key"),
           dense(heads, name="value"), dense(width, axis=(-2, -1), name="out"))
@@ -197,7 +196,7 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     dense = functools.partial(
-        layers.Dense, dtype=self.dtype,
+        Dense, dtype=self.dtype,
         kernel_init=nn.initializers.xavier_uniform(),
         bias_init=nn.initializers.normal(1e-6))
     width = x.shape[-1]
