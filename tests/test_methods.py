@@ -22,6 +22,7 @@ from vpt_jax.methods.base import Method
 from vpt_jax.methods.gated import Gated, log_weights, selection_ratio
 from vpt_jax.methods.inside import Adapter, LoRA
 from vpt_jax.methods.pixel import Add, Below, Border, Pad, PrependPixel
+from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.model import Model
 
@@ -83,9 +84,9 @@ PIXELS = RNG.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 LABELS = np.array([0, 2, 1, 2], np.int32)
 
 
-def make(method, backbone=VIT):
+def make(method, backbone=VIT, **options):
   """(model, variables): random, so that each path carries signal."""
-  model = Model(backbone, method, 3)
+  model = Model(backbone, method, 3, **options)
   image = jnp.zeros((1, *method.input_size, 3))
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
   rng = np.random.default_rng(1)
@@ -227,6 +228,77 @@ def test_a_step_with_remat(kind, name):
       np.testing.assert_allclose(
           state.trainable[path], leaf - 0.1 * grads[path], atol=1e-5,
           err_msg=path)
+
+
+BATCH = {"image": PIXELS, "label": LABELS,
+         "mask": np.array([1, 1, 1, 0], np.float32)}
+
+
+def start(model, variables, seed=0):
+  """(function of shards that gives a step, state, frozen)."""
+  trainable, frozen = tree.split(variables["params"], model.method.trainable)
+  tx = optax.sgd(0.1)
+  make_step = functools.partial(train.train_step, model, tx, normalize="none",
+                                augment="flip_crop")
+  return (lambda shards: make_step(shards=shards)), train.TrainState(
+      jnp.int32(0), trainable, tx.init(trainable),
+      {key: value for key, value in variables.items() if key != "params"},
+      jax.random.key(seed)), frozen
+
+
+def assert_same(ours, theirs):
+  """(state, metrics) after a step."""
+  (state, metrics), (want, want_metrics) = ours, theirs
+  for values, wanted in ((state.trainable, want.trainable),
+                         (state.collections, want.collections),
+                         (metrics, want_metrics)):
+    values, wanted = map(tree.flatten, (values, wanted))
+    assert values.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+      np.testing.assert_allclose(values[path], leaf, rtol=1e-5, atol=1e-5,
+                                 err_msg=path)
+
+
+def assert_same_in_shards(model, variables):
+  """Two shards, one of which has fewer images, do what the whole does."""
+  step, state, frozen = start(model, variables)
+  assert_same(*(jax.jit(step(n))(state, frozen, BATCH) for n in (2, 1)))
+
+
+@pytest.mark.parametrize("kind,name", [
+    case for case in CASES if case[0] != "mae"])
+def test_a_step_in_shards(kind, name):
+  assert_same_in_shards(*built(name, kind))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("method", [
+    VPT(VIT.spec, 3, dropout=0.4),
+    VAPT(VIT.spec, 3, hidden=4, dropout=0.3, dropout_channel=0.3,
+         dropout_mlp=0.3),
+    Gated(VIT.spec, 3, hard=True, dropout=0.3)],
+                         ids=lambda x: type(x).__name__)
+def test_shards_draw_what_the_whole_does(method, remat):
+  assert_same_in_shards(*make(method, remat=remat, hidden_layers=1))
+
+
+@pytest.mark.parametrize("name", ["vpt", "pgn"])
+def test_a_group_of_runs_in_shards(name):
+  """Runs that train together have draws, statistics, gradients of their own."""
+  model, variables = built(name, "vit")
+  if name == "vpt":
+    model = model.clone(method=model.method.clone(dropout=0.4))
+  runs = []
+  for seed in (1, 2):
+    params = jax.tree.map(lambda x: x * seed, variables["params"]["method"])
+    step, state, frozen = start(model, {**variables, "params": {
+        **variables["params"], "method": params}}, seed)
+    runs.append(state)
+  together = jax.jit(jax.vmap(step(2), in_axes=(0, None, None)))(
+      jax.tree.map(lambda *x: jnp.stack(x), *runs), frozen, BATCH)
+  for i, state in enumerate(runs):
+    assert_same(jax.tree.map(lambda x: x[i], together),
+                jax.jit(step(1))(state, frozen, BATCH))
 
 
 # Gated Prompt Tuning.

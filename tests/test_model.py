@@ -118,34 +118,6 @@ def test_batch_constant_context_is_computed_once():
   assert ours < 0.5 * theirs
 
 
-@pytest.mark.parametrize("name", ["deep", "shared", "vapt"])
-def test_parts_of_the_batch_change_nothing(name):
-  """Nor does a batch that they do not divide."""
-  model, params = make(METHODS[name])
-  image = np.concatenate([IMAGES, 1 - IMAGES])
-  parts = model.clone(shards=3)
-
-  def of(model, image):
-    def loss(params):
-      logits, sown = model.apply({"params": params}, image,
-                                 mutable="intermediates")
-      (_, context), = sown["intermediates"]["block_in_0"]
-      return (logits**2).sum(), context.shape[0]
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-  for images, sizes in ((image, (1, 3)), (image[:4], (1, 1))):
-    both = [of(one, images) for one in (model, parts)]
-    assert tuple(size for (_, size), _ in both) == sizes
-    (ours, _), grads = both[1]
-    np.testing.assert_allclose(ours, both[0][0][0], rtol=1e-5)
-    want = tree.flatten(both[0][1])
-    # Biases of keys have none but rounding.
-    atol = 1e-6 * max(np.abs(leaf).max() for leaf in want.values())
-    for path, leaf in want.items():
-      np.testing.assert_allclose(tree.flatten(grads)[path], leaf, rtol=1e-4,
-                                 atol=atol, err_msg=path)
-
-
 def test_images_do_not_see_each_other():
   model, params = make(METHODS["vapt"])
   alone = model.apply({"params": params}, IMAGES[:1])

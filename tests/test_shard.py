@@ -65,7 +65,8 @@ def run(mesh, split, device_bytes):
   frozen = shard.replicate(frozen, mesh)
   state = shard.replicate(train.TrainState(
       jnp.int32(0), trainable, tx.init(trainable), {}, rng), mesh)
-  step = train.make_train_step(model, tx, normalize="half", augment="flip_crop")
+  step = train.make_train_step(model, tx, normalize="half", augment="flip_crop",
+                               shards=mesh.shape["data"])
   records = []
   for epoch in range(2):
     for batch in feed.batches(pipeline.order(len(split), 0, epoch)):

@@ -140,10 +140,10 @@ class Job:
   def step(self, model: models.Model, tx: optax.GradientTransformation
            ) -> train.Step:
     """A training step, not jitted; see `train.train_step`."""
-    data = self.config.data
+    data, shards = self.config.data, self.mesh.shape["data"]
     return train.train_step(
         model, tx, normalize=data.normalize, augment=data.augment,
-        min_scale=data.min_scale, on_features=self.on_features)
+        min_scale=data.min_scale, on_features=self.on_features, shards=shards)
 
 
 def build(config: ConfigDict, data: Data, saved: tree.Flat | None = None
@@ -164,7 +164,7 @@ def build(config: ConfigDict, data: Data, saved: tree.Flat | None = None
     raise ValueError(
         f"label {data.test.labels.max()} of the test images is out of range "
         f"0..{num_classes - 1} of the training images")
-  model = models.build(config, num_classes, mesh.shape["data"])
+  model = models.build(config, num_classes)
   loaded = models.load_backbone(model, config)
   first = start(config, model, loaded, data, saved)
   # `frozen` may be stored in fewer bits.

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vpt_jax import spmd
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normed(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
@@ -115,6 +117,34 @@ Dense = functools.partial(nn.Dense, dot_general=product)
 DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=product)
 
 
+def convolution(x: jax.Array, kernel: jax.Array, *args: Any, **options: Any
+                ) -> jax.Array:
+  """`jax.lax.conv_general_dilated` [B, H, W, C] -> [B, H', W', C'], for batches
+  in shards, too.
+
+  XLA does not split the gradients of each shard's own kernel over devices: it
+  would have each compute all.
+  """
+  apply = lambda x, kernel: jax.lax.conv_general_dilated(
+      x, kernel, *args, **options)
+  if spmd.count() == 1:
+    return apply(x, kernel)
+  out = jax.custom_vjp(apply)
+
+  def backward(kept, grad):
+    x, kernel = kept
+    of_kernel = lambda x, grad: jax.linear_transpose(
+        lambda kernel: apply(x, kernel), kernel)(grad)[0]
+    return (*jax.linear_transpose(lambda x: apply(x, kernel), x)(grad),
+            spmd.in_equal_parts(of_kernel)(x, grad))
+
+  out.defvjp(lambda x, kernel: (apply(x, kernel), (x, kernel)), backward)
+  return out(x, kernel)
+
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolution)
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation over all axes but the last, by PyTorch's rule.
 
@@ -149,8 +179,10 @@ class BatchNorm(nn.Module):
       mask = self.scope.root.get_variable("batch", "mask", jnp.ones(len(x)))
       real = jnp.broadcast_to(jnp.expand_dims(
           mask > 0, tuple(range(1, x.ndim))), (*x.shape[:-1], 1))
-      now = x.mean(axes, where=real), x.var(axes, where=real)
-      n = real.sum()
+      n = spmd.total(real.sum())
+      mean_of = lambda x: spmd.total(x.sum(axes, where=real)) / n
+      batch_mean = mean_of(x)
+      now = batch_mean, mean_of((x - batch_mean)**2)
       if not self.is_initializing() and self.is_mutable_collection(
           "batch_stats"):
         move = lambda old, new: old + self.momentum * (new - old)
@@ -189,10 +221,12 @@ class Dropout(nn.Module):
   def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
     if deterministic or self.off:
       return x
-    shape = [1 if axis in self.broadcast_dims else n
-             for axis, n in enumerate(x.shape)]
+    shape = tuple(1 if axis in self.broadcast_dims else n
+                  for axis, n in enumerate(x.shape))
     keep = 1 - self.rate
-    kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+    kept = spmd.drawn(
+        lambda key, shape: jax.random.bernoulli(key, keep, shape),
+        self.make_rng("dropout"), shape)
     return jnp.where(kept, x / keep, 0)
 
 

@@ -18,7 +18,7 @@ from vpt_jax.layers import HEAD_INITS, Head
 from vpt_jax.backbones import blocks, cost, formats, load
 from vpt_jax.backbones import registry as backbones
 from vpt_jax.methods import base, registry as methods
-from vpt_jax.tokens import POOLS, Tokens, to_shards
+from vpt_jax.tokens import POOLS, Tokens
 
 
 class Model(nn.Module):
@@ -37,7 +37,6 @@ class Model(nn.Module):
     head_init, hidden_layers: of the head.
     remat: compute a block's activations again in the backward pass, instead of
       keeping them.
-    shards: parts that the batch is in, see `tokens.to_shards`.
   """
 
   backbone: nn.Module
@@ -49,7 +48,6 @@ class Model(nn.Module):
   head_init: str = "kaiming"
   hidden_layers: int = 0
   remat: bool = False
-  shards: int = 1
 
   def setup(self):
     self.head = Head(sum(map(len, self.groups)) or self.num_classes,
@@ -101,7 +99,6 @@ class Model(nn.Module):
     context = method.context(i, tokens, train=train)
     if i == last and POOLS[pool][1] and context is not None:
       tokens, context = tokens.with_prompt(context), None
-    context = to_shards(context, len(tokens.x), self.shards)
     self.sow("intermediates", f"block_in_{i}", (tokens, context))
     silent = type(method).inside is base.Method.inside
     edit = blocks.no_edit if silent else functools.partial(method.inside, i)
@@ -129,7 +126,7 @@ class Model(nn.Module):
     return self.classify(self.features(image, train=train), train=train)
 
 
-def build(config: ConfigDict, num_classes: int, shards: int = 1) -> Model:
+def build(config: ConfigDict, num_classes: int) -> Model:
   """The model that a config names, see `Model`.
 
   Raises:
@@ -156,8 +153,8 @@ def build(config: ConfigDict, num_classes: int, shards: int = 1) -> Model:
   return Model(backbone, method, num_classes, config.pool,
                cosine=config.head == "zero_shot",
                groups=heads.groups(config, num_classes),
-               head_init=config.head_init, shards=shards,
-               hidden_layers=config.head_layers, remat=config.compute.remat)
+               head_init=config.head_init, hidden_layers=config.head_layers,
+               remat=config.compute.remat)
 
 
 def init(model: Model, rng: jax.Array,

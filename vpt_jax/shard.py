@@ -3,8 +3,8 @@
 Batches are split over `data`, the trained parameters are on every device. How
 the frozen ones lie is a strategy: `dp` (all on every device), `fsdp` (each
 array in parts over `data`, gathered where it is used), `tp` (heads and hidden
-units of every block over `model`). So the sum of gradients moves the trainable
-tree only, whatever the backbone.
+units of every block over `model`). Gradients are summed as `spmd.py` says: with
+`dp` a step moves the trainable tree only, whatever the backbone.
 """
 
 import os

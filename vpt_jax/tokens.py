@@ -145,19 +145,6 @@ class Tokens(flax.struct.PyTreeNode):
         grid=self.grid if patch else None)
 
 
-def to_shards(prompt: jax.Array | None, batch: int, shards: int
-              ) -> jax.Array | None:
-  """Prompts [1, P, D] that all images share -> [shards, P, D], if that divides
-  the batch; others as they are.
-
-  A block then computes keys and values on each device for itself. Otherwise the
-  devices would sum gradients of keys and of values, twice as many numbers.
-  """
-  if prompt is None or len(prompt) > 1 or batch % shards:
-    return prompt
-  return to_batch(prompt, shards)
-
-
 def to_batch(x: jax.Array, batch: int) -> jax.Array:
   """[n, ...] -> [B, ...], each B / n times; n divides B."""
   return x if len(x) == batch else _repeated(x, batch)

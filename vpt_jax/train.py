@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import optax
 
-from vpt_jax import checkpoint, hosts, logs, optim, tree
+from vpt_jax import checkpoint, hosts, logs, optim, spmd, tree
 from vpt_jax import model as models
 from vpt_jax.data import pipeline, preprocess
 
@@ -49,16 +49,16 @@ class Diverged(ValueError):
 
 def make_train_step(model: models.Model, tx: optax.GradientTransformation, *,
                     normalize: str, augment: str, min_scale: float = 1.0,
-                    on_features: bool = False) -> Step:
+                    on_features: bool = False, shards: int = 1) -> Step:
   """`train_step`, jitted; the state is donated."""
   return jax.jit(train_step(
       model, tx, normalize=normalize, augment=augment, min_scale=min_scale,
-      on_features=on_features), donate_argnums=0)
+      on_features=on_features, shards=shards), donate_argnums=0)
 
 
 def train_step(model: models.Model, tx: optax.GradientTransformation, *,
                normalize: str, augment: str, min_scale: float = 1.0,
-               on_features: bool = False) -> Step:
+               on_features: bool = False, shards: int = 1) -> Step:
   """`step(state, frozen, batch) -> (state, metrics)`.
 
   Gradients are taken with respect to `state.trainable` alone.
@@ -69,29 +69,23 @@ def train_step(model: models.Model, tx: optax.GradientTransformation, *,
     normalize: see `preprocess.prepare`.
     augment, min_scale: see `preprocess.train_view`.
     on_features: batches hold cached features [B, D] instead of images.
+    shards: that batches are in; see `spmd.value_and_grad`.
   """
   size = model.method.input_size
 
-  def logits_of(variables, image, rng, mutable):
-    augment_rng, dropout_rng = jax.random.split(rng)
-    if on_features:
-      return model.apply(variables, image, train=True, mutable=mutable,
-                         rngs={"dropout": dropout_rng}, method=model.classify)
-    image = preprocess.train_view(image, size, normalize, augment, augment_rng,
-                                  min_scale)
-    return model.apply(variables, image, train=True, mutable=mutable,
-                       rngs={"dropout": dropout_rng})
-
-  def loss_of(trainable, frozen, collections, batch, rng):
+  def loss_of(trainable, batch, frozen, collections, images, rng):
+    """A shard's part of the batch's mean; `images` are the whole batch's."""
     mask = batch["mask"]
     variables = {"params": tree.merge(trainable, frozen), **collections,
                  "batch": {"mask": mask}}
-    logits, updated = logits_of(variables, batch["image"], rng,
-                                list(collections))
+    logits, updated = model.apply(
+        variables, batch["image"], train=True, mutable=list(collections),
+        rngs={"dropout": rng},
+        method=model.classify if on_features else None)
     loss = optax.softmax_cross_entropy_with_integer_labels(
         logits, batch["label"])
     hits = (logits.argmax(-1) == batch["label"]) * mask
-    return (loss * mask).sum() / mask.sum(), (hits.sum(), updated)
+    return (loss * mask).sum() / images, (hits.sum(), updated)
 
   def constrained(trainable):
     nested = tree.unflatten(trainable)
@@ -102,12 +96,16 @@ def train_step(model: models.Model, tx: optax.GradientTransformation, *,
 
   def step(state, frozen, batch):
     rng = jax.random.fold_in(state.rng, state.step)
-    (loss, (hits, collections)), grads = jax.value_and_grad(
-        loss_of, has_aux=True)(state.trainable, frozen, state.collections,
-                               batch, rng)
+    augment_rng, dropout_rng = jax.random.split(rng)
+    images = batch["mask"].sum()
+    if not on_features:
+      batch = {**batch, "image": preprocess.train_view(
+          batch["image"], size, normalize, augment, augment_rng, min_scale)}
+    (loss, (hits, collections)), grads = spmd.value_and_grad(loss_of, shards)(
+        state.trainable, batch, frozen, state.collections, images, dropout_rng)
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = constrained(optax.apply_updates(state.trainable, updates))
-    metrics = {"loss": loss, "hits": hits, "images": batch["mask"].sum(),
+    metrics = {"loss": loss, "hits": hits, "images": images,
                "grad_norm": optax.tree.norm(grads),
                "param_norm": optax.tree.norm(trainable)}
     return TrainState(state.step + 1, trainable, opt_state,

@@ -16,7 +16,7 @@ from vpt_jax.backbones.blocks import (Dtype, Edit, Mlp, check_size, edited,
                                       no_edit, projections)
 from vpt_jax.backbones.windows import (Grid, from_windows, relative_position,
                                        shift_mask, to_windows)
-from vpt_jax.layers import LayerNorm
+from vpt_jax.layers import Conv, LayerNorm
 from vpt_jax.tokens import Spec, Tokens, to_batch
 
 class WindowAttention(nn.Module):
@@ -231,8 +231,8 @@ class Swin(nn.Module):
 
   def setup(self):
     patch = (self.patch_size, self.patch_size)
-    self.embedding = nn.Conv(self.width, patch, strides=patch, padding="VALID",
-                             dtype=self.dtype)
+    self.embedding = Conv(self.width, patch, strides=patch, padding="VALID",
+                          dtype=self.dtype)
     self.embedding_norm = LayerNorm(self.eps)
     self.Transformer = Encoder(self.spec, self.num_heads, self.window,
                                self.mlp_ratio, self.dtype)

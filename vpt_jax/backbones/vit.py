@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from vpt_jax.backbones import positions
 from vpt_jax.backbones.blocks import (GELUS, Block, Dtype, Edit, check_size,
                                       no_edit)
-from vpt_jax.layers import LayerNorm
+from vpt_jax.layers import Conv, LayerNorm
 from vpt_jax.tokens import Spec, Tokens
 
 # JAX traces, differentiates and lowers it once for all blocks that are called
@@ -129,8 +129,8 @@ class ViT(nn.Module):
 
   def setup(self):
     patch = (self.patch_size, self.patch_size)
-    self.embedding = nn.Conv(self.width, patch, strides=patch, padding="VALID",
-                             use_bias=self.patch_bias, dtype=self.dtype)
+    self.embedding = Conv(self.width, patch, strides=patch, padding="VALID",
+                         use_bias=self.patch_bias, dtype=self.dtype)
     self.pos_embedding = self.param(
         "pos_embedding", positions.initial(self.resize, self.spec.grids[0]),
         (1, math.prod(self.spec.grids[0]), self.width))

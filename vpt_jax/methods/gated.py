@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vpt_jax import spmd
 from vpt_jax.layers import Dropout
 from vpt_jax.methods.base import (Method, check_options, per_image,
                                   prompt_sets)
@@ -115,7 +116,8 @@ class Gated(Method):
       return nn.sigmoid(logit)
     if not train:
       return (logit > 0).astype(logit.dtype)
-    noise = jax.random.logistic(self.make_rng("dropout"), (batch, 1, 1))
+    noise = spmd.drawn(jax.random.logistic, self.make_rng("dropout"),
+                        (batch, 1, 1))
     soft = nn.sigmoid(logit + noise)
     return jnp.round(soft) + (soft - jax.lax.stop_gradient(soft))
 

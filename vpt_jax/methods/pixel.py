@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.layers import Dropout
+from vpt_jax.layers import Conv, Dropout
 from vpt_jax.methods.base import (Method, check_options, per_image,
                                   prompt_init, prompt_sets)
 
@@ -183,8 +183,8 @@ class Below(Method):
     patch, init = (spec.patch_size,) * 2, prompt_init(spec, spec.widths[0])
     self.channels = self.param(
         "channels", init, (1, *spec.image_size, self.num_channels))
-    self.embedding = nn.Conv(spec.widths[0], patch, strides=patch,
-                             padding="VALID", use_bias=False, kernel_init=init)
+    self.embedding = Conv(spec.widths[0], patch, strides=patch,
+                          padding="VALID", use_bias=False, kernel_init=init)
 
   def before(self, i, tokens, *, train):
     if i:

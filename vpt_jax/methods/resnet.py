@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.layers import BatchNorm
+from vpt_jax.layers import BatchNorm, Conv
 
 
 def conv(width: int, size: int, stride: int, name: str,
@@ -19,10 +19,10 @@ def conv(width: int, size: int, stride: int, name: str,
   """A size x size convolution that halves the map at stride 2."""
   # Explicit zeros on both sides: "SAME" would put them on one at stride 2.
   options = {} if bias is None else {"bias_init": bias}
-  return nn.Conv(width, (size, size), strides=stride, padding=size // 2,
-                 use_bias=bias is not None, name=name,
-                 kernel_init=nn.initializers.variance_scaling(
-                     2.0, "fan_out", "normal"), **options)
+  return Conv(width, (size, size), strides=stride, padding=size // 2,
+              use_bias=bias is not None, name=name,
+              kernel_init=nn.initializers.variance_scaling(
+                  2.0, "fan_out", "normal"), **options)
 
 
 def uniform(fan_in: int) -> nn.initializers.Initializer:
