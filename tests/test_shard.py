@@ -49,6 +49,15 @@ def error_of(batch_size):
   return ""
 
 
+def place_error(flat, strategy, model):
+  """What `place` says against a strategy, "" if nothing."""
+  try:
+    shard.place(flat, shard.make_mesh(BATCH, model), strategy)
+  except ValueError as error:
+    return str(error)
+  return ""
+
+
 def run(mesh, split, device_bytes):
   """Two epochs and an evaluation: ({name: array}, state, frozen, a batch)."""
   vit = ViT((8, 8), 4, 16, 2, 2, 32)
@@ -103,6 +112,9 @@ def main(folder):
                  shard.place(frozen, shard.make_mesh(BATCH, model),
                              strategy).items()}
       for strategy, model in (("dp", 1), ("fsdp", 1), ("tp", 2))}
+  facts["split"] = [place_error(*case) for case in (
+      (frozen, "tp", 1), ({"backbone/odd": np.zeros(8)}, "tp", 2),
+      ({"backbone/odd": np.zeros(7)}, "fsdp", 1), ({}, "fsdp", 1))]
   np.savez(folder / "eight.npz", **arrays)
 
   np.savez(folder / "one.npz",
@@ -161,6 +173,16 @@ def test_what_a_device_holds_of_the_frozen_parameters(result):
       (block + "LayerNorm_0/scale", [16], [2], [16])):
     assert [parts[strategy][path] for strategy in ("dp", "fsdp", "tp")] == [
         whole, fsdp, tp], path
+
+
+def test_a_strategy_that_splits_nothing(result):
+  says = "config.shard.strategy={!r} splits no frozen parameter over devices {}"
+  assert result[0]["split"] == [
+      says.format("tp", {"data": 8, "model": 1})
+      + "; use 'dp', or set config.shard.model",
+      says.format("tp", {"data": 4, "model": 2})
+      + "; use 'dp', or set config.shard.model",
+      says.format("fsdp", {"data": 8, "model": 1}) + "; use 'dp'", ""]
 
 
 def test_training_is_the_same_as_on_one_device(result):

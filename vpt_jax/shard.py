@@ -87,15 +87,23 @@ def place(flat: tree.Flat, mesh: Mesh, strategy: str) -> tree.Flat:
   """Frozen parameters laid out by a strategy.
 
   Raises:
-    ValueError: unknown strategy, or devices that do not divide an axis.
+    ValueError: unknown strategy, one that splits nothing here, or devices that
+      do not divide an axis.
   """
   tree.choose(strategy, STRATEGIES, "shard.strategy")
   # Not `tree.match`: which parameters are frozen depends on the run.
   first = lambda path: next(axes for pattern, axes in STRATEGIES[strategy]
                             if re.fullmatch(pattern, path))
-  return {path: _put(leaf, NamedSharding(
-      mesh, _axes(path, np.shape(leaf), first(path), mesh)))
-          for path, leaf in flat.items()}
+  layout = {path: NamedSharding(
+      mesh, _axes(path, np.shape(leaf), first(path), mesh))
+            for path, leaf in flat.items()}
+  if strategy != "dp" and flat and mesh.size > 1 and all(
+      sharding.is_fully_replicated for sharding in layout.values()):
+    raise ValueError(
+        f"config.shard.strategy={strategy!r} splits no frozen parameter over "
+        f"devices {dict(mesh.shape)}; use 'dp'"
+        + ", or set config.shard.model" * (strategy == "tp"))
+  return {path: _put(leaf, layout[path]) for path, leaf in flat.items()}
 
 
 def _axes(path: str, shape: tuple[int, ...], axes: P | str, mesh: Mesh) -> P:
