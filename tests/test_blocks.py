@@ -23,17 +23,19 @@ def written_out(query, key, value, bias):
   return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(logits), value)
 
 
+@pytest.mark.parametrize("first", [K, 3])
 @pytest.mark.parametrize("shape", [None, (K,), (H, 1, K), (B, 1, Q, K),
                                    (B, H, Q, K)], ids=str)
-def test_attention(shape):
+def test_attention(shape, first):
   args = [draw(B, H, Q, D), draw(B, H, K, D, seed=1), draw(B, H, K, D, seed=2),
           None if shape is None else 3 * draw(*shape, seed=3)]
   # Logits of several hundred: the largest must be taken off first.
   for scale in (1, 100):
     scaled = [scale * args[0], *args[1:]]
-    ours, pull = jax.vjp(blocks.mixed, *scaled)
+    ours, pull = jax.vjp(lambda *x: blocks.mixed(*x, first), *scaled)
     theirs, want = jax.vjp(written_out, *scaled)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    np.testing.assert_allclose(blocks.mixed(*scaled, first), theirs, atol=2e-6)
     given = draw(B, H, Q, D, seed=4)
     for a, b in zip(jax.tree.leaves(pull(given)), jax.tree.leaves(want(given))):
       assert a.shape == b.shape
@@ -46,8 +48,8 @@ def test_attention(shape):
 def test_attention_of_the_library(shape):
   args = [draw(B, H, Q, D), draw(B, H, K, D, seed=1), draw(B, H, K, D, seed=2),
           None if shape is None else draw(*shape, seed=3)]
-  ours, pull = jax.vjp(blocks.mixed, *args)
-  theirs, want = jax.vjp(blocks.ATTENTION["xla"], *args)
+  ours, pull = jax.vjp(lambda *x: blocks.mixed(*x, K), *args)
+  theirs, want = jax.vjp(lambda *x: blocks.ATTENTION["xla"](*x, K), *args)
   np.testing.assert_allclose(ours, theirs, atol=2e-6)
   given = draw(B, H, Q, D, seed=4)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6),
@@ -57,7 +59,7 @@ def test_attention_of_the_library(shape):
 def test_attention_in_bfloat16():
   args = [draw(B, H, Q, D), draw(B, H, K, D, seed=1), draw(B, H, K, D, seed=2)]
   half = [x.astype(jnp.bfloat16) for x in args]
-  out, pull = jax.vjp(blocks.mixed, *half, None)
+  out, pull = jax.vjp(lambda *x: blocks.mixed(*x, K), *half, None)
   want, pull_32 = jax.vjp(written_out, *args, None)
   assert out.dtype == jnp.float32
   np.testing.assert_allclose(out, want, atol=0.03)
