@@ -235,12 +235,12 @@ BATCH = {"image": PIXELS, "label": LABELS,
 
 
 def start(model, variables, seed=0):
-  """(function of shards that gives a step, state, frozen)."""
+  """(`train_step` but for the shards, state, frozen)."""
   trainable, frozen = tree.split(variables["params"], model.method.trainable)
   tx = optax.sgd(0.1)
   make_step = functools.partial(train.train_step, model, tx, normalize="none",
                                 augment="flip_crop")
-  return (lambda shards: make_step(shards=shards)), train.TrainState(
+  return make_step, train.TrainState(
       jnp.int32(0), trainable, tx.init(trainable),
       {key: value for key, value in variables.items() if key != "params"},
       jax.random.key(seed)), frozen
@@ -261,8 +261,9 @@ def assert_same(ours, theirs):
 
 def assert_same_in_shards(model, variables):
   """Two shards, one of which has fewer images, do what the whole does."""
-  step, state, frozen = start(model, variables)
-  assert_same(*(jax.jit(step(n))(state, frozen, BATCH) for n in (2, 1)))
+  make_step, state, frozen = start(model, variables)
+  assert_same(*(jax.jit(make_step(shards=n))(state, frozen, BATCH)
+                for n in (2, 1)))
 
 
 @pytest.mark.parametrize("kind,name", [
@@ -291,14 +292,14 @@ def test_a_group_of_runs_in_shards(name):
   runs = []
   for seed in (1, 2):
     params = jax.tree.map(lambda x: x * seed, variables["params"]["method"])
-    step, state, frozen = start(model, {**variables, "params": {
+    make_step, state, frozen = start(model, {**variables, "params": {
         **variables["params"], "method": params}}, seed)
     runs.append(state)
-  together = jax.jit(jax.vmap(step(2), in_axes=(0, None, None)))(
+  together = jax.jit(jax.vmap(make_step(shards=2), in_axes=(0, None, None)))(
       jax.tree.map(lambda *x: jnp.stack(x), *runs), frozen, BATCH)
   for i, state in enumerate(runs):
     assert_same(jax.tree.map(lambda x: x[i], together),
-                jax.jit(step(1))(state, frozen, BATCH))
+                jax.jit(make_step(shards=1))(state, frozen, BATCH))
 
 
 # Gated Prompt Tuning.

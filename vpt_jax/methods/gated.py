@@ -117,7 +117,7 @@ class Gated(Method):
     if not train:
       return (logit > 0).astype(logit.dtype)
     noise = spmd.drawn(jax.random.logistic, self.make_rng("dropout"),
-                        (batch, 1, 1))
+                       (batch, 1, 1))
     soft = nn.sigmoid(logit + noise)
     return jnp.round(soft) + (soft - jax.lax.stop_gradient(soft))
 
