@@ -19,56 +19,76 @@ PROMPT_BIAS = r"(method|head)/.*|backbone/.*bias"
 def last_blocks(count: int, depth: int) -> str:
   """`trainable` for a ViT's last blocks, its final norm and the head."""
   numbers = "|".join(str(i) for i in range(depth - count, depth))
-  return (rf"head/.*|backbone/Transformer/(encoderblock_({numbers})|"
-          r"encoder_norm)/.*")
+  return (
+    rf"head/.*|backbone/Transformer/(encoderblock_({numbers})|"
+    r"encoder_norm)/.*"
+  )
 
 
 def partial(count: int, lr: float) -> Fields:
   """The fields of partial-k, with the depth of ViT-B."""
-  return {"method": "linear", "trainable": last_blocks(count, 12),
-          "optim.lr": lr}
+  return {
+    "method": "linear",
+    "trainable": last_blocks(count, 12),
+    "optim.lr": lr,
+  }
 
 
 # Fields that differ from `common.py`. What VPT tuned per task (rate, decay,
 # the adapters' width) is not published; these are places to start from.
 BASELINES: dict[str, Fields] = {
-    "full": {"method": "full", "optim.name": "adamw", "optim.lr": 1e-3,
-             "optim.weight_decay": 0.01, "optim.warmup_epochs": 5,
-             "sweep.grid": common.grid(common.FULL_RATES)},
-    "adapter": {"method": "adapter", "optim.lr": 0.5},
-    "lora": {"method": "lora", "optim.lr": 0.5},
-    "bias": {"method": "linear", "trainable": common.BIAS, "optim.lr": 0.5},
-    "partial1": partial(1, 0.1),
-    "partial2": partial(2, 0.1),
-    "partial4": partial(4, 0.05),
-    # Three layers with the classifier.
-    "mlp3": {"method": "linear", "head_layers": 2, "optim.lr": 0.5},
-    "prompt_bias": {"method": "vpt", "trainable": PROMPT_BIAS,
-                    "optim.lr": 0.5},
-    "add": {"method": "add", "add.deep": True},
-    # Images stay 224 x 224 inside the frame.
-    "pad": {"method": "pad", "image_size": 240, "pad.width": 8},
-    "below": {"method": "below", "optim.lr": 0.1},
-    "prepend_pixel": {"method": "prepend_pixel"},
-    # As published, but for CLIP: batch 256, rate 40, no decay.
-    "border": {"method": "border", "batch_size": 256, "optim.lr": 40.0,
-               "optim.scale_lr": False, "optim.weight_decay": 0.0},
+  "full": {
+    "method": "full",
+    "optim.name": "adamw",
+    "optim.lr": 1e-3,
+    "optim.weight_decay": 0.01,
+    "optim.warmup_epochs": 5,
+    "sweep.grid": common.grid(common.FULL_RATES),
+  },
+  "adapter": {"method": "adapter", "optim.lr": 0.5},
+  "lora": {"method": "lora", "optim.lr": 0.5},
+  "bias": {"method": "linear", "trainable": common.BIAS, "optim.lr": 0.5},
+  "partial1": partial(1, 0.1),
+  "partial2": partial(2, 0.1),
+  "partial4": partial(4, 0.05),
+  # Three layers with the classifier.
+  "mlp3": {"method": "linear", "head_layers": 2, "optim.lr": 0.5},
+  "prompt_bias": {"method": "vpt", "trainable": PROMPT_BIAS, "optim.lr": 0.5},
+  "add": {"method": "add", "add.deep": True},
+  # Images stay 224 x 224 inside the frame.
+  "pad": {"method": "pad", "image_size": 240, "pad.width": 8},
+  "below": {"method": "below", "optim.lr": 0.1},
+  "prepend_pixel": {"method": "prepend_pixel"},
+  # As published, but for CLIP: batch 256, rate 40, no decay.
+  "border": {
+    "method": "border",
+    "batch_size": 256,
+    "optim.lr": 40.0,
+    "optim.scale_lr": False,
+    "optim.weight_decay": 0.0,
+  },
 }
 # The backbone's own parameters change more slowly than the head.
-SLOW_BACKBONE = (("head/bias", {"weight_decay": 0.0}),
-                 ("backbone/.*", {"lr": 0.1}), (".*", {}))
+SLOW_BACKBONE = (
+  ("head/bias", {"weight_decay": 0.0}),
+  ("backbone/.*", {"lr": 0.1}),
+  (".*", {}),
+)
 # The same for the embedded task.
 EMBEDDED: dict[str, Fields] = {
-    "full": {"optim.lr": 1e-3,
-             "sweep.grid": common.grid((1e-3, 3e-4), (0.01,))},
-    **{f"partial{count}": {"trainable": last_blocks(count, 4),
-                           "optim.policies": SLOW_BACKBONE}
-       for count in (1, 2, 4)},
-    "prompt_bias": {"vpt.dropout": 0.0},
-    "add": {"add.dropout": 0.0},
-    "pad": {"pad.width": 2},
-    "below": {"optim.policies": SLOW_BACKBONE},
-    "border": {"border.init_std": 0.0},
+  "full": {"optim.lr": 1e-3, "sweep.grid": common.grid((1e-3, 3e-4), (0.01,))},
+  **{
+    f"partial{count}": {
+      "trainable": last_blocks(count, 4),
+      "optim.policies": SLOW_BACKBONE,
+    }
+    for count in (1, 2, 4)
+  },
+  "prompt_bias": {"vpt.dropout": 0.0},
+  "add": {"add.dropout": 0.0},
+  "pad": {"pad.width": 2},
+  "below": {"optim.policies": SLOW_BACKBONE},
+  "border": {"border.init_std": 0.0},
 }
 
 
@@ -79,8 +99,10 @@ def get_config(arg: str = "") -> ConfigDict:
   """
   name, _, task = arg.partition(",")
   if name not in BASELINES:
-    raise ValueError(f"unknown baseline {name!r}; write :METHOD or "
-                     f":METHOD,TASK, METHOD being {', '.join(BASELINES)}")
+    raise ValueError(
+      f"unknown baseline {name!r}; write :METHOD or "
+      f":METHOD,TASK, METHOD being {', '.join(BASELINES)}"
+    )
   config = common.get_config()
   config.task = task
   config.update_from_flattened_dict(BASELINES[name])

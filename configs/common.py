@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
   # Part of the training images that is used, of each class alike (sample
   # efficiency); chosen by `data.seed`, smaller parts lie within larger ones.
   config.data.train_share = 1.0
-  # imagenet | half | clip | none: see vpt_jax/data/preprocess.py; backbone:
+  # imagenet | half | clip | none: see vpt_jax/data/transforms/views.py; backbone:
   # what it was trained with. The papers' code uses ImageNet's for every one.
   config.data.normalize = "imagenet"
   # none | flip | crop | flip_crop | pgn | pgn_crop, of training images; "":
@@ -148,7 +148,7 @@ def get_config() -> ConfigDict:
   config.shard = ConfigDict()
   # How frozen parameters lie on several devices: dp (all on each) | fsdp (in
   # parts over the devices that split the batch) | tp (heads and hidden units
-  # over groups of `model` devices); see vpt_jax/shard.py.
+  # over groups of `model` devices); see vpt_jax/distributed/sharding.py.
   config.shard.strategy = "dp"
   config.shard.model = 1
 
@@ -156,11 +156,11 @@ def get_config() -> ConfigDict:
   config.checkpoint.every_epochs = 10
   config.checkpoint.keep = 2
 
-  # Prompt condensation, see vpt_jax/condense.py and configs/condense_vtab.py.
+  # Prompt condensation, see vpt_jax/condensation/stages.py and configs/condense_vtab.py.
   config.condense = ConfigDict()
   # Shares of the prompts to keep, each on its own; (): an ordinary run.
   config.condense.shares = ()
-  # What ranks the prompts: a name in vpt_jax/scores.py.
+  # What ranks the prompts: a name in vpt_jax/condensation/prompt_scores.py.
   config.condense.statistic = "elementwise_sample_abs"
   # Fine-tuning of the kept prompts and the head, without warm-up. The rate is
   # `lr_factor` times `optim.lr`.
@@ -170,7 +170,7 @@ def get_config() -> ConfigDict:
   # compared; it takes a forward pass for every prompt. 0: not done.
   config.condense.oracle_images = 0
 
-  # train: one run | sweep: the papers' protocol, see vpt_jax/sweep.py; only
+  # train: one run | sweep: the papers' protocol, see vpt_jax/sweeps/protocol.py; only
   # then the section `sweep` is read.
   config.mode = "train"
   config.sweep = ConfigDict()
@@ -187,7 +187,7 @@ def get_config() -> ConfigDict:
   config.sweep.search = "grid"
   # Of the runs with the best values.
   config.sweep.seeds = (42, 44, 82, 100, 800)
-  # Runs that train together, see vpt_jax/group.py; 0: as many as fit.
+  # Runs that train together, see vpt_jax/sweeps/vmapped_runs.py; 0: as many as fit.
   config.sweep.group = 0
 
   # For head=zero_shot.
@@ -204,29 +204,71 @@ def get_config() -> ConfigDict:
 
   # Sections of the methods; only the one that `config.method` names is read.
   # See vpt_jax/methods/vpt.py and vapt.py for what the options mean.
-  config.vpt = ConfigDict(dict(
-      num_tokens=10, deep=True, first=0, num_layers=0, reverse=False,
-      shared=False, expand=True, project=0, dropout=0.1, kept=()))
-  config.vapt = ConfigDict(dict(
-      num_tokens=10, static_layers=1, conv=True, kernel_size=2, padding=0,
-      per_channel=False, projector="shared", hidden=8, activation="relu",
-      learnable_scale=False, dropout=0.1, dropout_channel=0.1,
-      dropout_mlp=0.1))
+  config.vpt = ConfigDict(
+    dict(
+      num_tokens=10,
+      deep=True,
+      first=0,
+      num_layers=0,
+      reverse=False,
+      shared=False,
+      expand=True,
+      project=0,
+      dropout=0.1,
+      kept=(),
+    )
+  )
+  config.vapt = ConfigDict(
+    dict(
+      num_tokens=10,
+      static_layers=1,
+      conv=True,
+      kernel_size=2,
+      padding=0,
+      per_channel=False,
+      projector="shared",
+      hidden=8,
+      activation="relu",
+      learnable_scale=False,
+      dropout=0.1,
+      dropout_channel=0.1,
+      dropout_mlp=0.1,
+    )
+  )
   # pgn.py.
-  config.pgn = ConfigDict(dict(
-      num_tokens=16, library=256, act="softmax", network="resnet10",
-      init_max_pool=True, initial_channels=16, groups=4, blocks_per_group=1,
-      resolution=0, weights=""))
+  config.pgn = ConfigDict(
+    dict(
+      num_tokens=16,
+      library=256,
+      act="softmax",
+      network="resnet10",
+      init_max_pool=True,
+      initial_channels=16,
+      groups=4,
+      blocks_per_group=1,
+      resolution=0,
+      weights="",
+    )
+  )
   config.iip = ConfigDict(dict(num_tokens=16))
   # gated.py.
-  config.gated = ConfigDict(dict(
-      num_tokens=10, gates=True, num_gates=0, gate_init=10.0, hard=False,
-      learn_temperature=True, temperature_init=1.0, temperature_min=0.01,
-      temperature_max=10.0, dropout=0.1))
+  config.gated = ConfigDict(
+    dict(
+      num_tokens=10,
+      gates=True,
+      num_gates=0,
+      gate_init=10.0,
+      hard=False,
+      learn_temperature=True,
+      temperature_init=1.0,
+      temperature_min=0.01,
+      temperature_max=10.0,
+      dropout=0.1,
+    )
+  )
   # inside.py.
   config.adapter = ConfigDict(dict(reduction=8, initial="near_identity"))
-  config.lora = ConfigDict(dict(
-      rank=8, alpha=8.0, layers=("query", "value")))
+  config.lora = ConfigDict(dict(rank=8, alpha=8.0, layers=("query", "value")))
   # pixel.py.
   config.add = ConfigDict(dict(single=False, deep=False, dropout=0.1))
   config.pad = ConfigDict(dict(width=16))
@@ -236,14 +278,16 @@ def get_config() -> ConfigDict:
   return config
 
 
-def grid(rates: tuple[float, ...], decays: tuple[float, ...] = DECAYS
-         ) -> tuple[tuple[str, tuple[float, ...]], ...]:
+def grid(
+  rates: tuple[float, ...], decays: tuple[float, ...] = DECAYS
+) -> tuple[tuple[str, tuple[float, ...]], ...]:
   """A search over rates and decays."""
   return ("optim.lr", rates), ("optim.weight_decay", decays)
 
 
-def swept(config: ConfigDict, name: str, by_task: dict[str, ConfigDict]
-          ) -> ConfigDict:
+def swept(
+  config: ConfigDict, name: str, by_task: dict[str, ConfigDict]
+) -> ConfigDict:
   """A sweep over tasks.
 
   Args:
@@ -257,8 +301,11 @@ def swept(config: ConfigDict, name: str, by_task: dict[str, ConfigDict]
   kept = {"task", "mode", "name", *(field for field, _ in config.sweep.grid)}
   shared = _fields(config)
   for task, own in by_task.items():
-    changes = tuple((field, value) for field, value in _fields(own).items()
-                    if field not in kept and shared[field] != value)
+    changes = tuple(
+      (field, value)
+      for field, value in _fields(own).items()
+      if field not in kept and shared[field] != value
+    )
     if changes:
       config.sweep.per_task[task] = changes
   return config

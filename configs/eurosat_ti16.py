@@ -18,32 +18,45 @@ Fields = dict[str, str | float | bool | tuple]
 
 # Fields that differ from what `get_config` sets for all.
 METHODS: dict[str, Fields] = {
-    # Features are computed once, so that the published protocol is seconds.
-    "linear": {"method": "linear", "epochs": 100, "batch_size": 64,
-               "optim.name": "sgd", "optim.lr": 0.25, "optim.scale_lr": True,
-               "optim.warmup_epochs": 10, "sweep.grid": common.grid(
-                   (0.25, 0.5, 1.0, 2.5), (0.01,))},
-    "vpt_shallow": {"method": "vpt", "vpt.deep": False},
-    "vpt_deep": {"method": "vpt"},
-    "vapt": {"method": "vapt"},
-    "gated": {"method": "gated", "gated.gate_init": 1.0},
-    "pgn": {"method": "pgn"},
-    "lora": {"method": "lora"},
-    "adapter": {"method": "adapter"},
-    "bias": {"method": "linear", "trainable": common.BIAS},
-    # The new head learns ten times as fast as the rest.
-    "full": {"method": "full", "optim.lr": 1e-4, "sweep.grid": common.grid(
-        (3e-5, 1e-4, 3e-4), (0.01,)), "optim.policies": (
-        ("head/bias", {"weight_decay": 0.0, "lr": 10.0}),
-        ("head/.*", {"lr": 10.0}), (".*", {}))},
+  # Features are computed once, so that the published protocol is seconds.
+  "linear": {
+    "method": "linear",
+    "epochs": 100,
+    "batch_size": 64,
+    "optim.name": "sgd",
+    "optim.lr": 0.25,
+    "optim.scale_lr": True,
+    "optim.warmup_epochs": 10,
+    "sweep.grid": common.grid((0.25, 0.5, 1.0, 2.5), (0.01,)),
+  },
+  "vpt_shallow": {"method": "vpt", "vpt.deep": False},
+  "vpt_deep": {"method": "vpt"},
+  "vapt": {"method": "vapt"},
+  "gated": {"method": "gated", "gated.gate_init": 1.0},
+  "pgn": {"method": "pgn"},
+  "lora": {"method": "lora"},
+  "adapter": {"method": "adapter"},
+  "bias": {"method": "linear", "trainable": common.BIAS},
+  # The new head learns ten times as fast as the rest.
+  "full": {
+    "method": "full",
+    "optim.lr": 1e-4,
+    "sweep.grid": common.grid((3e-5, 1e-4, 3e-4), (0.01,)),
+    "optim.policies": (
+      ("head/bias", {"weight_decay": 0.0, "lr": 10.0}),
+      ("head/.*", {"lr": 10.0}),
+      (".*", {}),
+    ),
+  },
 }
 
 
 def get_config(arg: str = "vpt_deep") -> ConfigDict:
   """A method of the table; see `METHODS`."""
   if arg not in METHODS:
-    raise ValueError(f"unknown method {arg!r} of eurosat_ti16.py; known: "
-                     f"{', '.join(METHODS)}")
+    raise ValueError(
+      f"unknown method {arg!r} of eurosat_ti16.py; known: {', '.join(METHODS)}"
+    )
   config = common.get_config()
   config.task = "eurosat"
   config.name = arg

@@ -13,16 +13,16 @@ from configs import common
 
 # Rows of the 1000-class head, in the usual order of the WordNet ids.
 CIFAR10 = (
-    (404, 895),  # airplane: airliner, warplane
-    (436, 468, 511, 609, 627, 656, 751, 817),  # automobile, without trucks
-    (*range(7, 25), *range(80, 101), *range(127, 147)),  # bird
-    tuple(range(281, 286)),  # cat: domestic breeds
-    (350, 351, 352, 353),  # deer: ibex, hartebeest, impala, gazelle
-    tuple(range(151, 269)),  # dog: breeds
-    (30, 31, 32),  # frog
-    (339,),  # horse: sorrel
-    (403, 484, 510, 554, 625, 628, 724, 780, 814, 871, 914),  # ship
-    (555, 569, 675, 717, 864, 867),  # truck
+  (404, 895),  # airplane: airliner, warplane
+  (436, 468, 511, 609, 627, 656, 751, 817),  # automobile, without trucks
+  (*range(7, 25), *range(80, 101), *range(127, 147)),  # bird
+  tuple(range(281, 286)),  # cat: domestic breeds
+  (350, 351, 352, 353),  # deer: ibex, hartebeest, impala, gazelle
+  tuple(range(151, 269)),  # dog: breeds
+  (30, 31, 32),  # frog
+  (339,),  # horse: sorrel
+  (403, 484, 510, 554, 625, 628, 724, 780, 814, 871, 914),  # ship
+  (555, 569, 675, 717, 864, 867),  # truck
 )
 
 

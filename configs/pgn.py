@@ -20,8 +20,10 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-DINO = ("https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/"
-        "dino_deitsmall16_pretrain_full_checkpoint.pth")
+DINO = (
+  "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/"
+  "dino_deitsmall16_pretrain_full_checkpoint.pth"
+)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -61,8 +63,10 @@ def get_config(arg: str = "") -> ConfigDict:
       config.head = "prototypes"
       config.trainable = "method/.*"
     case _:
-      raise ValueError(f"unknown backbone {backbone!r} in --config=...:{arg}; "
-                       "known: clip, vit, dino")
+      raise ValueError(
+        f"unknown backbone {backbone!r} in --config=...:{arg}; "
+        "known: clip, vit, dino"
+      )
   return config
 
 

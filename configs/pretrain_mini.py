@@ -32,7 +32,8 @@ def get_config() -> ConfigDict:
   config.optim.warmup_epochs = 1
   config.optim.warmup_from_zero = False
   config.optim.policies = (
-      (r".*/(bias|scale)|backbone/(cls|pos_embedding)", {"weight_decay": 0.0}),
-      (".*", {}))
+    (r".*/(bias|scale)|backbone/(cls|pos_embedding)", {"weight_decay": 0.0}),
+    (".*", {}),
+  )
   config.checkpoint.every_epochs = 1
   return config

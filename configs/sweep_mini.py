@@ -12,15 +12,20 @@ from ml_collections import ConfigDict
 
 from configs import common, gated_vtab, linear_vtab, vapt_vtab, vpt_vtab
 
-METHODS = {"linear": linear_vtab, "vpt_deep": vpt_vtab, "vapt": vapt_vtab,
-           "gated": gated_vtab}
+METHODS = {
+  "linear": linear_vtab,
+  "vpt_deep": vpt_vtab,
+  "vapt": vapt_vtab,
+  "gated": gated_vtab,
+}
 
 
 def get_config(arg: str = "vpt_deep") -> ConfigDict:
   """The small sweep of a method."""
   if arg not in METHODS:
-    raise ValueError(f"unknown method {arg!r} of sweep_mini.py; known: "
-                     f"{', '.join(METHODS)}")
+    raise ValueError(
+      f"unknown method {arg!r} of sweep_mini.py; known: {', '.join(METHODS)}"
+    )
   config = METHODS[arg].get_config()
   config.sweep.seeds = (42, 44)
   if arg != "linear":  # its features are computed once

@@ -14,9 +14,9 @@ from configs import common
 # (prompts, batch size, base learning rate, weight decay) of the three recipes
 # that the authors publish with their results; the others start from defaults.
 TUNED = {
-    "dmlab": (100, 64, 1.0, 1e-3),
-    "eurosat": (100, 64, 1.0, 1e-3),
-    "sun397": (5, 128, 25.0, 1e-4),
+  "dmlab": (100, 64, 1.0, 1e-3),
+  "eurosat": (100, 64, 1.0, 1e-3),
+  "sun397": (5, 128, 25.0, 1e-4),
 }
 
 
@@ -25,8 +25,12 @@ def get_config(task: str = "") -> ConfigDict:
   config = common.get_config()
   config.task = task
   config.method = "vpt"
-  (config.vpt.num_tokens, config.batch_size, config.optim.lr,
-   config.optim.weight_decay) = TUNED.get(task, (10, 64, 1.0, 1e-3))
+  (
+    config.vpt.num_tokens,
+    config.batch_size,
+    config.optim.lr,
+    config.optim.weight_decay,
+  ) = TUNED.get(task, (10, 64, 1.0, 1e-3))
   if not task:
     config = common.embedded(config)
     config.vpt.num_tokens, config.vpt.dropout = 30, 0.0

@@ -22,12 +22,17 @@ import numpy as np
 from PIL import Image
 
 from vpt_jax import model as models
-from vpt_jax import optim, shard, train, tree
-from vpt_jax.backbones import registry
+from vpt_jax.backbones import factory
 from vpt_jax.backbones.vit import ViT
-from vpt_jax.data import cache, folders, parallel, pipeline
+from vpt_jax.data import pipeline
+from vpt_jax.data.cache import decoding as parallel
+from vpt_jax.data.cache import prepared
 from vpt_jax.data.examples import Examples
+from vpt_jax.data.sources import image_files
+from vpt_jax.distributed import sharding
 from vpt_jax.methods.vpt import VPT
+from vpt_jax.training import loop, optim
+from vpt_jax.utils import trees
 
 
 def photos(count: int, height: int, width: int) -> Examples:
@@ -40,16 +45,20 @@ def photos(count: int, height: int, width: int) -> Examples:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     files.append(buffer.getvalue())
-  return Examples([f"{i}" for i in range(count)],
-                  np.arange(count, dtype=np.int32) % 10, 10,
-                  lambda i: files[i % len(files)], "noise",
-                  f"{count} {height} {width}")
+  return Examples(
+    [f"{i}" for i in range(count)],
+    np.arange(count, dtype=np.int32) % 10,
+    10,
+    lambda i: files[i % len(files)],
+    "noise",
+    f"{count} {height} {width}",
+  )
 
 
 def pack(folder: str) -> Examples:
   """The 1,000 training images of a vtab-1k pack."""
   classes = (Path(folder) / "classes.txt").read_text().split()
-  return folders.pack(Path(folder), "trainval", len(classes))
+  return image_files.pack(Path(folder), "trainval", len(classes))
 
 
 def decoding(what: str, examples: Examples) -> None:
@@ -61,10 +70,16 @@ def decoding(what: str, examples: Examples) -> None:
     for i in range(len(examples)):
       geometry.fit(parallel.read(examples, i), None)
     taken = time.perf_counter() - start
-    note = (" (straight to 224 px here; in training small images keep their "
-            "size)" if family == "vtab" and what.startswith("EuroSAT") else "")
-    print(f"decode  {what}, family {family:4}  "
-          f"{len(examples) / taken:8.0f} images/s{note}", flush=True)
+    note = (
+      " (straight to 224 px here; in training small images keep their size)"
+      if family == "vtab" and what.startswith("EuroSAT")
+      else ""
+    )
+    print(
+      f"decode  {what}, family {family:4}  "
+      f"{len(examples) / taken:8.0f} images/s{note}",
+      flush=True,
+    )
 
 
 def epochs(feed: pipeline.Feed, times: int) -> float:
@@ -81,35 +96,47 @@ def epochs(feed: pipeline.Feed, times: int) -> float:
 
 def reading(examples: Examples, folder: str, times: int = 5) -> pipeline.Feed:
   """Epochs per second from the device, and from the prepared cache."""
-  path = cache.prepare(examples, folder, family="pgn", image_size=(224, 224),
-                       train=True)
-  split = cache.open_cache(path)
-  mesh = shard.make_mesh(64)
+  path = prepared.prepare(
+    examples, folder, family="pgn", image_size=(224, 224), train=True
+  )
+  split = prepared.open_cache(path)
+  mesh = sharding.make_mesh(64)
   feed = pipeline.Feed(split, 64, mesh)
-  for what, one in (("from the device", feed),
-                    ("read ahead from the cache",
-                     pipeline.Feed(split, 64, mesh, 1))):
+  for what, one in (
+    ("from the device", feed),
+    ("read ahead from the cache", pipeline.Feed(split, 64, mesh, 1)),
+  ):
     taken = epochs(one, times)
-    print(f"read    {len(split)} images of 224 px {what:26}  "
-          f"{1 / taken:6.2f} epochs/s  {len(split) / taken:8.0f} images/s",
-          flush=True)
+    print(
+      f"read    {len(split)} images of 224 px {what:26}  "
+      f"{1 / taken:6.2f} epochs/s  {len(split) / taken:8.0f} images/s",
+      flush=True,
+    )
   return feed
 
 
-def stepping(name: str, batch_size: int, feeds: dict[str, pipeline.Feed],
-             repeats: int, steps: int) -> None:
+def stepping(
+  name: str,
+  batch_size: int,
+  feeds: dict[str, pipeline.Feed],
+  repeats: int,
+  steps: int,
+) -> None:
   """A training step of VPT-deep with its feed against one without."""
-  backbone = ViT((224, 224), gelu="tanh", **registry.get(name).arch)
+  backbone = ViT((224, 224), gelu="tanh", **factory.get(name).arch)
   model = models.Model(backbone, VPT(backbone.spec, 10), 10)
   params = models.init(model, jax.random.key(0))
-  trainable, frozen = tree.split(params, r"(method|head)/.*")
-  tx = optim.make_optimizer("sgd", lambda step: 0.01, trainable,
-                            weight_decay=1e-4)
-  state = train.TrainState(jnp.int32(0), trainable, tx.init(trainable), {},
-                           jax.random.PRNGKey(0))
-  step = train.make_train_step(model, tx, normalize="half", augment="none")
+  trainable, frozen = trees.split(params, r"(method|head)/.*")
+  tx = optim.make_optimizer(
+    "sgd", lambda step: 0.01, trainable, weight_decay=1e-4
+  )
+  state = loop.TrainState(
+    jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.PRNGKey(0)
+  )
+  step = loop.make_train_step(model, tx, normalize="half", augment="none")
   fixed = jax.block_until_ready(
-      next(next(iter(feeds.values())).batches(np.arange(batch_size))))
+    next(next(iter(feeds.values())).batches(np.arange(batch_size)))
+  )
 
   def endless(feed):
     epoch = 0
@@ -117,23 +144,29 @@ def stepping(name: str, batch_size: int, feeds: dict[str, pipeline.Feed],
       yield from feed.batches(pipeline.order(len(feed.split), 0, epoch))
       epoch += 1
 
-  sources = {"one batch": None, **{what: endless(feed) for what, feed in
-                                   feeds.items()}}
+  sources = {
+    "one batch": None,
+    **{what: endless(feed) for what, feed in feeds.items()},
+  }
   times = {what: [] for what in sources}
   for repeat in range(repeats + 1):
     for what, batches in sources.items():
       start = time.perf_counter()
       for _ in range(steps):
-        state, metrics = step(state, frozen,
-                              next(batches) if batches else fixed)
+        state, metrics = step(
+          state, frozen, next(batches) if batches else fixed
+        )
       jax.block_until_ready((state, metrics))
       if repeat:  # the first round compiles
         times[what].append((time.perf_counter() - start) / steps)
   base = statistics.median(times["one batch"])
   for what, taken in times.items():
     median = statistics.median(taken)
-    print(f"step    {name}, VPT-deep, batch {batch_size}, {what:26}  "
-          f"{1e3 * median:8.1f} ms  x {median / base:.3f}", flush=True)
+    print(
+      f"step    {name}, VPT-deep, batch {batch_size}, {what:26}  "
+      f"{1e3 * median:8.1f} ms  x {median / base:.3f}",
+      flush=True,
+    )
 
 
 def main() -> None:
@@ -151,11 +184,19 @@ def main() -> None:
     decoding("500 x 375 px", photos(300, 375, 500))
   with tempfile.TemporaryDirectory() as folder:
     feed = reading(photos(1000, 375, 500), folder)
-    mesh = shard.make_mesh(args.batch)
-    stepping(args.backbone, args.batch, {
+    mesh = sharding.make_mesh(args.batch)
+    stepping(
+      args.backbone,
+      args.batch,
+      {
         "from the device": pipeline.Feed(feed.split, args.batch, mesh),
         "read ahead from the cache": pipeline.Feed(
-            feed.split, args.batch, mesh, 1)}, args.repeats, args.steps)
+          feed.split, args.batch, mesh, 1
+        ),
+      },
+      args.repeats,
+      args.steps,
+    )
 
 
 if __name__ == "__main__":

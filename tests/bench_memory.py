@@ -42,17 +42,27 @@ def limited(gigabytes: float) -> Path:
 
 def prepared(folder: Path, gigabytes: float) -> Path:
   """A cache of that size, of noise that no file system can compress."""
-  from vpt_jax.data import cache
+  from vpt_jax.data.cache import prepared as cache
   from vpt_jax.data.examples import Examples
+
   count = int(gigabytes * 1e9 / SIDE**2 / 3)
-  noise = np.random.default_rng(0).integers(0, 256, (SIDE * 2, SIDE, 3),
-                                            np.uint8)
+  noise = np.random.default_rng(0).integers(
+    0, 256, (SIDE * 2, SIDE, 3), np.uint8
+  )
   return cache.prepare(
-      Examples([f"{i}" for i in range(count)],
-               np.arange(count, dtype=np.int32) % 10, 10,
-               lambda i: np.roll(noise, i, 0)[:SIDE].copy(), "noise",
-               f"noise {count}"),
-      folder, family="pgn", image_size=(SIDE, SIDE), train=True)
+    Examples(
+      [f"{i}" for i in range(count)],
+      np.arange(count, dtype=np.int32) % 10,
+      10,
+      lambda i: np.roll(noise, i, 0)[:SIDE].copy(),
+      "noise",
+      f"noise {count}",
+    ),
+    folder,
+    family="pgn",
+    image_size=(SIDE, SIDE),
+    train=True,
+  )
 
 
 def forget(path: Path) -> None:
@@ -64,46 +74,55 @@ def forget(path: Path) -> None:
 
 def disk(path: Path, order: np.ndarray) -> float:
   """Seconds to read all images, batch by batch, in the order of training."""
-  from vpt_jax.data import build
+  from vpt_jax.data.cache import writer
+
   forget(path)
   size = SIDE**2 * 3
   start = time.perf_counter()
   with path.open("rb", buffering=0) as file:
     for first in range(0, len(order), BATCH):
-      for i in np.sort(order[first:first + BATCH]):
-        file.seek(build.HEADER + i * size)
+      for i in np.sort(order[first : first + BATCH]):
+        file.seek(writer.HEADER + i * size)
         file.read(size)
   return time.perf_counter() - start
 
 
-def training(folder: Path, order: np.ndarray, what: str
-             ) -> tuple[float, bool]:
+def training(folder: Path, order: np.ndarray, what: str) -> tuple[float, bool]:
   """Seconds of an epoch, without compilation; whether images were streamed."""
   import jax
   import jax.numpy as jnp
 
   from vpt_jax import model as models
-  from vpt_jax import optim, shard, train, tree
   from vpt_jax.backbones.vit import ViT
-  from vpt_jax.data import cache, pipeline
+  from vpt_jax.data import pipeline
+  from vpt_jax.data.cache import prepared as cache
+  from vpt_jax.distributed import sharding
   from vpt_jax.methods.vpt import VPT
+  from vpt_jax.training import loop, optim
+  from vpt_jax.utils import trees
+
   backbone = ViT((SIDE, SIDE), 56, 64, 2, 2, 128)
   model = models.Model(backbone, VPT(backbone.spec, 4), 10)
-  trainable, frozen = tree.split(models.init(model, jax.random.key(0)),
-                                 r"(method|head)/.*")
-  tx = optim.make_optimizer("sgd", lambda step: 0.01, trainable,
-                            weight_decay=1e-4)
-  state = train.TrainState(jnp.int32(0), trainable, tx.init(trainable), {},
-                           jax.random.PRNGKey(0))
-  step = train.make_train_step(model, tx, normalize="half", augment="none")
-  feed = pipeline.Feed(cache.open_cache(folder), BATCH,
-                       shard.make_mesh(BATCH))
+  trainable, frozen = trees.split(
+    models.init(model, jax.random.key(0)), r"(method|head)/.*"
+  )
+  tx = optim.make_optimizer(
+    "sgd", lambda step: 0.01, trainable, weight_decay=1e-4
+  )
+  state = loop.TrainState(
+    jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.PRNGKey(0)
+  )
+  step = loop.make_train_step(model, tx, normalize="half", augment="none")
+  feed = pipeline.Feed(
+    cache.open_cache(folder), BATCH, sharding.make_mesh(BATCH)
+  )
   for batch in feed.batches(order[:BATCH]):
     state, _ = jax.block_until_ready(step(state, frozen, batch))
   forget(folder / "images.npy")
   start = time.perf_counter()
-  for batch in ([batch] * len(feed) if what == "compute" else
-                feed.batches(order)):
+  for batch in (
+    [batch] * len(feed) if what == "compute" else feed.batches(order)
+  ):
     if what == "feed":
       jax.block_until_ready(batch)
     else:
@@ -123,12 +142,23 @@ def child(folder: Path, what: str, limit: float) -> None:
   else:
     taken, streamed = training(folder, order, what)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    failed = next((int((group / name).read_text()) for name in
-                   ("memory.failcnt",) if (group / name).exists()), "?")
-    note = (f", {'streamed' if streamed else 'RESIDENT'}, peak "
-            f"{peak:.2f} GiB resident, limit met {failed} times")
-  print(f"{what:8} {size:.2f} GB in {taken:6.1f} s: {size / taken:.3f} GB/s, "
-        f"{len(images) / taken:.0f} images/s{note}", flush=True)
+    failed = next(
+      (
+        int((group / name).read_text())
+        for name in ("memory.failcnt",)
+        if (group / name).exists()
+      ),
+      "?",
+    )
+    note = (
+      f", {'streamed' if streamed else 'RESIDENT'}, peak "
+      f"{peak:.2f} GiB resident, limit met {failed} times"
+    )
+  print(
+    f"{what:8} {size:.2f} GB in {taken:6.1f} s: {size / taken:.3f} GB/s, "
+    f"{len(images) / taken:.0f} images/s{note}",
+    flush=True,
+  )
 
 
 def main() -> None:
@@ -145,12 +175,25 @@ def main() -> None:
   with tempfile.TemporaryDirectory(dir=args.folder) as folder:
     start = time.perf_counter()
     path = prepared(Path(folder), args.gb)
-    print(f"prepared in {time.perf_counter() - start:.0f} s; limit "
-          f"{args.limit_gb} GiB", flush=True)
+    print(
+      f"prepared in {time.perf_counter() - start:.0f} s; limit "
+      f"{args.limit_gb} GiB",
+      flush=True,
+    )
     for what in ("disk", "feed", "compute", "training") * args.rounds:
-      subprocess.run([sys.executable, "-m", "tests.bench_memory", "--child",
-                      path, what, "--limit_gb", str(args.limit_gb)],
-                     check=True)
+      subprocess.run(
+        [
+          sys.executable,
+          "-m",
+          "tests.bench_memory",
+          "--child",
+          path,
+          what,
+          "--limit_gb",
+          str(args.limit_gb),
+        ],
+        check=True,
+      )
 
 
 if __name__ == "__main__":

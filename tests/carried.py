@@ -26,5 +26,6 @@ class CarriedModel(Model):
       if context is not None and i + 1 < backbone.spec.depth:
         tokens = tokens.with_prompt(None)
     rows = tokens.replace(x=backbone.norm(tokens.x)).rows(
-        self.pool or backbone.spec.pool)
+      self.pool or backbone.spec.pool
+    )
     return jnp.mean(rows.x, axis=1)

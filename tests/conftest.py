@@ -7,41 +7,78 @@ import pytest
 
 # Tests compile the same small programs again and again, in several processes:
 # they share what is compiled. Set before JAX is imported.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(
-    tempfile.gettempdir(), f"vpt_jax_tests_{os.getuid()}"))
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  os.path.join(tempfile.gettempdir(), f"vpt_jax_tests_{os.getuid()}"),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 # Models here are tiny: nearly all the time is compilation, which takes a third
 # so. Processes that tests start get it too, or `as_users_compile`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false "
-                      "--xla_cpu_parallel_codegen_split_count=1")
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_cpu_use_fusion_emitters=false "
+  "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 import flax.linen as nn  # pylint: disable=wrong-import-position
 
 from configs import common  # pylint: disable=wrong-import-position
-from vpt_jax import checkpoint, logs  # pylint: disable=wrong-import-position
-from vpt_jax.backbones import registry  # pylint: disable=wrong-import-position
+from vpt_jax.backbones import factory  # pylint: disable=wrong-import-position
 from vpt_jax.backbones.swin import Swin  # pylint: disable=wrong-import-position
+from vpt_jax.training import checkpoints, metrics  # pylint: disable=wrong-import-position
 
-registry.BACKBONES["vit_test"] = registry.Entry(dict(
-    patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2))
-registry.BACKBONES["swin_test"] = registry.Entry(dict(
-    patch_size=1, width=16, depths=(2, 2), num_heads=(2, 2), window=4,
-    mlp_ratio=2.0), Swin)
-registry.BACKBONES["mae_test"] = registry.Entry(dict(
-    patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2, gelu="exact",
-    pool="imgprompt", norm_order="fresh"))
-registry.BACKBONES["clip_test"] = registry.Entry(dict(
-    patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2, gelu="quick",
-    eps=1e-5, patch_bias=False, pre_norm=True, normalize="clip"),
-    projection=lambda: nn.Dense(8, use_bias=False))
+factory.BACKBONES["vit_test"] = factory.Entry(
+  dict(patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2)
+)
+factory.BACKBONES["swin_test"] = factory.Entry(
+  dict(
+    patch_size=1,
+    width=16,
+    depths=(2, 2),
+    num_heads=(2, 2),
+    window=4,
+    mlp_ratio=2.0,
+  ),
+  Swin,
+)
+factory.BACKBONES["mae_test"] = factory.Entry(
+  dict(
+    patch_size=4,
+    width=32,
+    depth=2,
+    mlp_dim=64,
+    num_heads=2,
+    gelu="exact",
+    pool="imgprompt",
+    norm_order="fresh",
+  )
+)
+factory.BACKBONES["clip_test"] = factory.Entry(
+  dict(
+    patch_size=4,
+    width=32,
+    depth=2,
+    mlp_dim=64,
+    num_heads=2,
+    gelu="quick",
+    eps=1e-5,
+    patch_bias=False,
+    pre_norm=True,
+    normalize="clip",
+  ),
+  projection=lambda: nn.Dense(8, use_bias=False),
+)
 
 
 def as_users_compile():
   """The environment of a process, without the tests' own options of XLA."""
-  return {name: value for name, value in os.environ.items()
-          if name not in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")}
+  return {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+  }
 
 
 @pytest.fixture
@@ -61,5 +98,7 @@ def config():
 
 def trained(workdir):
   """(adapter arrays, metrics) of a run."""
-  return (checkpoint.read_adapter(workdir / "adapter.npz")[0],
-          list(logs.read_metrics(workdir / "metrics.jsonl")))
+  return (
+    checkpoints.read_adapter(workdir / "adapter.npz")[0],
+    list(metrics.read_metrics(workdir / "metrics.jsonl")),
+  )

@@ -10,36 +10,44 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.reference import STATS, Arrays, Names, below
+from tests.reference import Arrays, below, Names, STATS
 from vpt_jax import model as models
-from vpt_jax import layers, optim, tree
-from vpt_jax.backbones import diagnose
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
-from vpt_jax.methods.base import Method
 from vpt_jax.methods.gated import Gated
 from vpt_jax.methods.inside import Adapter
+from vpt_jax.methods.method import Method
 from vpt_jax.methods.pixel import Add, Below, Pad, PrependPixel
 from vpt_jax.methods.vapt import ACTIVATIONS, VAPT
 from vpt_jax.methods.vpt import VPT
-from vpt_jax.tokens import Spec
+from vpt_jax.nn import layers
+from vpt_jax.nn.tokens import Spec
+from vpt_jax.training import optim
+from vpt_jax.utils import trees
+from vpt_jax.weights import diagnosis
 
-POOLS = {"original": "", "img_pool": "img", "prompt_pool": "prompt",
-         "imgprompt_pool": "imgprompt"}
+POOLS = {
+  "original": "",
+  "img_pool": "img",
+  "prompt_pool": "prompt",
+  "imgprompt_pool": "imgprompt",
+}
 
 
 # Prompts that do not stand beside the tokens: what makes the method from the
 # spec, NUM_TOKENS and DEEP.
 LOCATIONS: dict[str, Callable[[Spec, int, bool], Method]] = {
-    "add": lambda spec, n, deep: Add(spec, deep=deep),
-    "add-1": lambda spec, n, deep: Add(spec, single=True, deep=deep),
-    "pad": lambda spec, n, deep: Pad(spec, n),
-    "below": lambda spec, n, deep: Below(spec, n),
-    "prepend-pixel": lambda spec, n, deep: PrependPixel(spec, n),
-    "prepend-pixel-gaussian": lambda spec, n, deep: PrependPixel(
-        spec, n, "gaussian"),
-    "prepend-pixel-imgnettransform": lambda spec, n, deep: PrependPixel(
-        spec, n, "imgnettransform"),
+  "add": lambda spec, n, deep: Add(spec, deep=deep),
+  "add-1": lambda spec, n, deep: Add(spec, single=True, deep=deep),
+  "pad": lambda spec, n, deep: Pad(spec, n),
+  "below": lambda spec, n, deep: Below(spec, n),
+  "prepend-pixel": lambda spec, n, deep: PrependPixel(spec, n),
+  "prepend-pixel-gaussian": lambda spec, n, deep: PrependPixel(
+    spec, n, "gaussian"
+  ),
+  "prepend-pixel-imgnettransform": lambda spec, n, deep: PrependPixel(
+    spec, n, "imgnettransform"
+  ),
 }
 
 
@@ -57,20 +65,23 @@ def check_supported(meta: dict[str, Any], keys: set[str]) -> None:
   elsewhere = location != "prepend"
   style = (meta.get("adapter_cfg") or {}).get("STYLE", "Pfeiffer")
   reasons = {
-      f"adapter style {style!r}": style != "Pfeiffer",
-      "method: side network": any(key.startswith("side") for key in keys),
-      f"prompt location {location!r}": elsewhere and (
-          location not in LOCATIONS or "vit_ablations" not in where),
-      "added prompts that are shared, projected or not in all blocks":
-          elsewhere and (cfg.get("PROJECT", -1) > 0 or any(map(cfg.get, (
-              "NUM_DEEP_LAYERS", "REVERSE_DEEP", "DEEP_SHARED")))),
-      "projected prompts with gates": (
-          is_gated(meta) and cfg.get("PROJECT", -1) > 0
-          and not cfg["DEEP"]),
-      f"LayerNorm eps {eps} (ours is 1e-6)": eps != 1e-6,
-      f"GELU {gelu!r}": not str(gelu).startswith(("exact", "tanh")),
-      "projected prompts beside generated ones": bool(
-          cfg.get("ADAPTIVE") and cfg.get("PROJECT", -1) > 0),
+    f"adapter style {style!r}": style != "Pfeiffer",
+    "method: side network": any(key.startswith("side") for key in keys),
+    f"prompt location {location!r}": elsewhere
+    and (location not in LOCATIONS or "vit_ablations" not in where),
+    "added prompts that are shared, projected or not in all blocks": elsewhere
+    and (
+      cfg.get("PROJECT", -1) > 0
+      or any(map(cfg.get, ("NUM_DEEP_LAYERS", "REVERSE_DEEP", "DEEP_SHARED")))
+    ),
+    "projected prompts with gates": (
+      is_gated(meta) and cfg.get("PROJECT", -1) > 0 and not cfg["DEEP"]
+    ),
+    f"LayerNorm eps {eps} (ours is 1e-6)": eps != 1e-6,
+    f"GELU {gelu!r}": not str(gelu).startswith(("exact", "tanh")),
+    "projected prompts beside generated ones": bool(
+      cfg.get("ADAPTIVE") and cfg.get("PROJECT", -1) > 0
+    ),
   }
   for reason, holds in reasons.items():
     if holds:
@@ -87,7 +98,8 @@ class TrainedHead(models.Model):
 
   def setup(self):
     self.head = layers.Head(
-        self.num_classes, hidden_layers=self.hidden_layers, dropout=0.0)
+      self.num_classes, hidden_layers=self.hidden_layers, dropout=0.0
+    )
 
   def classify(self, feature, *, train=False):
     return self.head(feature, train=True)
@@ -108,15 +120,19 @@ class Published(VPT):
 
   def before(self, i, tokens, *, train):
     if self.reverse and i == self.prompted[0]:
-      rest = tokens.patch[:, self.num_tokens:]
-      return tokens.replace(x=jnp.concatenate([tokens.cls, rest], axis=1),
-                            grid=None)
+      rest = tokens.patch[:, self.num_tokens :]
+      return tokens.replace(
+        x=jnp.concatenate([tokens.cls, rest], axis=1), grid=None
+      )
     return super().before(i, tokens, train=train)
 
   def after(self, i, tokens_in, tokens_out, *, train):
     if self.counted and i == self.spec.depth - 1:
-      rows = (slice(self.num_tokens) if self.counted == "prompt" else
-              slice(self.num_tokens, None))
+      rows = (
+        slice(self.num_tokens)
+        if self.counted == "prompt"
+        else slice(self.num_tokens, None)
+      )
       return tokens_out.replace(x=tokens_out.x[:, rows], grid=None)
     return tokens_out
 
@@ -137,23 +153,32 @@ class Built:
   slip: str = ""
 
 
-def architecture(flat: tree.Flat, image_size: tuple[int, int], heads: int,
-                 **more: Any) -> ViT:
+def architecture(
+  flat: trees.Flat, image_size: tuple[int, int], heads: int, **more: Any
+) -> ViT:
   """The ViT that has these backbone parameters (paths without `backbone/`)."""
-  shape = diagnose.shape_of(flat)
+  shape = diagnosis.shape_of(flat)
   return ViT(image_size=image_size, num_heads=heads, **shape, **more)
 
 
-def backbone_of(meta: dict[str, Any], flat: tree.Flat,
-                image_size: tuple[int, int]) -> ViT | Swin:
+def backbone_of(
+  meta: dict[str, Any], flat: trees.Flat, image_size: tuple[int, int]
+) -> ViT | Swin:
   """The backbone that a fixture's reference runs."""
   sizes, where = meta["sizes"], str(meta.get("reference_class"))
   gelu = str(meta.get("gelu", "exact"))
   gelu = "tanh" if gelu.startswith("tanh") else "exact"
   if "swin" in where.lower():
-    return Swin(image_size, sizes["embed"], tuple(sizes["depths"]),
-                tuple(sizes["heads"]), sizes["window"], sizes["patch"],
-                sizes["mlp_ratio"], gelu=gelu)
+    return Swin(
+      image_size,
+      sizes["embed"],
+      tuple(sizes["depths"]),
+      tuple(sizes["heads"]),
+      sizes["window"],
+      sizes["patch"],
+      sizes["mlp_ratio"],
+      gelu=gelu,
+    )
   more = dict(pool="imgprompt", norm_order="after") if "mae" in where else {}
   cfg = meta.get("prompt_cfg") or {}
   if is_gated(meta) and cfg.get("VIT_POOL_TYPE", "original") != "original":
@@ -163,8 +188,12 @@ def backbone_of(meta: dict[str, Any], flat: tree.Flat,
   return architecture(flat, image_size, sizes["heads"], gelu=gelu, **more)
 
 
-def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int],
-          train_head: bool = False) -> tuple[Built, tree.Flat]:
+def build(
+  meta: dict[str, Any],
+  params: Arrays,
+  image_size: tuple[int, int],
+  train_head: bool = False,
+) -> tuple[Built, trees.Flat]:
   """The model of a fixture, and its parameters under our names.
 
   Running statistics are among them, below `batch_stats/`.
@@ -186,47 +215,65 @@ def build(meta: dict[str, Any], params: Arrays, image_size: tuple[int, int],
     heads = [n for n, depth in zip(heads, depths) for _ in range(depth)]
   names = Names(heads, depths=depths)
   backbone = names.parameters(
-      {key: value for key, value in params.items()
-       if not re.match(r"head\.|.*(prompt_|adapter_|gate_logit$|temp$)", key)})
+    {
+      key: value
+      for key, value in params.items()
+      if not re.match(r"head\.|.*(prompt_|adapter_|gate_logit$|temp$)", key)
+    }
+  )
   if not any(path.endswith("query/kernel") for path in backbone):
     raise ValueError("no parameter of a known backbone; is it a fixture?")
   module = backbone_of(meta, below(backbone, "backbone/"), image_size)
-  classes = [len(value) for key, value in params.items()
-             if re.fullmatch(r"head(\.last_layer)?\.bias", key)]
+  classes = [
+    len(value)
+    for key, value in params.items()
+    if re.fullmatch(r"head(\.last_layer)?\.bias", key)
+  ]
   if len(classes) != 1:
     raise ValueError("expected one head.bias or head.last_layer.bias")
   cls = TrainedHead if train_head else models.Model
-  model = cls(module, Method(module.spec), classes[0], hidden_layers=sum(
+  model = cls(
+    module,
+    Method(module.spec),
+    classes[0],
+    hidden_layers=sum(
       re.fullmatch(r"head\.projection\.\d+\.running_mean", key) is not None
-      for key in params))
+      for key in params
+    ),
+  )
   built = _with_method(model, meta, names)
   flat = built.names.parameters(params)
   check_template(flat, built.model)
   return built, flat
 
 
-def template(model: models.Model) -> tree.Flat:
+def template(model: models.Model) -> trees.Flat:
   """Shapes of the model's parameters and running statistics."""
   image = jnp.zeros((1, *model.method.input_size, 3))
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
-  return {**tree.flatten(shapes["params"]),
-          **tree.flatten(shapes.get("batch_stats", {}), STATS)}
+  return {
+    **trees.flatten(shapes["params"]),
+    **trees.flatten(shapes.get("batch_stats", {}), STATS),
+  }
 
 
-def check_template(flat: tree.Flat, model: models.Model) -> None:
+def check_template(flat: trees.Flat, model: models.Model) -> None:
   """Raises ValueError unless these are the model's parameters, exactly."""
   ours = {path: leaf.shape for path, leaf in template(model).items()}
   theirs = {path: np.shape(leaf) for path, leaf in flat.items()}
-  wrong = [f"{path}: {ours.get(path, 'none')} here, "
-           f"{theirs.get(path, 'none')} in the fixture"
-           for path in sorted(ours.keys() | theirs.keys())
-           if ours.get(path) != theirs.get(path)]
+  wrong = [
+    f"{path}: {ours.get(path, 'none')} here, "
+    f"{theirs.get(path, 'none')} in the fixture"
+    for path in sorted(ours.keys() | theirs.keys())
+    if ours.get(path) != theirs.get(path)
+  ]
   if wrong:
     raise ValueError("parameters do not fit: " + "; ".join(wrong))
 
 
-def _with_method(model: models.Model, meta: dict[str, Any], names: Names
-                 ) -> Built:
+def _with_method(
+  model: models.Model, meta: dict[str, Any], names: Names
+) -> Built:
   """Puts in the method and pool of a reference's option dictionaries."""
   cfg, spec = meta.get("prompt_cfg"), model.backbone.spec
   depth = spec.depth
@@ -235,9 +282,10 @@ def _with_method(model: models.Model, meta: dict[str, Any], names: Names
     if adapter:
       method = Adapter(spec, adapter["REDUCATION_FACTOR"])
     return Built(model.clone(method=method), names.of(method))
-  pool = tree.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
+  pool = trees.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
   if re.search("Swin|moco", str(meta["reference_class"])) and (
-      not is_gated(meta)):
+    not is_gated(meta)
+  ):
     pool = "original"  # they do not read the option
   pool, deep = POOLS[pool] or spec.pool, bool(cfg["DEEP"])
   model = model.clone(pool=pool)
@@ -245,64 +293,90 @@ def _with_method(model: models.Model, meta: dict[str, Any], names: Names
     return _with_vapt(model, cfg, names)
   location = cfg.get("LOCATION", "prepend")
   if location != "prepend" or is_gated(meta) and not deep:
-    method = (_gated(spec, cfg) if location == "prepend" else
-              LOCATIONS[location](spec, cfg["NUM_TOKENS"], deep))
+    method = (
+      _gated(spec, cfg)
+      if location == "prepend"
+      else LOCATIONS[location](spec, cfg["NUM_TOKENS"], deep)
+    )
     return Built(model.clone(method=method), names.of(method))
   reverse = bool(deep and cfg.get("REVERSE_DEEP"))
   noexpand = bool(deep and cfg.get("FORWARD_DEEP_NOEXPAND") and not reverse)
   options = dict(
-      num_tokens=cfg["NUM_TOKENS"], deep=deep, reverse=reverse,
-      num_layers=min(cfg.get("NUM_DEEP_LAYERS") or depth, depth),
-      # Only the reference's plain deep loop reads DEEP_SHARED.
-      shared=bool(deep and cfg.get("DEEP_SHARED") and not reverse
-                  and not noexpand),
-      expand=not noexpand, project=max(0, cfg.get("PROJECT", -1)))
+    num_tokens=cfg["NUM_TOKENS"],
+    deep=deep,
+    reverse=reverse,
+    num_layers=min(cfg.get("NUM_DEEP_LAYERS") or depth, depth),
+    # Only the reference's plain deep loop reads DEEP_SHARED.
+    shared=bool(
+      deep and cfg.get("DEEP_SHARED") and not reverse and not noexpand
+    ),
+    expand=not noexpand,
+    project=max(0, cfg.get("PROJECT", -1)),
+  )
   ours = model.clone(method=VPT(spec, **options))
   names = names.of(ours.method)
   if reverse:
-    return Built(ours.clone(method=Published(spec, **options)), names, ours,
-                 "REVERSE_DEEP takes the first patches for prompts")
+    return Built(
+      ours.clone(method=Published(spec, **options)),
+      names,
+      ours,
+      "REVERSE_DEEP takes the first patches for prompts",
+    )
   if not noexpand or options["num_layers"] == depth or pool == "cls":
     return Built(ours, names)
   ours = ours.clone(pool="img")  # no prompts are left: the same as imgprompt
   if pool == "imgprompt":
     return Built(ours, names)
-  return Built(ours.clone(method=Published(spec, counted=pool, **options)),
-               names, ours if pool == "img" else None,
-               f"{pool}_pool counts the removed prompts as if they were there")
+  return Built(
+    ours.clone(method=Published(spec, counted=pool, **options)),
+    names,
+    ours if pool == "img" else None,
+    f"{pool}_pool counts the removed prompts as if they were there",
+  )
 
 
 def _gated(spec: Spec, cfg: dict[str, Any]) -> Gated:
   learned = bool(cfg["TEMP_LEARN"])
-  bounds = dict(temperature_min=cfg["TEMP_MIN"],
-                temperature_max=cfg["TEMP_MAX"]) if learned else {}
+  bounds = (
+    dict(temperature_min=cfg["TEMP_MIN"], temperature_max=cfg["TEMP_MAX"])
+    if learned
+    else {}
+  )
   return Gated(
-      spec, cfg["NUM_TOKENS"], gates=bool(cfg["GATE_PRIOR"]),
-      num_gates=cfg["GATE_NUM"], learn_temperature=learned,
-      temperature_init=cfg["TEMP"], **bounds)
+    spec,
+    cfg["NUM_TOKENS"],
+    gates=bool(cfg["GATE_PRIOR"]),
+    num_gates=cfg["GATE_NUM"],
+    learn_temperature=learned,
+    temperature_init=cfg["TEMP"],
+    **bounds,
+  )
 
 
-def _with_vapt(model: models.Model, cfg: dict[str, Any], names: Names
-               ) -> Built:
+def _with_vapt(model: models.Model, cfg: dict[str, Any], names: Names) -> Built:
   first, activation = cfg["VPT_DEPTH"], cfg["ACTIVATION"]
   projector = "shared" if cfg["SHARE_PROJECTOR"] else "own"
   method = VAPT(
-      model.backbone.spec, num_tokens=cfg["NUM_TOKENS"],
-      static_layers=min(max(first, 1), model.backbone.depth),
-      conv=cfg["CONV"], kernel_size=cfg["KERNEL"], padding=cfg["PADDING"],
-      # CHANNELWISE=True is one kernel for all channels.
-      per_channel=not cfg["CHANNELWISE"],
-      projector=projector if cfg["FEAT_PROJECTOR"] else "none",
-      hidden=cfg["HIDDEN_DIM"],
-      # The reference takes an unknown name for the identity.
-      activation=activation if activation in ACTIVATIONS else "identity",
-      learnable_scale=cfg["LEARNABLE_SCALE"])
+    model.backbone.spec,
+    num_tokens=cfg["NUM_TOKENS"],
+    static_layers=min(max(first, 1), model.backbone.depth),
+    conv=cfg["CONV"],
+    kernel_size=cfg["KERNEL"],
+    padding=cfg["PADDING"],
+    # CHANNELWISE=True is one kernel for all channels.
+    per_channel=not cfg["CHANNELWISE"],
+    projector=projector if cfg["FEAT_PROJECTOR"] else "none",
+    hidden=cfg["HIDDEN_DIM"],
+    # The reference takes an unknown name for the identity.
+    activation=activation if activation in ACTIVATIONS else "identity",
+    learnable_scale=cfg["LEARNABLE_SCALE"],
+  )
   return Built(model.clone(method=method), names.of(method, first))
 
 
-def optimizer(meta: dict[str, Any], trained: Sequence[str],
-              paths: Sequence[str]
-              ) -> tuple[optax.GradientTransformation, optim.Rate]:
+def optimizer(
+  meta: dict[str, Any], trained: Sequence[str], paths: Sequence[str]
+) -> tuple[optax.GradientTransformation, optim.Rate]:
   """The library's optimizer and rate for a trajectory's `SOLVER` options.
 
   Args:
@@ -318,12 +392,14 @@ def optimizer(meta: dict[str, Any], trained: Sequence[str],
   name = name if name in ("adam", "adamw") else "sgd"  # as the reference does
   schedule = solver["SCHEDULER"]
   reasons = {
-      "training of the class token and its position apart (one parameter here)":
-          any(key.endswith(("embeddings.cls_token", "position_embeddings"))
-              for key in trained),
-      "the reference's own AdamW (decay 0.01, eps before the bias correction)":
-          name == "adamw" and decay > 0,
-      f"schedule {schedule!r}": schedule not in optim.SCHEDULES,
+    "training of the class token and its position apart (one parameter here)": any(
+      key.endswith(("embeddings.cls_token", "position_embeddings"))
+      for key in trained
+    ),
+    "the reference's own AdamW (decay 0.01, eps before the bias correction)": name
+    == "adamw"
+    and decay > 0,
+    f"schedule {schedule!r}": schedule not in optim.SCHEDULES,
   }
   for reason, holds in reasons.items():
     if holds:
@@ -332,16 +408,31 @@ def optimizer(meta: dict[str, Any], trained: Sequence[str],
   # multiplier.
   name = "adam" if name == "adam" else "sgd"
   factor = solver["BIAS_MULTIPLIER"] if decay or name == "sgd" else 1.0
-  table = [(r"head/bias", {"weight_decay": 0.0}),
-           (r".*bias", {"lr": factor}), (r".*", {})]
+  table = [
+    (r"head/bias", {"weight_decay": 0.0}),
+    (r".*bias", {"lr": factor}),
+    (r".*", {}),
+  ]
   policies, left = [], list(paths)
   for pattern, policy in table:
     if any(re.fullmatch(pattern, path) for path in left):
       policies.append((pattern, policy))  # an idle rule is an error
     left = [path for path in left if not re.fullmatch(pattern, path)]
-  rate = optim.per_epoch(solver["BASE_LR"] * optim.epoch_factors(
-      schedule, solver["TOTAL_EPOCH"], solver["WARMUP_EPOCH"],
-      length=meta["epochs"]), meta["batches_per_epoch"])
+  rate = optim.per_epoch(
+    solver["BASE_LR"]
+    * optim.epoch_factors(
+      schedule,
+      solver["TOTAL_EPOCH"],
+      solver["WARMUP_EPOCH"],
+      length=meta["epochs"],
+    ),
+    meta["batches_per_epoch"],
+  )
   return optim.make_optimizer(
-      name, rate, paths, weight_decay=decay, momentum=solver["MOMENTUM"],
-      policies=policies), rate
+    name,
+    rate,
+    paths,
+    weight_decay=decay,
+    momentum=solver["MOMENTUM"],
+    policies=policies,
+  ), rate

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from vpt_jax import tree
-from vpt_jax.methods.base import Method
 from vpt_jax.methods.gated import Gated
+from vpt_jax.methods.method import Method
 from vpt_jax.methods.pixel import Add, Below, Pad, PrependPixel
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
+from vpt_jax.utils import trees
 
 Arrays = dict[str, np.ndarray]
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -45,8 +45,11 @@ def read(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
 
 def below(arrays: Arrays, prefix: str) -> Arrays:
   """The arrays whose keys begin with `prefix`, without it."""
-  return {key[len(prefix):]: value for key, value in arrays.items()
-          if key.startswith(prefix)}
+  return {
+    key[len(prefix) :]: value
+    for key, value in arrays.items()
+    if key.startswith(prefix)
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,48 +78,68 @@ _VAPT = r"(?:transformer\.)?deep_prompt_"
 # generated block, the reference counts them from the first generated one.
 # Swin's `layers.S.blocks.B` has become `blocks.I`, see `Names.numbered`.
 MODULES = (
-    (r"transformer\.embeddings\.patch_embeddings|patch_embed\.proj",
-     "backbone/embedding", "conv"),
-    (r"patch_embed\.norm", "backbone/embedding_norm", "norm"),
-    (_BLOCK + "attention_norm", _OURS + "LayerNorm_0", "norm"),
-    (_TIMM + "norm1", _OURS + "LayerNorm_0", "norm"),
-    (_BLOCK + r"attn\.(query|key|value)", _ATTENTION + r"/\2", "heads"),
-    (_TIMM + r"attn\.qkv", _ATTENTION, "qkv"),
-    (_BLOCK + r"attn\.out|" + _TIMM.replace("1", "2") + r"attn\.proj",
-     _ATTENTION + "/out", "unheads"),
-    (_BLOCK + "ffn_norm", _OURS + "LayerNorm_1", "norm"),
-    (_TIMM + "norm2", _OURS + "LayerNorm_1", "norm"),
-    (_BLOCK + r"ffn\.fc1", _OURS + "MlpBlock_0/Dense_0", "dense"),
-    (_BLOCK + r"ffn\.fc2", _OURS + "MlpBlock_0/Dense_1", "dense"),
-    (_TIMM + r"mlp\.fc1", _OURS + "MlpBlock_0/Dense_0", "dense"),
-    (_TIMM + r"mlp\.fc2", _OURS + "MlpBlock_0/Dense_1", "dense"),
-    (_TIMM + "attn", _ATTENTION, "bias table"),
-    (r"merge\.(\d+)\.norm", r"backbone/Transformer/merge_\1/norm", "norm"),
-    (r"merge\.(\d+)\.reduction", r"backbone/Transformer/merge_\1/reduction",
-     "dense"),
-    (r"transformer\.encoder\.encoder_norm|norm|fc_norm",
-     "backbone/Transformer/encoder_norm", "norm"),
-    (r"transformer\.prompt_proj", "method/projection", "dense"),
-    (_BLOCK + "adapter_downsample", r"method/adapter_\1/down", "dense"),
-    (_BLOCK + "adapter_upsample", r"method/adapter_\1/up", "dense"),
-    (_TIMM + "adapter_downsample", r"method/adapter_\1/down", "dense"),
-    (_TIMM + "adapter_upsample", r"method/adapter_\1/up", "dense"),
-    (_VAPT + r"norm\.(\d+)", _GENERATOR + "norm", "norm"),
-    (_VAPT + r"downsample\.(\d+)(?:\.linear)?", _GENERATOR + "tokens", "dense"),
-    (_VAPT + r"downsample\.(\d+)\.conv", _GENERATOR[:-1], "depthwise"),
-    (_VAPT + r"embeddings_mlp()\.block\.0", "method/project_shared/down",
-     "dense"),
-    (_VAPT + r"embeddings_mlp()\.block\.2", "method/project_shared/up",
-     "dense"),
-    (_VAPT + r"embeddings_mlp()", "method/project_shared", "scale"),
-    (_VAPT + r"embeddings_mlp\.(\d+)\.block\.0", "method/project_{i}/down",
-     "dense"),
-    (_VAPT + r"embeddings_mlp\.(\d+)\.block\.2", "method/project_{i}/up",
-     "dense"),
-    (_VAPT + r"embeddings_mlp\.(\d+)", "method/project_{i}", "scale"),
-    (r"head(?:\.last_layer)?", "head", "dense"),
-    (r"head\.hidden\.(\d+)", r"head/hidden_\1", "dense"),
-    (r"head\.norm\.(\d+)", r"head/norm_\1", "batch norm"),
+  (
+    r"transformer\.embeddings\.patch_embeddings|patch_embed\.proj",
+    "backbone/embedding",
+    "conv",
+  ),
+  (r"patch_embed\.norm", "backbone/embedding_norm", "norm"),
+  (_BLOCK + "attention_norm", _OURS + "LayerNorm_0", "norm"),
+  (_TIMM + "norm1", _OURS + "LayerNorm_0", "norm"),
+  (_BLOCK + r"attn\.(query|key|value)", _ATTENTION + r"/\2", "heads"),
+  (_TIMM + r"attn\.qkv", _ATTENTION, "qkv"),
+  (
+    _BLOCK + r"attn\.out|" + _TIMM.replace("1", "2") + r"attn\.proj",
+    _ATTENTION + "/out",
+    "unheads",
+  ),
+  (_BLOCK + "ffn_norm", _OURS + "LayerNorm_1", "norm"),
+  (_TIMM + "norm2", _OURS + "LayerNorm_1", "norm"),
+  (_BLOCK + r"ffn\.fc1", _OURS + "MlpBlock_0/Dense_0", "dense"),
+  (_BLOCK + r"ffn\.fc2", _OURS + "MlpBlock_0/Dense_1", "dense"),
+  (_TIMM + r"mlp\.fc1", _OURS + "MlpBlock_0/Dense_0", "dense"),
+  (_TIMM + r"mlp\.fc2", _OURS + "MlpBlock_0/Dense_1", "dense"),
+  (_TIMM + "attn", _ATTENTION, "bias table"),
+  (r"merge\.(\d+)\.norm", r"backbone/Transformer/merge_\1/norm", "norm"),
+  (
+    r"merge\.(\d+)\.reduction",
+    r"backbone/Transformer/merge_\1/reduction",
+    "dense",
+  ),
+  (
+    r"transformer\.encoder\.encoder_norm|norm|fc_norm",
+    "backbone/Transformer/encoder_norm",
+    "norm",
+  ),
+  (r"transformer\.prompt_proj", "method/projection", "dense"),
+  (_BLOCK + "adapter_downsample", r"method/adapter_\1/down", "dense"),
+  (_BLOCK + "adapter_upsample", r"method/adapter_\1/up", "dense"),
+  (_TIMM + "adapter_downsample", r"method/adapter_\1/down", "dense"),
+  (_TIMM + "adapter_upsample", r"method/adapter_\1/up", "dense"),
+  (_VAPT + r"norm\.(\d+)", _GENERATOR + "norm", "norm"),
+  (_VAPT + r"downsample\.(\d+)(?:\.linear)?", _GENERATOR + "tokens", "dense"),
+  (_VAPT + r"downsample\.(\d+)\.conv", _GENERATOR[:-1], "depthwise"),
+  (
+    _VAPT + r"embeddings_mlp()\.block\.0",
+    "method/project_shared/down",
+    "dense",
+  ),
+  (_VAPT + r"embeddings_mlp()\.block\.2", "method/project_shared/up", "dense"),
+  (_VAPT + r"embeddings_mlp()", "method/project_shared", "scale"),
+  (
+    _VAPT + r"embeddings_mlp\.(\d+)\.block\.0",
+    "method/project_{i}/down",
+    "dense",
+  ),
+  (
+    _VAPT + r"embeddings_mlp\.(\d+)\.block\.2",
+    "method/project_{i}/up",
+    "dense",
+  ),
+  (_VAPT + r"embeddings_mlp\.(\d+)", "method/project_{i}", "scale"),
+  (r"head(?:\.last_layer)?", "head", "dense"),
+  (r"head\.hidden\.(\d+)", r"head/hidden_\1", "dense"),
+  (r"head\.norm\.(\d+)", r"head/norm_\1", "batch norm"),
 )
 _BUFFERS = (".attn_mask", ".relative_position_index", ".num_batches_tracked")
 STATS = "batch_stats/"  # before the paths of running statistics
@@ -129,19 +152,31 @@ def _pixels(x: np.ndarray) -> np.ndarray:
 
 # Parameters of a method: {name in the reference: (ours, transform)}.
 OWN: dict[type[Method], dict[str, tuple[str, Transform]]] = {
-    Gated: {name: (f"method/{ours}", lambda x: x) for name, ours in (
-        ("gate_logit", "gate_logit"), ("temp", "temperature"))},
-    # Both sides one beside the other.
-    Pad: {
-        "prompt_embeddings_tb": ("method/top_bottom", lambda x: np.stack(
-            np.split(_pixels(x), 2, axis=0))),
-        "prompt_embeddings_lr": ("method/left_right", lambda x: np.stack(
-            np.split(_pixels(x), 2, axis=1)))},
-    Below: {"prompt_embeddings": (
-        "method/channels", lambda x: _pixels(x)[None])},
-    # All patches one beside the other.
-    PrependPixel: {"prompt_embeddings": ("method/pixels", lambda x: np.stack(
-        np.split(_pixels(x), x.shape[3] // x.shape[2], axis=1)))},
+  Gated: {
+    name: (f"method/{ours}", lambda x: x)
+    for name, ours in (("gate_logit", "gate_logit"), ("temp", "temperature"))
+  },
+  # Both sides one beside the other.
+  Pad: {
+    "prompt_embeddings_tb": (
+      "method/top_bottom",
+      lambda x: np.stack(np.split(_pixels(x), 2, axis=0)),
+    ),
+    "prompt_embeddings_lr": (
+      "method/left_right",
+      lambda x: np.stack(np.split(_pixels(x), 2, axis=1)),
+    ),
+  },
+  Below: {"prompt_embeddings": ("method/channels", lambda x: _pixels(x)[None])},
+  # All patches one beside the other.
+  PrependPixel: {
+    "prompt_embeddings": (
+      "method/pixels",
+      lambda x: np.stack(
+        np.split(_pixels(x), x.shape[3] // x.shape[2], axis=1)
+      ),
+    )
+  },
 }
 
 
@@ -155,8 +190,13 @@ class Names:
     depths: of Swin's stages, () for a ViT.
   """
 
-  def __init__(self, heads: int | Sequence[int], method: Method | None = None,
-               offset: int = 0, depths: Sequence[int] = ()):
+  def __init__(
+    self,
+    heads: int | Sequence[int],
+    method: Method | None = None,
+    offset: int = 0,
+    depths: Sequence[int] = (),
+  ):
     self.heads, self.method, self.offset = heads, method, offset
     self.depths = depths
 
@@ -164,8 +204,9 @@ class Names:
     """The same backbone's names, with a method's."""
     return Names(self.heads, method, offset, self.depths)
 
-  def _leaves(self, kind: str, block: int
-              ) -> dict[str, list[tuple[str, Transform]]]:
+  def _leaves(
+    self, kind: str, block: int
+  ) -> dict[str, list[tuple[str, Transform]]]:
     """{leaf in the reference: [(ours, transform)]} of a kind of module."""
     same = lambda x: x
     heads = self.heads if isinstance(self.heads, int) else self.heads[block]
@@ -175,27 +216,33 @@ class Names:
       third = lambda take, j: lambda x: take(np.split(x, 3)[j])
       parts = list(enumerate(("query", "key", "value")))
       return {
-          "weight": [(f"{name}/kernel", third(weight, j)) for j, name in parts],
-          "bias": [(f"{name}/bias", third(bias, j)) for j, name in parts]}
+        "weight": [(f"{name}/kernel", third(weight, j)) for j, name in parts],
+        "bias": [(f"{name}/bias", third(bias, j)) for j, name in parts],
+      }
     leaves = {
-        "norm": {"weight": ("scale", same), "bias": ("bias", same)},
-        "dense": {"weight": ("kernel", np.transpose), "bias": ("bias", same)},
-        "batch norm": {"weight": ("scale", same), "bias": ("bias", same),
-                       "running_mean": ("mean", same),
-                       "running_var": ("var", same)},
-        # The image's channels come first.
-        "conv": {"weight": (
-            "kernel", lambda x: x.transpose(2, 3, 1, 0)[:, :, :3]),
-                 "bias": ("bias", same)},
-        "heads": {"weight": ("kernel", weight), "bias": ("bias", bias)},
-        "unheads": {
-            "weight": ("kernel", lambda x: x.T.reshape(heads, -1, len(x))),
-            "bias": ("bias", same)},
-        "depthwise": {
-            "kernel": ("kernel", lambda x: x[:, 0].transpose(1, 2, 0))},
-        "scale": {"scale": ("scale", same)},
-        "bias table": {"relative_position_bias_table":
-                       ("relative_position_bias", same)},
+      "norm": {"weight": ("scale", same), "bias": ("bias", same)},
+      "dense": {"weight": ("kernel", np.transpose), "bias": ("bias", same)},
+      "batch norm": {
+        "weight": ("scale", same),
+        "bias": ("bias", same),
+        "running_mean": ("mean", same),
+        "running_var": ("var", same),
+      },
+      # The image's channels come first.
+      "conv": {
+        "weight": ("kernel", lambda x: x.transpose(2, 3, 1, 0)[:, :, :3]),
+        "bias": ("bias", same),
+      },
+      "heads": {"weight": ("kernel", weight), "bias": ("bias", bias)},
+      "unheads": {
+        "weight": ("kernel", lambda x: x.T.reshape(heads, -1, len(x))),
+        "bias": ("bias", same),
+      },
+      "depthwise": {"kernel": ("kernel", lambda x: x[:, 0].transpose(1, 2, 0))},
+      "scale": {"scale": ("scale", same)},
+      "bias table": {
+        "relative_position_bias_table": ("relative_position_bias", same)
+      },
     }[kind]
     return {leaf: [place] for leaf, place in leaves.items()}
 
@@ -212,7 +259,7 @@ class Names:
     found = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.(.*)", key)
     if not found:
       return key
-    start = sum(self.depths[:int(found[1])])
+    start = sum(self.depths[: int(found[1])])
     if found[2] is None:
       return f"merge.{start + self.depths[int(found[1])]}.{found[3]}"
     return f"blocks.{start + int(found[2])}.{found[3]}"
@@ -229,19 +276,23 @@ class Names:
       return [Place("backbone/cls")]
     if short in ("position_embeddings", "pos_embed"):
       # Ours has the class token's position in the class token itself.
-      return [Place("backbone/cls", lambda x: x[:, :1]),
-              Place("backbone/pos_embedding", lambda x: x[:, 1:])]
+      return [
+        Place("backbone/cls", lambda x: x[:, :1]),
+        Place("backbone/pos_embedding", lambda x: x[:, 1:]),
+      ]
     own = OWN.get(type(self.method), {})
     if short in own:
       return [Place(*own[short])]
     if short in OWN[Gated]:
       return []  # deep prompts have no gates
     if short == "prompt_embeddings":
-      return [Place("method/prompt_0" if self.depths else "method/prompt",
-                    stop=1)]
+      return [
+        Place("method/prompt_0" if self.depths else "method/prompt", stop=1)
+      ]
     if re.fullmatch(r"deep_prompt_embeddings_\d", short):
-      return [Place(f"method/prompt_{short[-1]}",
-                    start=int(short.endswith("_0")))]
+      return [
+        Place(f"method/prompt_{short[-1]}", start=int(short.endswith("_0")))
+      ]
     if short == "deep_prompt_embeddings":
       return self._deep_prompts()
     if key.endswith(_BUFFERS):
@@ -254,8 +305,9 @@ class Names:
       if kind in ("heads", "qkv", "unheads", "bias table"):
         block = next(group for group in found.groups() if group)
         ours = ours.replace(r"\1", block)
-      leaves = self._leaves(kind, int(block) if kind in (
-          "heads", "qkv", "unheads") else 0)
+      leaves = self._leaves(
+        kind, int(block) if kind in ("heads", "qkv", "unheads") else 0
+      )
       if leaf in leaves:
         base = found.expand(ours)
         if isinstance(self.method, VAPT) and "deep_prompt" in module:
@@ -268,9 +320,15 @@ class Names:
           base = STATS + base
         out = [Place(f"{base}/{name}", take) for name, take in leaves[leaf]]
         if isinstance(self.method, Below) and (kind, leaf) == (
-            "conv", "weight"):
-          out.append(Place("method/embedding/kernel", lambda x: x.transpose(
-              2, 3, 1, 0)[:, :, 3:]))
+          "conv",
+          "weight",
+        ):
+          out.append(
+            Place(
+              "method/embedding/kernel",
+              lambda x: x.transpose(2, 3, 1, 0)[:, :, 3:],
+            )
+          )
         return out
     raise ValueError(f"no rule for the reference's parameter {whole!r}")
 
@@ -285,8 +343,7 @@ class Names:
       first, sets = int(not self.method.reverse), len(self.method.prompted)
     if first == sets:
       return []
-    return [Place("method/prompt", lambda x: x[:sets - first],
-                  first, sets)]
+    return [Place("method/prompt", lambda x: x[: sets - first], first, sets)]
 
   def cancels(self, key: str) -> bool:
     """Whether this tensor's gradient is zero in theory.
@@ -295,17 +352,19 @@ class Names:
     LayerNorm removes what a generator's bias adds to all channels.
     """
     if getattr(self.method, "projector", "") == "none" and re.search(
-        r"deep_prompt_downsample\.\d+\.(linear\.)?bias$", key):
+      r"deep_prompt_downsample\.\d+\.(linear\.)?bias$", key
+    ):
       return True
     return key.endswith(("attn.key.bias", "/key/bias)"))
 
-  def parameters(self, arrays: Arrays) -> tree.Flat:
+  def parameters(self, arrays: Arrays) -> trees.Flat:
     """Our flat parameters from a reference's `state_dict`."""
     parts: dict[str, list[tuple[int, np.ndarray]]] = {}
     for key, array in arrays.items():
       for place in self.places(key):
         parts.setdefault(place.path, []).append(
-            (place.start, place.take(array)))
+          (place.start, place.take(array))
+        )
     flat = {}
     for path, found in parts.items():
       found = [array for _, array in sorted(found, key=lambda part: part[0])]
@@ -321,15 +380,21 @@ class Names:
     """Our paths of these reference tensors."""
     return {place.path for key in keys for place in self.places(key)}
 
-  def pairs(self, ours: tree.Flat, theirs: Arrays
-            ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+  def pairs(
+    self, ours: trees.Flat, theirs: Arrays
+  ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(key, our part, the reference's in our layout) for every tensor."""
     for key, array in theirs.items():
       places = self.places(key)
       for place in places:
         if place.path not in ours:
-          raise ValueError(f"{key!r} is {place.path!r} here, which is not "
-                           "among the trained parameters")
+          raise ValueError(
+            f"{key!r} is {place.path!r} here, which is not "
+            "among the trained parameters"
+          )
         label = key if len(places) == 1 else f"{key} ({place.path})"
-        yield (label, np.asarray(ours[place.path])[place.start:place.stop],
-               place.take(array))
+        yield (
+          label,
+          np.asarray(ours[place.path])[place.start : place.stop],
+          place.take(array),
+        )

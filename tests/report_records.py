@@ -7,27 +7,43 @@ import math
 from configs import common
 
 METHODS = {  # name -> (method, fields that differ, trainable parameters)
-    "linear": ("linear", {}, 7690),
-    "vpt_shallow": ("vpt", {"vpt.deep": False}, 15370),
-    "vpt_deep": ("vpt", {}, 99850),
-    "vapt": ("vapt", {}, 63298),
-    "full": ("full", {"trainable": ".*"}, 85_806_346),
+  "linear": ("linear", {}, 7690),
+  "vpt_shallow": ("vpt", {"vpt.deep": False}, 15370),
+  "vpt_deep": ("vpt", {}, 99850),
+  "vapt": ("vapt", {}, 63298),
+  "full": ("full", {"trainable": ".*"}, 85_806_346),
 }
 TOTAL = 85_806_346
 
 
-def config(method="vpt", task="eurosat", seed=42, backbone="vit_b16_in21k",
-           **fields):
+def config(
+  method="vpt", task="eurosat", seed=42, backbone="vit_b16_in21k", **fields
+):
   """As `config.resolve` leaves it, in JSON; `vpt__deep=True` sets a field."""
   out = common.get_config()
   out.update(task=task, method=method, seed=seed, trainable="(method|head)/.*")
   out.backbone.name = backbone
-  out.update_from_flattened_dict({
-      name.replace("__", "."): value for name, value in fields.items()})
+  out.update_from_flattened_dict(
+    {name.replace("__", "."): value for name, value in fields.items()}
+  )
   out = out.to_dict()
   del out["condense"], out["sweep"]
-  for name in ("linear", "full", "vpt", "vapt", "gated", "adapter", "lora",
-               "add", "pad", "below", "prepend_pixel", "border", "pgn", "iip"):
+  for name in (
+    "linear",
+    "full",
+    "vpt",
+    "vapt",
+    "gated",
+    "adapter",
+    "lora",
+    "add",
+    "pad",
+    "below",
+    "prepend_pixel",
+    "border",
+    "pgn",
+    "iip",
+  ):
     if name != method:
       out.pop(name, None)
   return json.loads(json.dumps(out))
@@ -38,71 +54,148 @@ def base(name, method, task, split, seed, backbone, stage, cell, fields):
   made = config(method, task, seed, backbone, **fields)
   key = json.dumps([name, stage, split, made], sort_keys=True)
   return dict(
-      schema=1, id=hashlib.sha256(key.encode()).hexdigest()[:12], stage=stage,
-      name=name, method=method, task=task, split=split, seed=seed,
-      backbone=dict(name=backbone, sha256="ab" * 32), cell=cell, config=made,
-      device="1 x NVIDIA H200", seconds=61.25,
-      versions=dict(jax="0.10.0", flax="0.12.3", numpy="2.3.1"))
+    schema=1,
+    id=hashlib.sha256(key.encode()).hexdigest()[:12],
+    stage=stage,
+    name=name,
+    method=method,
+    task=task,
+    split=split,
+    seed=seed,
+    backbone=dict(name=backbone, sha256="ab" * 32),
+    cell=cell,
+    config=made,
+    device="1 x NVIDIA H200",
+    seconds=61.25,
+    versions=dict(jax="0.10.0", flax="0.12.3", numpy="2.3.1"),
+  )
 
 
-def record(name="vpt_deep", top1=90.0, *, task="eurosat", seed=42,
-           backbone="vit_b16_in21k", stage="final", split="test", method="",
-           cell=None, trained=None, classes=("a", "b"), confusion=None,
-           epochs=12, metric="top1", status="done", **fields):
+def record(
+  name="vpt_deep",
+  top1=90.0,
+  *,
+  task="eurosat",
+  seed=42,
+  backbone="vit_b16_in21k",
+  stage="final",
+  split="test",
+  method="",
+  cell=None,
+  trained=None,
+  classes=("a", "b"),
+  confusion=None,
+  epochs=12,
+  metric="top1",
+  status="done",
+  **fields,
+):
   """A record of a run; `fields` are those of the config that differ."""
   known = METHODS.get(name, ("vpt", {}, 99850))
   fields = {**known[1], **fields}
-  out = base(name, method or known[0], task, split, seed, backbone, stage,
-             cell or {}, fields)
+  out = base(
+    name,
+    method or known[0],
+    task,
+    split,
+    seed,
+    backbone,
+    stage,
+    cell or {},
+    fields,
+  )
   rate = 1.5 + (seed % 7) / 10 + len(name) / 5
-  loss = [2.3 * math.exp(-rate * epoch / epochs) + 0.05
-          for epoch in range(epochs)]
+  loss = [
+    2.3 * math.exp(-rate * epoch / epochs) + 0.05 for epoch in range(epochs)
+  ]
   out |= dict(
-      status=status, trainable_params=trained or known[2], total_params=TOTAL,
-      train_images=1000, images_per_second=812.5, group=4, curve=dict(
-          loss=loss, train_top1=[100 * (1 - value / 2.4) for value in loss],
-          lr=[0.1] * epochs))
+    status=status,
+    trainable_params=trained or known[2],
+    total_params=TOTAL,
+    train_images=1000,
+    images_per_second=812.5,
+    group=4,
+    curve=dict(
+      loss=loss,
+      train_top1=[100 * (1 - value / 2.4) for value in loss],
+      lr=[0.1] * epochs,
+    ),
+  )
   if status == "done":
     out |= dict(
-        metric=metric, top1=top1, mean_per_class=top1 - 1, loss=0.3,
-        count=100, classes=list(classes), confusion=confusion if (
-            confusion or stage == "search") else [
-                [0, 0, 45], [0, 1, 5], [1, 0, 15], [1, 1, 35]])
+      metric=metric,
+      top1=top1,
+      mean_per_class=top1 - 1,
+      loss=0.3,
+      count=100,
+      classes=list(classes),
+      confusion=confusion
+      if (confusion or stage == "search")
+      else [[0, 0, 45], [0, 1, 5], [1, 0, 15], [1, 1, 35]],
+    )
   return out
 
 
 def search(task="eurosat", name="vpt_deep", extra=None, **more):
   """12 cells, 3 rates x 4 decays; one diverged, two share the best."""
-  values = [[70.0, 71.0, 72.0, 73.0], [80.5, 88.0, 84.0, 79.0],
-            [82.0, 88.0, None, 60.0]]
+  values = [
+    [70.0, 71.0, 72.0, 73.0],
+    [80.5, 88.0, 84.0, 79.0],
+    [82.0, 88.0, None, 60.0],
+  ]
   out = []
   for rate, line in zip((0.25, 1.0, 25.0), values):
     for decay, top1 in zip((0.0, 1e-4, 1e-3, 1e-2), line):
       cell = {"optim.lr": rate, "optim.weight_decay": decay, **(extra or {})}
-      fields = {field.replace(".", "__"): value
-                for field, value in cell.items()}
-      out.append(record(
-          name, top1 or 0.0, task=task, stage="search", split="val", cell=cell,
-          status="done" if top1 else "diverged", **fields, **more))
+      fields = {
+        field.replace(".", "__"): value for field, value in cell.items()
+      }
+      out.append(
+        record(
+          name,
+          top1 or 0.0,
+          task=task,
+          stage="search",
+          split="val",
+          cell=cell,
+          status="done" if top1 else "diverged",
+          **fields,
+          **more,
+        )
+      )
   return out
 
 
 def condense(task="eurosat", seed=42):
   """A condensation to 50, 30 and 10 %."""
-  out = base("vpt_deep", "vpt", task, "test", seed, "vit_b16_in21k",
-             "condense", {}, {})
-  shares = ((1.0, 120, 91.4, 91.4, 17.76, 52.1), (0.5, 60, 90.0, 91.4, 17.66,
-            51.0), (0.3, 36, 88.8, 91.0, 17.62, 50.2),
-            (0.1, 12, 75.4, 90.6, 17.58, 49.9))
-  return out | dict(statistic="elementwise_sample_abs", rows=[
-      dict(share=share, prompts=prompts, per_set=[prompts // 12] * 12,
-           top1_as_is=as_is, top1_tuned=tuned, gmacs=gmacs, milliseconds=ms)
-      for share, prompts, as_is, tuned, gmacs, ms in shares], oracle={
-          "removal": dict(magnitude=0.64, change=0.5)})
+  out = base(
+    "vpt_deep", "vpt", task, "test", seed, "vit_b16_in21k", "condense", {}, {}
+  )
+  shares = (
+    (1.0, 120, 91.4, 91.4, 17.76, 52.1),
+    (0.5, 60, 90.0, 91.4, 17.66, 51.0),
+    (0.3, 36, 88.8, 91.0, 17.62, 50.2),
+    (0.1, 12, 75.4, 90.6, 17.58, 49.9),
+  )
+  return out | dict(
+    statistic="elementwise_sample_abs",
+    rows=[
+      dict(
+        share=share,
+        prompts=prompts,
+        per_set=[prompts // 12] * 12,
+        top1_as_is=as_is,
+        top1_tuned=tuned,
+        gmacs=gmacs,
+        milliseconds=ms,
+      )
+      for share, prompts, as_is, tuned, gmacs, ms in shares
+    ],
+    oracle={"removal": dict(magnitude=0.64, change=0.5)},
+  )
 
 
-def many(tasks, seeds=(42, 44, 82), names=tuple(METHODS), classes=None,
-         **more):
+def many(tasks, seeds=(42, 44, 82), names=tuple(METHODS), classes=None, **more):
   """Several methods x tasks x seeds."""
   out = []
   for i, task in enumerate(tasks):
@@ -110,14 +203,24 @@ def many(tasks, seeds=(42, 44, 82), names=tuple(METHODS), classes=None,
       for k, seed in enumerate(seeds):
         labels = (classes or {}).get(task, ("a", "b"))
         count = len(labels)
-        wrong = [[a, (a * (3 + j) + k + 1) % count, 2 + a % 7]
-                 for a in range(count)]
+        wrong = [
+          [a, (a * (3 + j) + k + 1) % count, 2 + a % 7] for a in range(count)
+        ]
         right = [[a, a, 10 + (a * 13 + i) % 37] for a in range(count)]
         pairs = {}
         for label, guess, number in wrong + right:
           pairs[label, guess] = pairs.get((label, guess), 0) + number
-        out.append(record(
-            name, 50.0 + 5 * j + 1.5 * (i % 9) + 0.5 * k, task=task, seed=seed,
-            classes=labels, confusion=[[*pair, number] for pair, number in
-                                       sorted(pairs.items())], **more))
+        out.append(
+          record(
+            name,
+            50.0 + 5 * j + 1.5 * (i % 9) + 0.5 * k,
+            task=task,
+            seed=seed,
+            classes=labels,
+            confusion=[
+              [*pair, number] for pair, number in sorted(pairs.items())
+            ],
+            **more,
+          )
+        )
   return out

@@ -11,41 +11,57 @@ import numpy as np
 import optax
 
 from vpt_jax import model as models
-from vpt_jax import tree
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
+from vpt_jax.utils import trees
 
 Batch = tuple[np.ndarray, np.ndarray]  # images and labels
 
 
-def _variables(train: tree.Flat, frozen: tree.Flat) -> dict[str, Any]:
+def _variables(train: trees.Flat, frozen: trees.Flat) -> dict[str, Any]:
   """Of both; paths below `batch_stats/` are running statistics."""
-  params = tree.merge(train, frozen)
+  params = trees.merge(train, frozen)
   statistics = params.pop("batch_stats", None)
   return {"params": params} | (
-      {} if statistics is None else {"batch_stats": statistics})
+    {} if statistics is None else {"batch_stats": statistics}
+  )
 
 
-def _loss(train: tree.Flat, frozen: tree.Flat, model: models.Model,
-          images: jax.Array, labels: jax.Array):
+def _loss(
+  train: trees.Flat,
+  frozen: trees.Flat,
+  model: models.Model,
+  images: jax.Array,
+  labels: jax.Array,
+):
   """Mean cross entropy, and (logits, features, what has changed).
 
   The features are the pooled one, and that after the head's hidden layers.
   """
   variables = _variables(train, frozen)
   logits, state = model.apply(
-      variables, images, mutable=["intermediates", "batch_stats"],
-      capture_intermediates=lambda module, _: module.name == (
-          f"norm_{model.hidden_layers - 1}"))
+    variables,
+    images,
+    mutable=["intermediates", "batch_stats"],
+    capture_intermediates=lambda module, _: (
+      module.name == (f"norm_{model.hidden_layers - 1}")
+    ),
+  )
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-  sown = tree.flatten(state["intermediates"])
-  features = {"pooled": sown["pooled"][0], **{
-      "mlp_hidden": value[0] for path, value in sown.items()
-      if path.startswith("head/")}}
-  changed = {"batch_stats": state.get("batch_stats", {}),
-             "method": model.method.constrain(
-                 variables["params"].get("method", {}))}
-  return loss, (logits, features, tree.flatten(changed))
+  sown = trees.flatten(state["intermediates"])
+  features = {
+    "pooled": sown["pooled"][0],
+    **{
+      "mlp_hidden": value[0]
+      for path, value in sown.items()
+      if path.startswith("head/")
+    },
+  }
+  changed = {
+    "batch_stats": state.get("batch_stats", {}),
+    "method": model.method.constrain(variables["params"].get("method", {})),
+  }
+  return loss, (logits, features, trees.flatten(changed))
 
 
 def _trace(variables: dict[str, Any], model: models.Model, images: jax.Array):
@@ -61,8 +77,11 @@ def _trace(variables: dict[str, Any], model: models.Model, images: jax.Array):
   seen, thrown = {}, {}
   spec = model.backbone.spec
   last = spec.depth - 1
-  named = [f"{s}.{j}" if isinstance(model.backbone, Swin) else f"{i}"
-           for s, stage in enumerate(spec.stages) for j, i in enumerate(stage)]
+  named = [
+    f"{s}.{j}" if isinstance(model.backbone, Swin) else f"{i}"
+    for s, stage in enumerate(spec.stages)
+    for j, i in enumerate(stage)
+  ]
 
   def spy(call, args, kwargs, context):
     if not isinstance(context.module, (ViT, Swin)):
@@ -118,18 +137,24 @@ class Pass(NamedTuple):
 
   loss: jax.Array
   logits: jax.Array
-  grads: tree.Flat
+  grads: trees.Flat
   seen: dict[str, jax.Array]
   thrown: dict[str, jax.Array]
-  changed: tree.Flat
+  changed: trees.Flat
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def run(train: tree.Flat, frozen: tree.Flat, model: models.Model,
-        images: jax.Array, labels: jax.Array) -> Pass:
+def run(
+  train: trees.Flat,
+  frozen: trees.Flat,
+  model: models.Model,
+  images: jax.Array,
+  labels: jax.Array,
+) -> Pass:
   """One pass; the model is static, so equal ones share a compilation."""
   (loss, (logits, features, changed)), grads = jax.value_and_grad(
-      _loss, has_aux=True)(train, frozen, model, images, labels)
+    _loss, has_aux=True
+  )(train, frozen, model, images, labels)
   seen, thrown = _trace(_variables(train, frozen), model, images)
   return Pass(loss, logits, grads, {**seen, **features}, thrown, changed)
 
@@ -137,16 +162,21 @@ def run(train: tree.Flat, frozen: tree.Flat, model: models.Model,
 class Training(NamedTuple):
   """What a training did: parameters, and a number per step."""
 
-  mid: tree.Flat
-  final: tree.Flat
+  mid: trees.Flat
+  final: trees.Flat
   losses: list[jax.Array]
   grad_norms: list[jax.Array]
   final_logits: jax.Array
 
 
-def train(trainable: tree.Flat, frozen: tree.Flat, model: models.Model,
-          optimizer: optax.GradientTransformation, batches: Sequence[Batch],
-          steps: int) -> Training:
+def train(
+  trainable: trees.Flat,
+  frozen: trees.Flat,
+  model: models.Model,
+  optimizer: optax.GradientTransformation,
+  batches: Sequence[Batch],
+  steps: int,
+) -> Training:
   """Trains over the batches in order, again and again.
 
   `mid` is after half the steps, `final_logits` of the first batch at the end.
@@ -155,24 +185,31 @@ def train(trainable: tree.Flat, frozen: tree.Flat, model: models.Model,
   """
 
   def constrained(flat):
-    nested = tree.unflatten(flat)
+    nested = trees.unflatten(flat)
     if "method" in nested:
       nested["method"] = model.method.constrain(nested["method"])
-    return tree.flatten(nested)
+    return trees.flatten(nested)
 
   @jax.jit
   def update(trainable, frozen, state, images, labels):
     (loss, (logits, *_)), grads = jax.value_and_grad(_loss, has_aux=True)(
-        trainable, frozen, model, images, labels)
+      trainable, frozen, model, images, labels
+    )
     updates, state = optimizer.update(grads, state, trainable)
-    return (constrained(optax.apply_updates(trainable, updates)), state, loss,
-            logits, optax.tree.norm(grads))
+    return (
+      constrained(optax.apply_updates(trainable, updates)),
+      state,
+      loss,
+      logits,
+      optax.tree.norm(grads),
+    )
 
   trainable = constrained(trainable)
   mid, state, losses, norms = trainable, optimizer.init(trainable), [], []
   for step in range(steps):
     trainable, state, loss, _, norm = update(
-        trainable, frozen, state, *batches[step % len(batches)])
+      trainable, frozen, state, *batches[step % len(batches)]
+    )
     losses.append(loss)
     norms.append(norm)
     if step + 1 == steps // 2:

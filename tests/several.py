@@ -13,8 +13,9 @@ from pathlib import Path
 import sys
 
 from tests import conftest
-from vpt_jax import hosts, main
-from vpt_jax.data import sources
+from vpt_jax import main
+from vpt_jax.data import datasets
+from vpt_jax.distributed import processes
 
 
 def config_of(text: str):
@@ -30,24 +31,25 @@ def config_of(text: str):
     except (SyntaxError, ValueError):
       pass
     if field == "in_memory":  # bytes; a larger split is mapped from the disk
-      sources.IN_MEMORY = value
+      datasets.IN_MEMORY = value
       continue
     config.update_from_flattened_dict({field: value})
   return config
 
 
 def work(workdir: str, what: str, spec: str = "") -> int:
-  hosts.join(spec)
+  processes.join(spec)
   several = what.split("+")
   for one in several:
     config = config_of(one)
-    result = main.run(config, Path(workdir) / (
-        config.method if len(several) > 1 else ""))
+    result = main.run(
+      config, Path(workdir) / (config.method if len(several) > 1 else "")
+    )
     sys.stdout.write(f"done {result.get('top1')}\n")
     sys.stdout.flush()
   return 0
 
 
 if __name__ == "__main__":
-  hosts.heed_sigterm()  # as main does
+  processes.heed_sigterm()  # as main does
   sys.exit(main.told(lambda: work(*sys.argv[1:])))

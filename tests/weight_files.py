@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vpt_jax.backbones import formats
+from vpt_jax.weights import file_formats
 
 MIB = 2**20
 LEGACY = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
@@ -29,6 +29,7 @@ class Name(str):
 
 class Call(NamedTuple):
   """A call of a named function; `code` may be another operation than REDUCE."""
+
   name: str
   args: Any
   code: bytes = b"R"
@@ -72,8 +73,10 @@ EMPTY = Call("collections.OrderedDict", ())
 
 def tensor(key, count, shape, strides, offset=0, kind="Float"):
   storage = Ref(("storage", Name(f"torch.{kind}Storage"), key, "cuda:0", count))
-  return Call("torch._utils._rebuild_tensor_v2",
-              (storage, offset, shape, strides, False, EMPTY))
+  return Call(
+    "torch._utils._rebuild_tensor_v2",
+    (storage, offset, shape, strides, False, EMPTY),
+  )
 
 
 def instance(name, state):
@@ -101,8 +104,14 @@ def torch_legacy(parts, width=4) -> bytes:
   """From the same; `width` is the size of a number."""
   keys = [name[5:] for name in parts if name.startswith("data/")]
   numbers = [parts[f"data/{key}"] for key in keys]
-  return b"".join([*map(pickled, LEGACY), parts["data.pkl"], pickled(keys), *(
-      struct.pack("<q", len(data) // width) + data for data in numbers)])
+  return b"".join(
+    [
+      *map(pickled, LEGACY),
+      parts["data.pkl"],
+      pickled(keys),
+      *(struct.pack("<q", len(data) // width) + data for data in numbers),
+    ]
+  )
 
 
 def npy(array) -> bytes:
@@ -114,39 +123,70 @@ def npy(array) -> bytes:
 NUMBERS = np.arange(12, dtype=np.float32)
 SEVEN = np.array(7, np.float32)
 NESTED = {
-    "model": {"a.w": tensor("0", 12, (2, 3), (3, 1), 2),
-              "a.t": tensor("0", 12, (3, 4), (1, 3)),
-              "b": Call("torch._utils._rebuild_parameter",
-                        (tensor("1", 1, (), ()), True, EMPTY))},
-    "args": instance("argparse.Namespace", {"lr": 0.1}),
-    "loss": Call("numpy._core.multiarray.scalar",
-                 (Call("numpy.dtype", ("f8", False, True)), "..")),
-    "optimizer": {"state": {0: {"m": tensor("1", 1, (1,), (9,))}},
-                  "param_groups": [{"betas": (0.9, 0.99), (1,): None}]},
-    "size": Call("torch.Size", ((1, 2),)), "dtype": Name("torch.half"),
-    "epoch": 2**40}
-WANT = {"model/a.w": NUMBERS[2:8].reshape(2, 3),
-        "model/a.t": NUMBERS.reshape(4, 3).T,
-        "model/b": SEVEN, "optimizer/state/0/m": SEVEN.reshape(1)}
-PARTS = {"data.pkl": pickled(NESTED), "data/0": NUMBERS.tobytes(),
-         "data/1": SEVEN.tobytes()}
+  "model": {
+    "a.w": tensor("0", 12, (2, 3), (3, 1), 2),
+    "a.t": tensor("0", 12, (3, 4), (1, 3)),
+    "b": Call(
+      "torch._utils._rebuild_parameter", (tensor("1", 1, (), ()), True, EMPTY)
+    ),
+  },
+  "args": instance("argparse.Namespace", {"lr": 0.1}),
+  "loss": Call(
+    "numpy._core.multiarray.scalar",
+    (Call("numpy.dtype", ("f8", False, True)), ".."),
+  ),
+  "optimizer": {
+    "state": {0: {"m": tensor("1", 1, (1,), (9,))}},
+    "param_groups": [{"betas": (0.9, 0.99), (1,): None}],
+  },
+  "size": Call("torch.Size", ((1, 2),)),
+  "dtype": Name("torch.half"),
+  "epoch": 2**40,
+}
+WANT = {
+  "model/a.w": NUMBERS[2:8].reshape(2, 3),
+  "model/a.t": NUMBERS.reshape(4, 3).T,
+  "model/b": SEVEN,
+  "optimizer/state/0/m": SEVEN.reshape(1),
+}
+PARTS = {
+  "data.pkl": pickled(NESTED),
+  "data/0": NUMBERS.tobytes(),
+  "data/1": SEVEN.tobytes(),
+}
 SCRIPT_WANT = {"visual.in_proj": NUMBERS, "scale": SEVEN}
-SCRIPT = PARTS | {"constants.pkl": b"any", "data.pkl": pickled(
-    instance("__torch__.clip.CLIP", {
-        "training": True, "size": 3, "visual": instance(
-            "__torch__.clip.ViT", {"in_proj": tensor("0", 12, (12,), (1,))}),
-        "scale": tensor("1", 1, (), ())}))}
+SCRIPT = PARTS | {
+  "constants.pkl": b"any",
+  "data.pkl": pickled(
+    instance(
+      "__torch__.clip.CLIP",
+      {
+        "training": True,
+        "size": 3,
+        "visual": instance(
+          "__torch__.clip.ViT", {"in_proj": tensor("0", 12, (12,), (1,))}
+        ),
+        "scale": tensor("1", 1, (), ()),
+      },
+    )
+  ),
+}
 
 # Format -> (parts, how to put them together).
 FILES = {
-    "npz": ({"a.npy": npy(NUMBERS), "b/c.npy": npy(np.int8([1, 2]))}, zipped),
-    "npz, packed": ({"a.npy": npy(NUMBERS)}, packed),
-    "safetensors": ({"all": safetensors.numpy.save(
-        {"a": NUMBERS, "b": NUMBERS.astype(jnp.bfloat16)})},
-                    lambda parts: parts["all"]),
-    "torch zip": (PARTS, torch_zip),
-    "torch legacy": (PARTS, torch_legacy),
-    "TorchScript": (SCRIPT, torch_zip),
+  "npz": ({"a.npy": npy(NUMBERS), "b/c.npy": npy(np.int8([1, 2]))}, zipped),
+  "npz, packed": ({"a.npy": npy(NUMBERS)}, packed),
+  "safetensors": (
+    {
+      "all": safetensors.numpy.save(
+        {"a": NUMBERS, "b": NUMBERS.astype(jnp.bfloat16)}
+      )
+    },
+    lambda parts: parts["all"],
+  ),
+  "torch zip": (PARTS, torch_zip),
+  "torch legacy": (PARTS, torch_legacy),
+  "TorchScript": (SCRIPT, torch_zip),
 }
 
 
@@ -156,7 +196,7 @@ def refused(file, content: bytes, match: str, limit=8 * MIB):
   tracemalloc.start()
   try:
     with pytest.raises(ValueError, match=match) as error:
-      formats.read(file)
+      file_formats.read(file)
     assert tracemalloc.get_traced_memory()[1] < len(content) + limit
   finally:
     tracemalloc.stop()

@@ -1,17 +1,21 @@
 """Adapting frozen vision transformers with prompts, in JAX.
 
-  run(config, workdir, data=None)     adapts, evaluates and saves
-  load_adapter(path)                  predict function of a saved adapter
-  from_arrays(images, labels)         a data split from numpy arrays
-  Data(train, test)                   the two splits of a run
+run(config, workdir, data=None)     adapts, evaluates and saves
+load_adapter(path)                  predict function of a saved adapter
+from_arrays(images, labels)         a data split from numpy arrays
+Data(train, test)                   the two splits of a run
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-_WHERE = {"run": "main", "Data": "job", "load_adapter": "evaluate",
-          "from_arrays": "data.sources"}
+_WHERE = {
+  "run": "main",
+  "Data": "training.experiment",
+  "load_adapter": "training.evaluation",
+  "from_arrays": "data.datasets",
+}
 
 
 def __getattr__(name: str):

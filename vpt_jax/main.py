@@ -15,17 +15,25 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import condense, config as configs, evaluate, files
-from vpt_jax import hosts, job as jobs
-from vpt_jax import logs, memory, optim, results, shard, sweep, train, tree
-from vpt_jax.report import tables
+from vpt_jax import config as configs
+from vpt_jax.condensation import stages
+from vpt_jax.distributed import processes, sharding
+from vpt_jax.report import result_tables
+from vpt_jax.sweeps import protocol
+from vpt_jax.training import evaluation, loop, metrics, optim
+from vpt_jax.training import experiment as jobs
+from vpt_jax.training import records as results
+from vpt_jax.utils import files, malloc, trees
 
-log = logs.log
+log = metrics.log
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike,
-        data: jobs.Data | None = None, start: tree.Flat | None = None
-        ) -> dict[str, Any]:
+def run(
+  config: ConfigDict,
+  workdir: str | os.PathLike,
+  data: jobs.Data | None = None,
+  start: trees.Flat | None = None,
+) -> dict[str, Any]:
   """Adapts, evaluates and saves; goes on where an earlier call was killed.
 
   Args:
@@ -46,11 +54,12 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
   workdir = Path(workdir).expanduser()
   staged = "condense" in config
   if staged:
-    condense.check(config)
+    stages.check(config)
   with contextlib.ExitStack() as stack:
     stack.enter_context(
-        jax.default_matmul_precision(config.compute.matmul_precision))
-    if hosts.first():
+      jax.default_matmul_precision(config.compute.matmul_precision)
+    )
+    if processes.first():
       stack.enter_context(files.lock(workdir))
     else:  # what it writes is thrown away
       workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -58,52 +67,93 @@ def run(config: ConfigDict, workdir: str | os.PathLike,
     jobs.check_unchanged(workdir / "config.json", configs.plain(config))
     if data is not None:
       jobs.check_unchanged(workdir / "data.json", jobs.fingerprint(data))
-    if hosts.agreed(np.bool_(finished.exists())):
+    if processes.agreed(np.bool_(finished.exists())):
       log.info("%s is finished; another --workdir runs it again", workdir)
-      return json.loads(finished.read_text()) if hosts.first() else {}
+      return json.loads(finished.read_text()) if processes.first() else {}
     data = data or jobs.load_data(config)
     if not staged:
       return _run(config, workdir, data, start or {})
     if jax.process_count() > 1:
-      raise ValueError("condensation takes one process, of any number of "
-                       "devices; leave --distributed out")
-    return condense.run(config, workdir, data, run)
+      raise ValueError(
+        "condensation takes one process, of any number of "
+        "devices; leave --distributed out"
+      )
+    return stages.run(config, workdir, data, run)
 
 
-def _run(config: ConfigDict, workdir: Path, data: jobs.Data, saved: tree.Flat
-         ) -> dict[str, Any]:
+def _run(
+  config: ConfigDict, workdir: Path, data: jobs.Data, saved: trees.Flat
+) -> dict[str, Any]:
   started = time.monotonic()
   fingerprint = jobs.fingerprint(data)
   # Before they wait for each other where one of them never comes.
-  hosts.check_same({"sha256": np.uint32(int(configs.digest(config), 16))},
-                   "config")
-  hosts.check_same(jax.tree.map(np.uint32, fingerprint), "data")
+  processes.check_same(
+    {"sha256": np.uint32(int(configs.digest(config), 16))}, "config"
+  )
+  processes.check_same(jax.tree.map(np.uint32, fingerprint), "data")
   job = jobs.build(config, data, saved)
-  log.info("%s", logs.split_table(job.start.trainable, job.start.frozen,
-                                  config.trainable))
-  log.info("%d training and %d test images, %d classes", len(data.train),
-           len(data.test), data.train.num_classes)
-  rate = optim.per_epoch(optim.epoch_rates(
-      config.optim, config.batch_size, config.epochs), len(job.train))
+  log.info(
+    "%s",
+    metrics.split_table(
+      job.start.trainable, job.start.frozen, config.trainable
+    ),
+  )
+  log.info(
+    "%d training and %d test images, %d classes",
+    len(data.train),
+    len(data.test),
+    data.train.num_classes,
+  )
+  rate = optim.per_epoch(
+    optim.epoch_rates(config.optim, config.batch_size, config.epochs),
+    len(job.train),
+  )
   tx = job.optimizer(rate, config.optim.weight_decay)
-  state = shard.replicate(jobs.train_state(config, job.start, tx), job.mesh)
+  state = sharding.replicate(jobs.train_state(config, job.start, tx), job.mesh)
   jobs.claim(workdir, config, job.backbone, fingerprint)
-  state, speed = train.fit(
-      config, workdir, state, job.start.frozen, job.train,
-      jax.jit(job.step(job.model, tx), donate_argnums=0,
-              out_shardings=shard.whole(job.mesh)), rate)
+  state, speed = loop.fit(
+    config,
+    workdir,
+    state,
+    job.start.frozen,
+    job.train,
+    jax.jit(
+      job.step(job.model, tx),
+      donate_argnums=0,
+      out_shardings=sharding.whole(job.mesh),
+    ),
+    rate,
+  )
 
-  total, predictions = evaluate.collect(
-      evaluate.make_eval_step(job.apply, job.mesh), state.trainable,
-      job.start.frozen, state.collections, job.test)
-  result = {**jobs.facts(job), **evaluate.scores(total),
-            "images_per_second": speed, "seconds": time.monotonic() - started}
-  jobs.save(workdir, job, config, state.trainable, state.collections,
-            predictions)
-  curve = list(logs.read_metrics(workdir / "metrics.jsonl"))
-  results.Store(workdir / results.FILE).add(jobs.record(
-      job, config, "single", curve, total, predictions, speed=speed,
-      seconds=result["seconds"]))
+  total, predictions = evaluation.collect(
+    evaluation.make_eval_step(job.apply, job.mesh),
+    state.trainable,
+    job.start.frozen,
+    state.collections,
+    job.test,
+  )
+  result = {
+    **jobs.facts(job),
+    **evaluation.scores(total),
+    "images_per_second": speed,
+    "seconds": time.monotonic() - started,
+  }
+  jobs.save(
+    workdir, job, config, state.trainable, state.collections, predictions
+  )
+  curve = list(metrics.read_metrics(workdir / "metrics.jsonl"))
+  results.Store(workdir / results.FILE).add(
+    jobs.record(
+      job,
+      config,
+      "single",
+      curve,
+      total,
+      predictions,
+      speed=speed,
+      seconds=result["seconds"],
+    )
+  )
   files.write_json(workdir / "result.json", result)
   return result
 
@@ -127,33 +177,41 @@ def main(argv: Sequence[str]) -> int:
 def _main(command: configs.Command) -> int:
   config, path, workdir, part, spec = command
   whole = config.mode == "sweep"
-  hosts.join(spec)
+  processes.join(spec)
   if whole and jax.process_count() > 1:
     raise ValueError(
-        f"a sweep takes one process, of any number of devices, here are "
-        f"{jax.process_count()}; start it without --distributed on each "
-        "machine, with one --workdir on a shared disk or with --shard. The "
-        "hosts of a TPU slice can't work alone: take slices of one host")
-  if not hosts.first():
+      f"a sweep takes one process, of any number of devices, here are "
+      f"{jax.process_count()}; start it without --distributed on each "
+      "machine, with one --workdir on a shared disk or with --shard. The "
+      "hosts of a TPU slice can't work alone: take slices of one host"
+    )
+  if not processes.first():
     log.setLevel(logging.WARNING)
   if config.task == "digits" and ":" not in path:
     log.info(EMBEDDED, config.backbone.name, path)
   config = config if whole else configs.resolve(config)
   task = "sweep" if whole and config.sweep.tasks else config.task
   workdir = workdir or os.path.join(
-      "runs", f"{task}-{config.method}-{configs.digest(config)}")
+    "runs", f"{task}-{config.method}-{configs.digest(config)}"
+  )
   log.info("workdir %s", workdir)
   if whole:
-    records = sweep.run(config, Path(workdir).expanduser(), part)
-    log.info("%s\nrecords in %s; `python -m vpt_jax.report %s --out FOLDER` "
-             "writes tables and a page", tables.terminal(records), workdir,
-             workdir)
+    records = protocol.run(config, Path(workdir).expanduser(), part)
+    log.info(
+      "%s\nrecords in %s; `python -m vpt_jax.report %s --out FOLDER` "
+      "writes tables and a page",
+      result_tables.terminal(records),
+      workdir,
+      workdir,
+    )
     return 0
   result = run(config, workdir)
-  if hosts.first():
-    text, names = ((condense.table(result), "condense.json and all runs")
-                   if "condense" in config else
-                   (logs.result_text(result), "result.json and adapter.npz"))
+  if processes.first():
+    text, names = (
+      (stages.table(result), "condense.json and all runs")
+      if "condense" in config
+      else (metrics.result_text(result), "result.json and adapter.npz")
+    )
     log.info("%s\n%s in %s", text, names, workdir)
   return 0
 
@@ -172,18 +230,20 @@ def told(work: Callable[[], int]) -> int:
     sys.stderr.write(f"error: {error}\n")
     return _end(1)
   except jax.errors.JaxRuntimeError as error:
-    if hosts.out_of_memory(error):
+    if processes.out_of_memory(error):
       sys.stderr.write(f"error: {OUT_OF_MEMORY}\n{error}\n")
       return _end(1)
     if not jax.distributed.is_initialized():
       raise
     sys.stderr.write(
-        f"error: process {jax.process_index()} has lost another one; start "
-        f"them all again, the same command goes on:\n{error}\n")
+      f"error: process {jax.process_index()} has lost another one; start "
+      f"them all again, the same command goes on:\n{error}\n"
+    )
     return _end(1)
-  except hosts.Preempted as stop:
-    sys.stderr.write("stopped by SIGTERM, all is saved; the same command goes "
-                     "on\n")
+  except processes.Preempted as stop:
+    sys.stderr.write(
+      "stopped by SIGTERM, all is saved; the same command goes on\n"
+    )
     return stop.code
   except KeyboardInterrupt:
     sys.stderr.write("interrupted; the same command goes on\n")
@@ -200,7 +260,7 @@ def _end(status: int) -> int:
 
 
 if __name__ == "__main__":
-  memory.keep()
-  hosts.cache_programs()
-  hosts.heed_sigterm()
+  malloc.keep()
+  processes.cache_programs()
+  processes.heed_sigterm()
   sys.exit(main(sys.argv))

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import heads, tree
-from vpt_jax.layers import HEAD_INITS, Head
-from vpt_jax.backbones import blocks, cost, formats, load
-from vpt_jax.backbones import registry as backbones
-from vpt_jax.methods import base, registry as methods
-from vpt_jax.tokens import POOLS, Tokens
+from vpt_jax.backbones import factory as backbones
+from vpt_jax.methods import method as base
+from vpt_jax.methods import registry as methods
+from vpt_jax.nn import cost, transformer
+from vpt_jax.nn.layers import Head, HEAD_INITS
+from vpt_jax.nn.tokens import POOLS, Tokens
+from vpt_jax.problems import heads
+from vpt_jax.utils import trees
+from vpt_jax.weights import file_formats, load
 
 
 class Model(nn.Module):
@@ -50,8 +53,11 @@ class Model(nn.Module):
   remat: bool = False
 
   def setup(self):
-    self.head = Head(sum(map(len, self.groups)) or self.num_classes,
-                     self.head_init, self.hidden_layers)
+    self.head = Head(
+      sum(map(len, self.groups)) or self.num_classes,
+      self.head_init,
+      self.hidden_layers,
+    )
 
   def features(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """Normalised images [B, H, W, 3] -> pooled features [B, D], float32."""
@@ -74,16 +80,19 @@ class Model(nn.Module):
 
     if not tokens.x.shape[1]:
       raise ValueError(
-          "pool='prompt' reads prompts, but this method leaves none after the "
-          "last block; use pool='cls' or 'img'" if POOLS[pool][1] else
-          f"pool={pool!r} reads the class token, but this backbone has none; "
-          "use pool='img'")
+        "pool='prompt' reads prompts, but this method leaves none after the "
+        "last block; use pool='cls' or 'img'"
+        if POOLS[pool][1]
+        else f"pool={pool!r} reads the class token, but this backbone has none; "
+        "use pool='img'"
+      )
     prompt_bias = method.prompt_bias(spec.depth - 1)
     if spec.norm == "before":
       feature = tokens.replace(x=backbone.norm(tokens.x)).mean(prompt_bias)
     else:
-      feature = backbone.norm(tokens.replace(
-          x=tokens.x.astype(jnp.float32)).mean(prompt_bias))
+      feature = backbone.norm(
+        tokens.replace(x=tokens.x.astype(jnp.float32)).mean(prompt_bias)
+      )
     feature = backbone.project(feature)
     if self.cosine:
       feature /= jnp.linalg.norm(feature, axis=-1, keepdims=True)
@@ -101,11 +110,18 @@ class Model(nn.Module):
       tokens, context = tokens.with_prompt(context), None
     self.sow("intermediates", f"block_in_{i}", (tokens, context))
     silent = type(method).inside is base.Method.inside
-    edit = blocks.no_edit if silent else functools.partial(method.inside, i)
+    edit = (
+      transformer.no_edit if silent else functools.partial(method.inside, i)
+    )
     tokens_out = backbone.block(
-        i, tokens, context=context, temperature=method.temperature(i),
-        pool=pool if i == last else None, edit=edit,
-        prompt_bias=method.prompt_bias(i))
+      i,
+      tokens,
+      context=context,
+      temperature=method.temperature(i),
+      pool=pool if i == last else None,
+      edit=edit,
+      prompt_bias=method.prompt_bias(i),
+    )
     return method.after(i, tokens, tokens_out, train=train)
 
   def classify(self, feature: jax.Array, *, train: bool = False) -> jax.Array:
@@ -114,8 +130,13 @@ class Model(nn.Module):
     if not self.groups:
       return logits
     ends = np.cumsum([len(group) for group in self.groups])[:-1]
-    return jnp.stack([jax.nn.logsumexp(part, axis=-1) for part in
-                      jnp.split(logits, ends, axis=-1)], axis=-1)
+    return jnp.stack(
+      [
+        jax.nn.logsumexp(part, axis=-1)
+        for part in jnp.split(logits, ends, axis=-1)
+      ],
+      axis=-1,
+    )
 
   def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
     """Normalised images [B, H, W, 3] -> logits [B, K].
@@ -133,33 +154,49 @@ def build(config: ConfigDict, num_classes: int) -> Model:
     ValueError: unknown names or options, or parts that do not fit.
   """
   if config.pool:
-    tree.choose(config.pool, POOLS, "pool")
-  tree.choose(config.head, heads.HEADS, "head")
-  tree.choose(config.head_init, HEAD_INITS, "head_init")
+    trees.choose(config.pool, POOLS, "pool")
+  trees.choose(config.head, heads.HEADS, "head")
+  trees.choose(config.head_init, HEAD_INITS, "head_init")
   if config.head == "zero_shot" and not config.backbone.projection:
-    raise ValueError("head='zero_shot' compares projected features with texts; "
-                     "set config.backbone.projection=True")
-  backbone = backbones.build(config.backbone, config.image_size,
-                             config.compute.dtype, config.compute.attention)
+    raise ValueError(
+      "head='zero_shot' compares projected features with texts; "
+      "set config.backbone.projection=True"
+    )
+  backbone = backbones.build(
+    config.backbone,
+    config.image_size,
+    config.compute.dtype,
+    config.compute.attention,
+  )
   options = config.get(config.method, {})
   if getattr(methods.get(config.method), "needs_grid", False) and (
-      None in backbone.spec.grids):
+    None in backbone.spec.grids
+  ):
     raise ValueError(
-        f"method {config.method!r} needs patch tokens on a grid, backbone "
-        f"{config.backbone.name!r} has none; use 'linear' or 'pad'")
+      f"method {config.method!r} needs patch tokens on a grid, backbone "
+      f"{config.backbone.name!r} has none; use 'linear' or 'pad'"
+    )
   method = methods.build(config.method, options, backbone.spec)
   if config.head == "prototypes":
     backbone = heads.without_prototypes(backbone)
-  return Model(backbone, method, num_classes, config.pool,
-               cosine=config.head == "zero_shot",
-               groups=heads.groups(config, num_classes),
-               head_init=config.head_init, hidden_layers=config.head_layers,
-               remat=config.compute.remat)
+  return Model(
+    backbone,
+    method,
+    num_classes,
+    config.pool,
+    cosine=config.head == "zero_shot",
+    groups=heads.groups(config, num_classes),
+    head_init=config.head_init,
+    hidden_layers=config.head_layers,
+    remat=config.compute.remat,
+  )
 
 
-def init(model: Model, rng: jax.Array,
-         parts: Iterable[str] = ("backbone", "method", "head")
-         ) -> dict[str, Any]:
+def init(
+  model: Model,
+  rng: jax.Array,
+  parts: Iterable[str] = ("backbone", "method", "head"),
+) -> dict[str, Any]:
   """Freshly initialised parameters {backbone, method, head}.
 
   Those of `parts` only: what is not asked for is not computed.
@@ -176,9 +213,13 @@ def init(model: Model, rng: jax.Array,
 
 def collections(model: Model, rng: jax.Array) -> dict[str, Any]:
   """What is not trained and yet changes: batch statistics, or {}."""
-  return jax.jit(lambda rng: {
-      name: value for name, value in _variables(model, rng).items()
-      if name not in ("params", "intermediates")})(rng)
+  return jax.jit(
+    lambda rng: {
+      name: value
+      for name, value in _variables(model, rng).items()
+      if name not in ("params", "intermediates")
+    }
+  )(rng)
 
 
 # Traced once for all that asks (shapes, then values), as models are hashable.
@@ -198,25 +239,37 @@ def load_backbone(model: Model, config: ConfigDict) -> load.Loaded | None:
   source = config.backbone.checkpoint or entry.url
   if source == "random":
     if config.head != "linear":
-      raise ValueError(f"head={config.head!r} is in a checkpoint, but "
-                       "config.backbone.checkpoint is 'random'")
+      raise ValueError(
+        f"head={config.head!r} is in a checkpoint, but "
+        "config.backbone.checkpoint is 'random'"
+      )
     return None
   if not source:
     raise ValueError(
-        f"backbone {config.backbone.name!r} is an architecture without known "
-        "weights; set config.backbone.checkpoint to a file or an address")
-  template = tree.flatten(jax.eval_shape(
-      lambda: init(model, jax.random.PRNGKey(0), ["backbone"]))["backbone"])
+      f"backbone {config.backbone.name!r} is an architecture without known "
+      "weights; set config.backbone.checkpoint to a file or an address"
+    )
+  template = trees.flatten(
+    jax.eval_shape(lambda: init(model, jax.random.PRNGKey(0), ["backbone"]))[
+      "backbone"
+    ]
+  )
   return load.load(
-      source, template, model.backbone.spec,
-      resize=getattr(model.backbone, "resize", "linear"),
-      checksum="" if config.backbone.checkpoint else entry.checksum)
+    source,
+    template,
+    model.backbone.spec,
+    resize=getattr(model.backbone, "resize", "linear"),
+    checksum="" if config.backbone.checkpoint else entry.checksum,
+  )
 
 
-def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
-               class_names: Sequence[str] = (),
-               loaded: load.Loaded | None = None
-               ) -> tuple[dict[str, Any], str]:
+def pretrained(
+  model: Model,
+  config: ConfigDict,
+  rng: jax.Array,
+  class_names: Sequence[str] = (),
+  loaded: load.Loaded | None = None,
+) -> tuple[dict[str, Any], str]:
   """Initialised parameters with the backbone's from its checkpoint.
 
   Args:
@@ -235,10 +288,17 @@ def pretrained(model: Model, config: ConfigDict, rng: jax.Array,
   if loaded is None:
     return init(model, rng), "random"
   fresh = init(model, rng, ["method", "head"])
-  fresh["head"] = heads.initial(config, backbones.get(config.backbone.name),
-                                loaded.extras, fresh["head"], class_names)
-  return {"backbone": tree.unflatten(jax.device_put(loaded.backbone)),
-          **fresh}, loaded.sha256
+  fresh["head"] = heads.initial(
+    config,
+    backbones.get(config.backbone.name),
+    loaded.extras,
+    fresh["head"],
+    class_names,
+  )
+  return {
+    "backbone": trees.unflatten(jax.device_put(loaded.backbone)),
+    **fresh,
+  }, loaded.sha256
 
 
 def multiply_adds(model: Model) -> int:
@@ -248,20 +308,23 @@ def multiply_adds(model: Model) -> int:
   return cost.counted(model.apply, variables, image)
 
 
-def restore(values: dict[str, Any], saved: tree.Flat) -> dict[str, Any]:
+def restore(values: dict[str, Any], saved: trees.Flat) -> dict[str, Any]:
   """Nested values, those that are in a flat `saved` taken from there."""
-  flat = tree.flatten(values)
+  flat = trees.flatten(values)
   for path, leaf in flat.items():
     if path in saved and leaf.shape != saved[path].shape:
-      raise ValueError(f"{path} is {saved[path].shape} where it was saved, "
-                       f"{leaf.shape} in this model")
-  return values | tree.unflatten({
-      path: jnp.asarray(saved.get(path, leaf)) for path, leaf in flat.items()})
+      raise ValueError(
+        f"{path} is {saved[path].shape} where it was saved, "
+        f"{leaf.shape} in this model"
+      )
+  return values | trees.unflatten(
+    {path: jnp.asarray(saved.get(path, leaf)) for path, leaf in flat.items()}
+  )
 
 
-def start_method(model: Model, params: dict[str, Any],
-                 collections: dict[str, Any]
-                 ) -> tuple[dict[str, Any], dict[str, Any]]:
+def start_method(
+  model: Model, params: dict[str, Any], collections: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """(params, collections) with the method's own weights, if it names a file.
 
   Raises:
@@ -272,26 +335,35 @@ def start_method(model: Model, params: dict[str, Any],
     return params, collections
   statistics = collections.get("batch_stats", {})
   with load.local(source, "", None) as path:
-    found = model.method.pretrained(formats.read(path))
-  for fresh, flat in zip((params["method"], statistics.get("method", {})),
-                         found):
-    want, have = ({name: np.shape(leaf) for name, leaf in part.items()}
-                  for part in (tree.flatten(fresh), flat))
-    wrong = [f"{name}: {want.get(name, 'none')} here, "
-             f"{have.get(name, 'none')} in the file"
-             for name in sorted(want.keys() | have.keys())
-             if want.get(name) != have.get(name)]
+    found = model.method.pretrained(file_formats.read(path))
+  for fresh, flat in zip(
+    (params["method"], statistics.get("method", {})), found
+  ):
+    want, have = (
+      {name: np.shape(leaf) for name, leaf in part.items()}
+      for part in (trees.flatten(fresh), flat)
+    )
+    wrong = [
+      f"{name}: {want.get(name, 'none')} here, "
+      f"{have.get(name, 'none')} in the file"
+      for name in sorted(want.keys() | have.keys())
+      if want.get(name) != have.get(name)
+    ]
     if wrong:
       raise ValueError(
-          f"{source} does not fit the method's options ({'; '.join(wrong[:4])}"
-          f"{' ...' * (len(wrong) > 4)}); set those that it was trained with")
+        f"{source} does not fit the method's options ({'; '.join(wrong[:4])}"
+        f"{' ...' * (len(wrong) > 4)}); set those that it was trained with"
+      )
   params, statistics = (
-      {**whole, "method": tree.unflatten(jax.device_put(flat))}
-      for whole, flat in zip((params, statistics), found))
+    {**whole, "method": trees.unflatten(jax.device_put(flat))}
+    for whole, flat in zip((params, statistics), found)
+  )
   return params, {**collections, "batch_stats": statistics}
 
 
-def store(frozen: tree.Flat, config: ConfigDict) -> tree.Flat:
+def store(frozen: trees.Flat, config: ConfigDict) -> trees.Flat:
   """Frozen parameters in the type that the config stores them in."""
-  return {path: leaf.astype(config.backbone.frozen_dtype)
-          for path, leaf in frozen.items()}
+  return {
+    path: leaf.astype(config.backbone.frozen_dtype)
+    for path, leaf in frozen.items()
+  }

@@ -5,9 +5,11 @@ import sys
 
 import flax.linen as nn
 
-from vpt_jax.backbones import cost, fetch, registry
-from vpt_jax.backbones.table import Entry
+from vpt_jax.backbones import factory
+from vpt_jax.backbones.model_zoo import Entry
 from vpt_jax.backbones.vit import ViT
+from vpt_jax.nn import cost
+from vpt_jax.weights import download
 
 
 def where(entry: Entry) -> str:
@@ -16,43 +18,67 @@ def where(entry: Entry) -> str:
     return "your file"
   if entry.url.startswith("package:"):
     return "included"
-  return "cached" if fetch.location(entry.url).exists() else "not fetched"
+  return "cached" if download.location(entry.url).exists() else "not fetched"
 
 
 def table() -> list[list[str]]:
   """Rows of text, the first is the heading."""
   rows = [["name", "parameters", "GMACs", "px", "weights", "licence"]]
   known: dict[nn.Module, tuple[str, str]] = {}
-  for name, entry in registry.BACKBONES.items():
-    module = registry.make(name, entry, (entry.image_size,) * 2)
+  for name, entry in factory.BACKBONES.items():
+    module = factory.make(name, entry, (entry.image_size,) * 2)
     # Several checkpoints have one architecture.
-    shape = module.clone(gelu="exact", pool="", norm_order="", normalize="",
-                         **({"resize": ""} if entry.module is ViT else {}))
+    shape = module.clone(
+      gelu="exact",
+      pool="",
+      norm_order="",
+      normalize="",
+      **({"resize": ""} if entry.module is ViT else {}),
+    )
     if shape not in known:
-      known[shape] = (f"{cost.parameters(module):,}",
-                      f"{cost.multiply_adds(module) / 1e9:.2f}")
-    rows.append([name, *known[shape], str(entry.image_size), where(entry),
-                 entry.licence])
+      known[shape] = (
+        f"{cost.parameters(module):,}",
+        f"{cost.multiply_adds(module) / 1e9:.2f}",
+      )
+    rows.append(
+      [name, *known[shape], str(entry.image_size), where(entry), entry.licence]
+    )
   return rows
 
 
 def details(name: str) -> list[list[str]]:
   """Everything that is known of one backbone."""
-  entry = registry.get(name)
-  spec = registry.make(name, entry, (entry.image_size,) * 2).spec
-  stages = [f"{len(stage)} x {spec.widths[stage.start]} on "
-            f"{spec.grids[stage.start][0]} x {spec.grids[stage.start][1]}"
-            for stage in spec.stages]
-  path = fetch.location(entry.url) if "://" in entry.url else ""
-  return [["blocks", ", ".join(stages)],
-          *([field, str(getattr(spec, field))] for field in (
-              "image_size", "patch_size", "num_cls", "pool", "norm", "gelu",
-              "eps", "normalize")),
-          ["projection", "yes" if entry.projection else "no"],
-          ["text tower", "yes" if entry.text else "no"],
-          ["licence", entry.licence or "-"], ["address", entry.url or "-"],
-          ["checksum", entry.checksum or "not published"],
-          ["weights", where(entry)], ["cache", str(path) or "-"]]
+  entry = factory.get(name)
+  spec = factory.make(name, entry, (entry.image_size,) * 2).spec
+  stages = [
+    f"{len(stage)} x {spec.widths[stage.start]} on "
+    f"{spec.grids[stage.start][0]} x {spec.grids[stage.start][1]}"
+    for stage in spec.stages
+  ]
+  path = download.location(entry.url) if "://" in entry.url else ""
+  return [
+    ["blocks", ", ".join(stages)],
+    *(
+      [field, str(getattr(spec, field))]
+      for field in (
+        "image_size",
+        "patch_size",
+        "num_cls",
+        "pool",
+        "norm",
+        "gelu",
+        "eps",
+        "normalize",
+      )
+    ),
+    ["projection", "yes" if entry.projection else "no"],
+    ["text tower", "yes" if entry.text else "no"],
+    ["licence", entry.licence or "-"],
+    ["address", entry.url or "-"],
+    ["checksum", entry.checksum or "not published"],
+    ["weights", where(entry)],
+    ["cache", str(path) or "-"],
+  ]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,9 +93,10 @@ def main(argv: Sequence[str]) -> int:
     return 1
   widths = [max(map(len, column)) for column in zip(*rows)]
   for row in rows:
-    cells = [cell.rjust(width) if 0 < i < 4 and len(argv) == 1 else
-             cell.ljust(width) for i, (cell, width) in enumerate(
-                 zip(row, widths))]
+    cells = [
+      cell.rjust(width) if 0 < i < 4 and len(argv) == 1 else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths))
+    ]
     sys.stdout.write("  ".join(cells).rstrip() + "\n")
   return 0
 

@@ -16,14 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax.backbones import fetch
 from vpt_jax.backbones.vit import Dtype, Encoder
-from vpt_jax.tokens import Tokens
+from vpt_jax.nn.tokens import Tokens
+from vpt_jax.weights import download
 
-MERGES_URL = ("https://github.com/openai/CLIP/raw/main/clip/"
-              "bpe_simple_vocab_16e6.txt.gz")
-MERGES_SHA256 = ("924691ac288e54409236115652ad4aa2"
-                 "50f48203de50a9e4722a6ecd48d6804a")
+MERGES_URL = (
+  "https://github.com/openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz"
+)
+MERGES_SHA256 = (
+  "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+)
 VOCAB_SIZE = 49408
 CONTEXT_LENGTH = 77
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -54,15 +56,26 @@ class TextTower(nn.Module):
 
   def setup(self):
     normal = nn.initializers.normal
-    self.token_embedding = self.param("token_embedding", normal(0.02),
-                                      (self.vocab_size, self.width))
-    self.pos_embedding = self.param("pos_embedding", normal(0.01),
-                                    (self.context_length, self.width))
-    self.Transformer = Encoder(self.depth, self.num_heads, 4 * self.width,
-                               self.gelu, self.eps, self.dtype)
+    self.token_embedding = self.param(
+      "token_embedding", normal(0.02), (self.vocab_size, self.width)
+    )
+    self.pos_embedding = self.param(
+      "pos_embedding", normal(0.01), (self.context_length, self.width)
+    )
+    self.Transformer = Encoder(
+      self.depth,
+      self.num_heads,
+      4 * self.width,
+      self.gelu,
+      self.eps,
+      self.dtype,
+    )
     self.projection = nn.Dense(
-        self.output_dim, use_bias=False, dtype=self.dtype,
-        kernel_init=normal(self.width**-0.5))
+      self.output_dim,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=normal(self.width**-0.5),
+    )
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     """Texts [N, context_length] -> features [N, output_dim].
@@ -78,8 +91,10 @@ class TextTower(nn.Module):
       ValueError: the texts have another length.
     """
     if ids.shape[1:] != (self.context_length,):
-      raise ValueError(f"ids are {list(ids.shape)}, the text tower needs [N, "
-                       f"{self.context_length}]")
+      raise ValueError(
+        f"ids are {list(ids.shape)}, the text tower needs [N, "
+        f"{self.context_length}]"
+      )
     x = self.token_embedding[ids] + self.pos_embedding
     tokens = Tokens(x.astype(self.dtype), num_cls=0)
     # Finite: a row without any -inf has a softmax in every precision.
@@ -95,8 +110,9 @@ class TextTower(nn.Module):
 class Tokenizer:
   """OpenAI's byte-pair encoding, in lower case."""
 
-  def __init__(self, merges: str | Path | None = None,
-               cache: str | Path | None = None):
+  def __init__(
+    self, merges: str | Path | None = None, cache: str | Path | None = None
+  ):
     """Reads the merges.
 
     Args:
@@ -113,24 +129,32 @@ class Tokenizer:
       import ftfy
       import tokenizers
     except ImportError as error:
-      raise ImportError(f"CLIP's tokenizer needs {error.name}: install "
-                        "vpt_jax[clip]") from error
+      raise ImportError(
+        f"CLIP's tokenizer needs {error.name}: install vpt_jax[clip]"
+      ) from error
     if merges is None:
-      merges = fetch.fetch(MERGES_URL, f"sha256:{MERGES_SHA256}", cache)
+      merges = download.fetch(MERGES_URL, f"sha256:{MERGES_SHA256}", cache)
     vocab, pairs = _read(merges)
     self._fix = ftfy.fix_text
-    self._bpe = tokenizers.Tokenizer(tokenizers.models.BPE(
-        vocab, pairs, end_of_word_suffix=SUFFIX))
-    self._bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+    self._bpe = tokenizers.Tokenizer(
+      tokenizers.models.BPE(vocab, pairs, end_of_word_suffix=SUFFIX)
+    )
+    self._bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+      [
         tokenizers.pre_tokenizers.Split(
-            tokenizers.Regex(_PIECES), "removed", invert=True),
+          tokenizers.Regex(_PIECES), "removed", invert=True
+        ),
         tokenizers.pre_tokenizers.ByteLevel(
-            add_prefix_space=False, use_regex=False)])
+          add_prefix_space=False, use_regex=False
+        ),
+      ]
+    )
     self._bpe.add_special_tokens([START, END])
     self._start, self._end = vocab[START], vocab[END]
 
-  def encode(self, texts: str | Sequence[str], truncate: bool = False
-             ) -> np.ndarray:
+  def encode(
+    self, texts: str | Sequence[str], truncate: bool = False
+  ) -> np.ndarray:
     """Texts -> ids [N, 77], int32: start, text, end, zeros.
 
     Args:
@@ -147,10 +171,11 @@ class Tokenizer:
       ids = pieces.ids
       if len(ids) > CONTEXT_LENGTH - 2 and not truncate:
         raise ValueError(
-            f"text {text!r} takes {len(ids)} tokens, above the "
-            f"{CONTEXT_LENGTH - 2} that CLIP reads; shorten it or set truncate")
-      ids = [self._start, *ids[:CONTEXT_LENGTH - 2], self._end]
-      row[:len(ids)] = ids
+          f"text {text!r} takes {len(ids)} tokens, above the "
+          f"{CONTEXT_LENGTH - 2} that CLIP reads; shorten it or set truncate"
+        )
+      ids = [self._start, *ids[: CONTEXT_LENGTH - 2], self._end]
+      row[: len(ids)] = ids
     return out
 
   def _clean(self, text: str) -> str:
@@ -162,10 +187,12 @@ def _read(path: str | Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
   """File of merges -> (ids of the tokens, pairs in order of precedence)."""
   try:
     with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-      lines = file.read().split("\n")[1:_NUM_MERGES + 1]
+      lines = file.read().split("\n")[1 : _NUM_MERGES + 1]
   except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-    raise ValueError(f"cannot read the merges in {path}: {error}; {MERGES_URL} "
-                     "is the file that CLIP uses") from error
+    raise ValueError(
+      f"cannot read the merges in {path}: {error}; {MERGES_URL} "
+      "is the file that CLIP uses"
+    ) from error
   # A byte is written as its own character, or as one past 255 if that is none.
   seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
   symbols = [*map(chr, seen), *map(chr, range(256, 512 - len(seen)))]
@@ -175,17 +202,22 @@ def _read(path: str | Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
   for number, line in enumerate(filter(None, lines), 2):
     pair = tuple(line.split())
     if len(pair) != 2 or not vocab.keys() >= set(pair):
-      raise ValueError(f"{path}, line {number}: {line!r} is no merge of two "
-                       f"known tokens; {MERGES_URL} is the file that CLIP uses")
+      raise ValueError(
+        f"{path}, line {number}: {line!r} is no merge of two "
+        f"known tokens; {MERGES_URL} is the file that CLIP uses"
+      )
     pairs.append(pair)
     vocab.setdefault("".join(pair), len(vocab))
   return vocab | {START: len(vocab), END: len(vocab) + 1}, pairs
 
 
-def zero_shot(apply: Callable[[np.ndarray], jax.Array],
-              encode: Callable[[list[str]], np.ndarray],
-              class_names: Sequence[str], templates: Sequence[str],
-              batch_size: int = 256) -> np.ndarray:
+def zero_shot(
+  apply: Callable[[np.ndarray], jax.Array],
+  encode: Callable[[list[str]], np.ndarray],
+  class_names: Sequence[str],
+  templates: Sequence[str],
+  batch_size: int = 256,
+) -> np.ndarray:
   """A linear head [D, K] for normalised image features, one column a class.
 
   A column is the mean of the class's normalised text features over the
@@ -203,26 +235,41 @@ def zero_shot(apply: Callable[[np.ndarray], jax.Array],
       `{}`, there are none of either, or a text is too long.
   """
   if not class_names or not templates:
-    raise ValueError("a zero-shot head needs class names and templates; got "
-                     f"{len(class_names)} and {len(templates)}")
+    raise ValueError(
+      "a zero-shot head needs class names and templates; got "
+      f"{len(class_names)} and {len(templates)}"
+    )
   for name, times in collections.Counter(class_names).items():
     if not name.strip():
       raise ValueError(f"class name {name!r} is blank")
     if times > 1:
-      raise ValueError(f"{times} classes have the name {name!r}; the head "
-                       "could not tell them apart")
+      raise ValueError(
+        f"{times} classes have the name {name!r}; the head "
+        "could not tell them apart"
+      )
   for template in templates:
     if template.count("{}") != 1:
-      raise ValueError(f"template {template!r} must have exactly one {{}} for "
-                       "the class name, as in 'a photo of a {}.'")
+      raise ValueError(
+        f"template {template!r} must have exactly one {{}} for "
+        "the class name, as in 'a photo of a {}.'"
+      )
   # No str.format: other braces mean themselves.
-  ids = encode([template.replace("{}", name) for name in class_names
-                for template in templates])
+  ids = encode(
+    [
+      template.replace("{}", name)
+      for name in class_names
+      for template in templates
+    ]
+  )
   size = min(batch_size, len(ids))
   padded = np.pad(ids, ((0, -len(ids) % size), (0, 0)))
-  features = np.concatenate([np.asarray(apply(padded[i:i + size]), np.float32)
-                             for i in range(0, len(padded), size)])
-  features = _unit(features[:len(ids)])
+  features = np.concatenate(
+    [
+      np.asarray(apply(padded[i : i + size]), np.float32)
+      for i in range(0, len(padded), size)
+    ]
+  )
+  features = _unit(features[: len(ids)])
   features = features.reshape(len(class_names), len(templates), -1)
   return _unit(features.mean(axis=1)).T
 

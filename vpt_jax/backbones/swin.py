@@ -12,12 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax.backbones.blocks import (Dtype, Edit, Mlp, check_size, edited,
-                                      no_edit, projections)
-from vpt_jax.backbones.windows import (Grid, from_windows, relative_position,
-                                       shift_mask, to_windows)
-from vpt_jax.layers import Conv, LayerNorm
-from vpt_jax.tokens import Spec, Tokens, to_batch
+from vpt_jax.nn.layers import Conv, LayerNorm
+from vpt_jax.nn.tokens import Spec, to_batch, Tokens
+from vpt_jax.nn.transformer import (
+  check_size,
+  Dtype,
+  Edit,
+  edited,
+  Mlp,
+  no_edit,
+  projections,
+)
+from vpt_jax.nn.windows import (
+  from_windows,
+  Grid,
+  relative_position,
+  shift_mask,
+  to_windows,
+)
+
 
 class WindowAttention(nn.Module):
   """Attention inside windows whose keys and values may include prompts."""
@@ -27,11 +40,16 @@ class WindowAttention(nn.Module):
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, patch: jax.Array, carried: jax.Array | None,
-               context: jax.Array | None, mask: np.ndarray | None,
-               temperature: jax.Array | float, edit: Edit,
-               prompt_bias: jax.Array | None
-               ) -> tuple[jax.Array, jax.Array | None]:
+  def __call__(
+    self,
+    patch: jax.Array,
+    carried: jax.Array | None,
+    context: jax.Array | None,
+    mask: np.ndarray | None,
+    temperature: jax.Array | float,
+    edit: Edit,
+    prompt_bias: jax.Array | None,
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Heads' logits: Q K^T / (sqrt(d) temperature) + bias + mask.
 
     Bias and mask are between patches only; prompts have `prompt_bias` alone.
@@ -51,24 +69,35 @@ class WindowAttention(nn.Module):
     """
     batch, width = len(patch), patch.shape[-1]
     to_query, to_key, to_value, to_out = projections(
-        self.num_heads, width, self.dtype)
+      self.num_heads, width, self.dtype
+    )
     to_query, to_key, to_value = (
-        edited(edit, layer, function) for layer, function in (
-            ("query", to_query), ("key", to_key), ("value", to_value)))
-    scale = (width // self.num_heads)**-0.5 / temperature
+      edited(edit, layer, function)
+      for layer, function in (
+        ("query", to_query),
+        ("key", to_key),
+        ("value", to_value),
+      )
+    )
+    scale = (width // self.num_heads) ** -0.5 / temperature
     query = to_query(patch) * jnp.asarray(scale, self.dtype)
     key, value = to_key(patch), to_value(patch)
     given = [x for x in (carried, context) if x is not None]
     given_bias = [0.0] * len(given)
     if prompt_bias is not None:
       given_bias = jnp.split(
-          prompt_bias, np.cumsum([x.shape[1] for x in given])[:-1])
-    given_key, given_value = ([to_batch(to(x), batch) for x in given]
-                              for to in (to_key, to_value))
+        prompt_bias, np.cumsum([x.shape[1] for x in given])[:-1]
+      )
+    given_key, given_value = (
+      [to_batch(to(x), batch) for x in given] for to in (to_key, to_value)
+    )
 
     side = 2 * self.window - 1
-    table = self.param("relative_position_bias", nn.initializers.normal(0.02),
-                       (side * side, self.num_heads))
+    table = self.param(
+      "relative_position_bias",
+      nn.initializers.normal(0.02),
+      (side * side, self.num_heads),
+    )
     bias = table[relative_position(self.window)].transpose(2, 0, 1)
     if mask is not None:
       bias = bias + mask[:, None]
@@ -76,24 +105,30 @@ class WindowAttention(nn.Module):
     def mix(query, bias):
       """Values [B, W, Q, H, d] by softmax over a window and all prompts."""
       product = lambda axes, key: jnp.einsum(
-          f"bwqhd,{axes}->bwhqk", query, key,
-          preferred_element_type=jnp.float32)
-      logits = [product("bwkhd", key) + bias,
-                *(product("bkhd", x) + b
-                  for x, b in zip(given_key, given_bias))]
+        f"bwqhd,{axes}->bwhqk", query, key, preferred_element_type=jnp.float32
+      )
+      logits = [
+        product("bwkhd", key) + bias,
+        *(product("bkhd", x) + b for x, b in zip(given_key, given_bias)),
+      ]
       ends = np.cumsum([x.shape[-1] for x in logits])[:-1]
-      weights = jnp.split(jax.nn.softmax(jnp.concatenate(
-          logits, axis=-1)).astype(self.dtype), ends, axis=-1)
+      weights = jnp.split(
+        jax.nn.softmax(jnp.concatenate(logits, axis=-1)).astype(self.dtype),
+        ends,
+        axis=-1,
+      )
       return jnp.einsum("bwhqk,bwkhd->bwqhd", weights[0], value) + sum(
-          jnp.einsum("bwhqk,bkhd->bwqhd", weight, x)
-          for weight, x in zip(weights[1:], given_value))
+        jnp.einsum("bwhqk,bkhd->bwqhd", weight, x)
+        for weight, x in zip(weights[1:], given_value)
+      )
 
     out = to_out(mix(query, bias))
     if carried is None:
       return out, None
     asked = to_query(carried) * jnp.asarray(scale, self.dtype)
-    asked = jnp.broadcast_to(asked[:, None], (
-        *query.shape[:2], *asked.shape[1:]))
+    asked = jnp.broadcast_to(
+      asked[:, None], (*query.shape[:2], *asked.shape[1:])
+    )
     return out, to_out(mix(asked, 0.0).mean(axis=1))
 
 
@@ -110,9 +145,14 @@ class Block(nn.Module):
   dtype: Dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens: Tokens, context: jax.Array | None,
-               temperature: jax.Array | float, edit: Edit,
-               prompt_bias: jax.Array | None) -> Tokens:
+  def __call__(
+    self,
+    tokens: Tokens,
+    context: jax.Array | None,
+    temperature: jax.Array | float,
+    edit: Edit,
+    prompt_bias: jax.Array | None,
+  ) -> Tokens:
     norm = LayerNorm(self.eps, name="LayerNorm_0")
     normed = tokens.replace(x=norm(tokens.x).astype(self.dtype))
     carried = normed.prompt if tokens.num_prompt else None
@@ -124,10 +164,19 @@ class Block(nn.Module):
       patch = jnp.roll(patch, (-self.shift, -self.shift), (1, 2))
       mask = shift_mask(self.grid, self.window, self.shift)
     patch, carried = WindowAttention(
-        self.num_heads, self.window, self.dtype,
-        name="MultiHeadDotProductAttention_0")(
-            to_windows(patch, self.window), carried, context, mask, temperature,
-            edit, prompt_bias)
+      self.num_heads,
+      self.window,
+      self.dtype,
+      name="MultiHeadDotProductAttention_0",
+    )(
+      to_windows(patch, self.window),
+      carried,
+      context,
+      mask,
+      temperature,
+      edit,
+      prompt_bias,
+    )
     patch = from_windows(patch, self.grid)
     if self.shift:
       patch = jnp.roll(patch, (self.shift, self.shift), (1, 2))
@@ -153,15 +202,16 @@ class Merge(nn.Module):
     rows, columns = tokens.grid
     x = tokens.patch.reshape(len(tokens.x), rows // 2, 2, columns // 2, 2, -1)
     # Channels: the pair's column changes slower than its row.
-    x = x.transpose(0, 1, 3, 4, 2, 5).reshape(
-        len(x), rows * columns // 4, -1)
+    x = x.transpose(0, 1, 3, 4, 2, 5).reshape(len(x), rows * columns // 4, -1)
     out = tokens.replace(x=x, num_prompt=0, grid=(rows // 2, columns // 2))
     if tokens.num_prompt:
       out = out.with_prompt(jnp.tile(tokens.prompt, 4))
     x = LayerNorm(self.eps, name="norm")(out.x)
-    return out.replace(x=nn.Dense(
-        x.shape[-1] // 2, use_bias=False, dtype=self.dtype, name="reduction")(
-            x.astype(self.dtype)))
+    return out.replace(
+      x=nn.Dense(
+        x.shape[-1] // 2, use_bias=False, dtype=self.dtype, name="reduction"
+      )(x.astype(self.dtype))
+    )
 
 
 class Encoder(nn.Module):
@@ -180,10 +230,20 @@ class Encoder(nn.Module):
         window, shift = min(self.window, *spec.grids[i]), self.window // 2
         if min(spec.grids[i]) <= self.window or (i - stage.start) % 2 == 0:
           shift = 0
-        setattr(self, f"encoderblock_{i}", Block(
-            spec.grids[i], heads, window, shift,
-            int(spec.widths[i] * self.mlp_ratio), spec.gelu, spec.eps,
-            self.dtype))
+        setattr(
+          self,
+          f"encoderblock_{i}",
+          Block(
+            spec.grids[i],
+            heads,
+            window,
+            shift,
+            int(spec.widths[i] * self.mlp_ratio),
+            spec.gelu,
+            spec.eps,
+            self.dtype,
+          ),
+        )
       if stage.start:
         setattr(self, f"merge_{stage.start}", Merge(spec.eps, self.dtype))
     self.encoder_norm = LayerNorm(spec.eps)
@@ -222,20 +282,32 @@ class Swin(nn.Module):
   @property
   def spec(self) -> Spec:
     stages = [s for s, depth in enumerate(self.depths) for _ in range(depth)]
-    grid = lambda s: tuple(size // self.patch_size // 2**s
-                           for size in self.image_size)
-    return Spec(self.image_size, self.patch_size,
-                tuple(self.width * 2**s for s in stages),
-                tuple(map(grid, stages)), 0, self.pool, self.norm_order,
-                self.gelu, self.eps, self.normalize, stem_norm=True)
+    grid = lambda s: tuple(
+      size // self.patch_size // 2**s for size in self.image_size
+    )
+    return Spec(
+      self.image_size,
+      self.patch_size,
+      tuple(self.width * 2**s for s in stages),
+      tuple(map(grid, stages)),
+      0,
+      self.pool,
+      self.norm_order,
+      self.gelu,
+      self.eps,
+      self.normalize,
+      stem_norm=True,
+    )
 
   def setup(self):
     patch = (self.patch_size, self.patch_size)
-    self.embedding = Conv(self.width, patch, strides=patch, padding="VALID",
-                          dtype=self.dtype)
+    self.embedding = Conv(
+      self.width, patch, strides=patch, padding="VALID", dtype=self.dtype
+    )
     self.embedding_norm = LayerNorm(self.eps)
-    self.Transformer = Encoder(self.spec, self.num_heads, self.window,
-                               self.mlp_ratio, self.dtype)
+    self.Transformer = Encoder(
+      self.spec, self.num_heads, self.window, self.mlp_ratio, self.dtype
+    )
 
   def embed(self, image: jax.Array) -> Tokens:
     """Images [B, H, W, 3] -> patches; see `vit.ViT.embed`."""
@@ -257,13 +329,21 @@ class Swin(nn.Module):
       return self.Transformer.call(f"merge_{i}", tokens)
     return tokens
 
-  def block(self, i: int, tokens: Tokens, *, context: jax.Array | None = None,
-            temperature: jax.Array | float = 1.0, pool: str | None = None,
-            edit: Edit = no_edit, prompt_bias: jax.Array | None = None
-            ) -> Tokens:
+  def block(
+    self,
+    i: int,
+    tokens: Tokens,
+    *,
+    context: jax.Array | None = None,
+    temperature: jax.Array | float = 1.0,
+    pool: str | None = None,
+    edit: Edit = no_edit,
+    prompt_bias: jax.Array | None = None,
+  ) -> Tokens:
     """Block i; see `vit.ViT.block`."""
-    out = self.Transformer.call(f"encoderblock_{i}", tokens, context,
-                                temperature, edit, prompt_bias)
+    out = self.Transformer.call(
+      f"encoderblock_{i}", tokens, context, temperature, edit, prompt_bias
+    )
     return out if pool is None else out.rows(pool)
 
   def norm(self, x: jax.Array) -> jax.Array:

@@ -14,11 +14,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.backbones import positions
-from vpt_jax.backbones.blocks import (GELUS, Block, Dtype, Edit, check_size,
-                                      no_edit)
-from vpt_jax.layers import Conv, LayerNorm
-from vpt_jax.tokens import Spec, Tokens
+from vpt_jax.nn import positions
+from vpt_jax.nn.layers import Conv, LayerNorm
+from vpt_jax.nn.tokens import Spec, Tokens
+from vpt_jax.nn.transformer import (
+  Block,
+  check_size,
+  Dtype,
+  Edit,
+  GELUS,
+  no_edit,
+)
 
 # JAX traces, differentiates and lowers it once for all blocks that are called
 # alike: for a step of ViT-B in half of the time. Static: pool and edit.
@@ -38,15 +44,31 @@ class Encoder(nn.Module):
 
   def setup(self):
     for i in range(self.depth):
-      setattr(self, f"encoderblock_{i}", _TracedOnce(
-          self.num_heads, self.mlp_dim, self.gelu, self.eps, self.dtype,
-          self.attention))
+      setattr(
+        self,
+        f"encoderblock_{i}",
+        _TracedOnce(
+          self.num_heads,
+          self.mlp_dim,
+          self.gelu,
+          self.eps,
+          self.dtype,
+          self.attention,
+        ),
+      )
     self.encoder_norm = LayerNorm(self.eps)
 
-  def block(self, i: int, tokens: Tokens, context: jax.Array | None,
-            temperature: jax.Array | float, pool: str | None,
-            bias: jax.Array | None = None, edit: Edit = no_edit,
-            prompt_bias: jax.Array | None = None) -> Tokens:
+  def block(
+    self,
+    i: int,
+    tokens: Tokens,
+    context: jax.Array | None,
+    temperature: jax.Array | float,
+    pool: str | None,
+    bias: jax.Array | None = None,
+    edit: Edit = no_edit,
+    prompt_bias: jax.Array | None = None,
+  ) -> Tokens:
     """See `Block`."""
     block = getattr(self, f"encoderblock_{i}")
     # `nn.jit` knows nothing of the parameters that an edit reads, and would
@@ -76,8 +98,7 @@ class DinoHead(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Features [B, D] -> logits of the prototypes [B, K], or the unit vector.
-    """
+    """Features [B, D] -> logits of the prototypes [B, K], or the unit vector."""
     for i, width in enumerate((self.hidden, self.hidden, self.bottleneck)):
       x = nn.Dense(width, name=f"Dense_{i}")(x)
       x = GELUS["exact"](x) if i < 2 else x
@@ -123,24 +144,50 @@ class ViT(nn.Module):
   @property
   def spec(self) -> Spec:
     grid = tuple(size // self.patch_size for size in self.image_size)
-    return Spec(self.image_size, self.patch_size, (self.width,) * self.depth,
-                (grid,) * self.depth, self.num_cls, self.pool, self.norm_order,
-                self.gelu, self.eps, self.normalize, self.pre_norm)
+    return Spec(
+      self.image_size,
+      self.patch_size,
+      (self.width,) * self.depth,
+      (grid,) * self.depth,
+      self.num_cls,
+      self.pool,
+      self.norm_order,
+      self.gelu,
+      self.eps,
+      self.normalize,
+      self.pre_norm,
+    )
 
   def setup(self):
     patch = (self.patch_size, self.patch_size)
-    self.embedding = Conv(self.width, patch, strides=patch, padding="VALID",
-                         use_bias=self.patch_bias, dtype=self.dtype)
+    self.embedding = Conv(
+      self.width,
+      patch,
+      strides=patch,
+      padding="VALID",
+      use_bias=self.patch_bias,
+      dtype=self.dtype,
+    )
     self.pos_embedding = self.param(
-        "pos_embedding", positions.initial(self.resize, self.spec.grids[0]),
-        (1, math.prod(self.spec.grids[0]), self.width))
+      "pos_embedding",
+      positions.initial(self.resize, self.spec.grids[0]),
+      (1, math.prod(self.spec.grids[0]), self.width),
+    )
     if self.num_cls:
-      self.cls = self.param("cls", nn.initializers.zeros,
-                            (1, self.num_cls, self.width))
+      self.cls = self.param(
+        "cls", nn.initializers.zeros, (1, self.num_cls, self.width)
+      )
     if self.pre_norm:
       self.embedding_norm = LayerNorm(self.eps)
-    self.Transformer = Encoder(self.depth, self.num_heads, self.mlp_dim,
-                               self.gelu, self.eps, self.dtype, self.attention)
+    self.Transformer = Encoder(
+      self.depth,
+      self.num_heads,
+      self.mlp_dim,
+      self.gelu,
+      self.eps,
+      self.dtype,
+      self.attention,
+    )
 
   def embed(self, image: jax.Array) -> Tokens:
     """Images [B, H, W, 3] -> class token and patches with positions.
@@ -160,8 +207,7 @@ class ViT(nn.Module):
     return Tokens(x, num_cls=self.num_cls, grid=(rows, columns))
 
   def embed_patches(self, pixels: jax.Array) -> jax.Array:
-    """Patches of pixels [B, P, p, p, 3] -> tokens [B, P, D] without positions.
-    """
+    """Patches of pixels [B, P, p, p, 3] -> tokens [B, P, D] without positions."""
     flat = pixels.reshape(-1, *pixels.shape[2:]).astype(self.dtype)
     return self.embedding(flat).reshape(*pixels.shape[:2], self.width)
 
@@ -171,10 +217,17 @@ class ViT(nn.Module):
       return tokens
     return tokens.replace(x=self.embedding_norm(tokens.x).astype(self.dtype))
 
-  def block(self, i: int, tokens: Tokens, *, context: jax.Array | None = None,
-            temperature: jax.Array | float = 1.0, pool: str | None = None,
-            edit: Edit = no_edit, prompt_bias: jax.Array | None = None
-            ) -> Tokens:
+  def block(
+    self,
+    i: int,
+    tokens: Tokens,
+    *,
+    context: jax.Array | None = None,
+    temperature: jax.Array | float = 1.0,
+    pool: str | None = None,
+    edit: Edit = no_edit,
+    prompt_bias: jax.Array | None = None,
+  ) -> Tokens:
     """Block i.
 
     Args:
@@ -188,8 +241,9 @@ class ViT(nn.Module):
       prompt_bias: [P + P'], added to the attention logits of the carried
         prompts and those of the context.
     """
-    return self.Transformer.block(i, tokens, context, temperature, pool, None,
-                                  edit, prompt_bias)
+    return self.Transformer.block(
+      i, tokens, context, temperature, pool, None, edit, prompt_bias
+    )
 
   def norm(self, x: jax.Array) -> jax.Array:
     """The final norm, of tokens [B, T, D] or pooled features [B, D]."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from vpt_jax.bench.worker import Failed, Worker
 
-OURS, THEIRS = "vpt_jax.bench.ours", "vpt_jax.bench.theirs"
+OURS, THEIRS = "vpt_jax.bench.jax_side", "vpt_jax.bench.pytorch_side"
 METHODS = ("linear", "vpt_shallow", "vpt_deep", "vapt", "gated", "pgn")
 # Of PyTorch: attention by explicit softmax; by scaled_dot_product_attention;
 # that, compiled by torch.compile.
@@ -27,9 +27,11 @@ SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the matrices of the peak
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # JAX's name -> torch's
 
 # Of every worker. Products of float32 are float32; both share the memory.
-_ENVIRON = {"JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "JAX_ENABLE_COMPILATION_CACHE": "false",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+_ENVIRON = {
+  "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+  "JAX_ENABLE_COMPILATION_CACHE": "false",
+  "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
 
 
 class Case(TypedDict):
@@ -59,8 +61,9 @@ class Disagree(ValueError):
   """The sides compute different things: there is nothing to compare."""
 
 
-def compare(ours: Sequence[Any], theirs: Sequence[Any], dtype: str, name: str
-            ) -> float:
+def compare(
+  ours: Sequence[Any], theirs: Sequence[Any], dtype: str, name: str
+) -> float:
   """Largest difference of two sides' logits [B, K].
 
   Raises:
@@ -69,13 +72,17 @@ def compare(ours: Sequence[Any], theirs: Sequence[Any], dtype: str, name: str
   ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
   absolute, share = TOLERANCE[dtype]
   most = max(absolute, share * np.abs(ours).max())
-  difference = (float(np.abs(ours - theirs).max())
-                if ours.shape == theirs.shape else math.inf)
+  difference = (
+    float(np.abs(ours - theirs).max())
+    if ours.shape == theirs.shape
+    else math.inf
+  )
   if not difference <= most:
     raise Disagree(
-        f"logits of ours and {name} differ by {difference:.2e} in {dtype}; "
-        f"expected at most {most:.2e}. Times of different computations are not "
-        "compared: one of the two is wrong")
+      f"logits of ours and {name} differ by {difference:.2e} in {dtype}; "
+      f"expected at most {most:.2e}. Times of different computations are not "
+      "compared: one of the two is wrong"
+    )
   return difference
 
 
@@ -91,10 +98,12 @@ def _environ(folder: Path, cache: Path | None = None) -> dict[str, str]:
   """Of a worker; compiled programs are kept in `cache`, if any."""
   out = {**_ENVIRON, "TORCHINDUCTOR_CACHE_DIR": str(cache or folder / "torch")}
   if cache:
-    out |= {"JAX_ENABLE_COMPILATION_CACHE": "true",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    out |= {
+      "JAX_ENABLE_COMPILATION_CACHE": "true",
+      "JAX_COMPILATION_CACHE_DIR": str(cache),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
   return out
 
 
@@ -105,8 +114,9 @@ class _Sides:
     self.workers: dict[str, Worker] = {}
     self.found: dict[str, dict[str, Any]] = {}
 
-  def ask(self, name: str, command: str, count: int = 1
-          ) -> dict[str, Any] | None:
+  def ask(
+    self, name: str, command: str, count: int = 1
+  ) -> dict[str, Any] | None:
     """What a side gives; None if it can't, which then leaves the row.
 
     Raises:
@@ -131,9 +141,11 @@ class _Sides:
     for name, found in logits.items():
       if found:
         self.found[name] = {
-            "forward": {"first": found["seconds"], "samples": []},
-            "difference": compare(logits["ours"]["logits"], found["logits"],
-                                  dtype, name)}
+          "forward": {"first": found["seconds"], "samples": []},
+          "difference": compare(
+            logits["ours"]["logits"], found["logits"], dtype, name
+          ),
+        }
 
   def times(self, command: str, repeats: int) -> None:
     """Samples of all sides, each in its turn, who begins changing."""
@@ -161,8 +173,9 @@ class _Sides:
         self.found[name][command]["memory"] = memory["bytes"]
 
 
-def row(case: Case, repeats: int, variants: Sequence[str], folder: Path
-        ) -> dict[str, Any]:
+def row(
+  case: Case, repeats: int, variants: Sequence[str], folder: Path
+) -> dict[str, Any]:
   """Measures one case.
 
   Args:
@@ -187,8 +200,9 @@ def row(case: Case, repeats: int, variants: Sequence[str], folder: Path
     exported = export(case, folder)
 
     def start(name: str, module: str, more: Mapping[str, str]) -> None:
-      sides.workers[name] = Worker(name, module, exported | more,
-                                   _environ(folder))
+      sides.workers[name] = Worker(
+        name, module, exported | more, _environ(folder)
+      )
       stack.callback(sides.workers[name].close)
       sides.found[name] = {}
 
@@ -210,8 +224,9 @@ def row(case: Case, repeats: int, variants: Sequence[str], folder: Path
   return {"case": dict(case), "platform": platform, "sides": sides.found}
 
 
-def start_up(case: Case, platform: str, variants: Sequence[str], folder: Path
-             ) -> list[dict[str, Any]]:
+def start_up(
+  case: Case, platform: str, variants: Sequence[str], folder: Path
+) -> list[dict[str, Any]]:
   """Seconds from the start of a process to the end of its first step.
 
   Each side twice: without and with what the first process has compiled.
@@ -221,12 +236,17 @@ def start_up(case: Case, platform: str, variants: Sequence[str], folder: Path
   """
   exported, out = export(case, folder), []
   for name in ("ours", *(variants if platform in DEVICES else ())):
-    more = {} if name == "ours" else {"variant": name,
-                                      "device": DEVICES[platform]}
+    more = (
+      {} if name == "ours" else {"variant": name, "device": DEVICES[platform]}
+    )
     line = {"side": name}
     for state in ("cold", "warm"):
-      with Worker(name, THEIRS if more else OURS, exported | more,
-                  _environ(folder, folder / f"cache_{name}")) as worker:
+      with Worker(
+        name,
+        THEIRS if more else OURS,
+        exported | more,
+        _environ(folder, folder / f"cache_{name}"),
+      ) as worker:
         try:
           worker.ask("train")
           line[state] = time.perf_counter() - worker.started
@@ -239,7 +259,7 @@ def start_up(case: Case, platform: str, variants: Sequence[str], folder: Path
 
 
 def scoring(case: Case, images: int, folder: Path) -> dict[str, Any]:
-  """Seconds to score a case's prompts, by `vpt_jax.scores`."""
+  """Seconds to score a case's prompts, by `vpt_jax.condensation.prompt_scores`."""
   exported = export(case, folder)
   with Worker("ours", OURS, exported, _environ(folder)) as worker:
     found = worker.ask("score", images)
@@ -254,14 +274,20 @@ def median(side: Mapping[str, Any], command: str) -> float:
 
 def best(sides: Mapping[str, Mapping[str, Any]], command: str) -> str | None:
   """PyTorch's fastest variant, or None."""
-  there = [name for name in sides
-           if name != "ours" and "unavailable" not in sides[name]]
-  return min(there, key=lambda name: median(sides[name], command),
-             default=None)
+  there = [
+    name
+    for name in sides
+    if name != "ours" and "unavailable" not in sides[name]
+  ]
+  return min(there, key=lambda name: median(sides[name], command), default=None)
 
 
 def peak(rows: Sequence[Mapping[str, Any]], dtype: str) -> float:
   """GFLOP/s: the most that either library reached in a matrix product."""
-  return max(side["matmul"] for line in rows
-             if line["case"]["dtype"] == dtype
-             for side in line["sides"].values() if "matmul" in side)
+  return max(
+    side["matmul"]
+    for line in rows
+    if line["case"]["dtype"] == dtype
+    for side in line["sides"].values()
+    if "matmul" in side
+  )

@@ -27,9 +27,9 @@ import numpy as np
 import optax
 
 from vpt_jax import model as models
-from vpt_jax import tree
-from vpt_jax.backbones import cost
-from vpt_jax.bench import ours, table
+from vpt_jax.bench import bench_tables, jax_side
+from vpt_jax.nn import cost
+from vpt_jax.utils import trees
 
 SHARE = 0.45  # of the peak that a step reaches: assumed
 # XLA's buffers by what is kept, on CPU (`--check`, ViT-Ti, S and B): 1.42 to
@@ -62,12 +62,12 @@ class Machine:
 # cloud.google.com/tpu/docs/v5e and v5p: v5p-64 are 64 cores, two to a chip.
 # nvidia.com: H100 SXM and H200, bfloat16 without sparsity, NVLink 4.
 MACHINES = {
-    "v5e-8": Machine(8, 197, 16, 200),
-    "v5p-64": Machine(32, 459, 95, 600, hosts=8),
-    "H100": Machine(1, 989, 80, 450),
-    "8 x H100": Machine(8, 989, 80, 450),
-    "H200": Machine(1, 989, 141, 450),
-    "8 x H200": Machine(8, 989, 141, 450),
+  "v5e-8": Machine(8, 197, 16, 200),
+  "v5p-64": Machine(32, 459, 95, 600, hosts=8),
+  "H100": Machine(1, 989, 80, 450),
+  "8 x H100": Machine(8, 989, 80, 450),
+  "H200": Machine(1, 989, 141, 450),
+  "8 x H200": Machine(8, 989, 141, 450),
 }
 BACKBONES = ("vit_b16", "vit_l16", "vit_h14", "vit_g14")
 
@@ -92,45 +92,69 @@ class Needs:
   flops: float
 
 
-def case(backbone: str, prompts: int, dtype: str = "bfloat16"
-         ) -> dict[str, Any]:
+def case(
+  backbone: str, prompts: int, dtype: str = "bfloat16"
+) -> dict[str, Any]:
   """VPT-deep at 224 px, as in `measure.Case`."""
-  return dict(backbone=backbone, image_size=224, method="vpt_deep",
-              prompts=prompts, dtype=dtype, dropout=0.1, classes=100)
+  return dict(
+    backbone=backbone,
+    image_size=224,
+    method="vpt_deep",
+    prompts=prompts,
+    dtype=dtype,
+    dropout=0.1,
+    classes=100,
+  )
 
 
 def _bytes(values: Any) -> int:
-  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize
-             for leaf in jax.tree.leaves(values))
+  return sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(values)
+  )
 
 
 @functools.lru_cache(maxsize=None)
 def _traced(depth: int, **options: Any) -> np.ndarray:
   """Needs of a model of that depth: frozen, trained, image, flops."""
-  model = models.build(ours.config_of(options), options["classes"])
+  model = models.build(jax_side.config_of(options), options["classes"])
   backbone = model.backbone.clone(depth=depth)
-  model = model.clone(backbone=backbone,
-                      method=model.method.clone(spec=backbone.spec))
-  shapes = tree.flatten(jax.eval_shape(
-      lambda: models.init(model, jax.random.key(0))))
-  frozen = {path: jax.ShapeDtypeStruct(leaf.shape, options["dtype"])
-            for path, leaf in shapes.items() if path.startswith("backbone/")}
+  model = model.clone(
+    backbone=backbone, method=model.method.clone(spec=backbone.spec)
+  )
+  shapes = trees.flatten(
+    jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+  )
+  frozen = {
+    path: jax.ShapeDtypeStruct(leaf.shape, options["dtype"])
+    for path, leaf in shapes.items()
+    if path.startswith("backbone/")
+  }
   trained = {path: leaf for path, leaf in shapes.items() if path not in frozen}
 
   def loss(trained, frozen, image, label):
     logits = model.apply(
-        {"params": tree.merge(trained, frozen)}, image, train=True,
-        rngs={"dropout": jax.random.key(0)})
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits, label).mean()
+      {"params": trees.merge(trained, frozen)},
+      image,
+      train=True,
+      rngs={"dropout": jax.random.key(0)},
+    )
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
   def of(count: int) -> np.ndarray:
-    args = trained, frozen, jax.ShapeDtypeStruct(
-        (count, *model.method.input_size, 3), jnp.float32
-    ), jax.ShapeDtypeStruct((count,), jnp.int32)
+    args = (
+      trained,
+      frozen,
+      jax.ShapeDtypeStruct((count, *model.method.input_size, 3), jnp.float32),
+      jax.ShapeDtypeStruct((count,), jnp.int32),
+    )
     # The pullback is a tree, whose leaves are what it needs.
-    kept = jax.eval_shape(lambda trained, *rest: jax.vjp(
-        lambda trained: loss(trained, *rest), trained)[1], *args)
+    kept = jax.eval_shape(
+      lambda trained, *rest: jax.vjp(
+        lambda trained: loss(trained, *rest), trained
+      )[1],
+      *args,
+    )
     return np.array([_bytes(kept), 2 * cost.counted(jax.grad(loss), *args)])
 
   # Two images less one: weights are among what is kept.
@@ -143,7 +167,9 @@ def needs(backbone: str, prompts: int, dtype: str = "bfloat16") -> Needs:
   All of it is linear in the number of prompts, and in that of blocks from two
   on (the first and the last do less): four small models are traced.
   """
-  spec = models.build(ours.config_of(case(backbone, 1, dtype)), 2).backbone.spec
+  spec = models.build(
+    jax_side.config_of(case(backbone, 1, dtype)), 2
+  ).backbone.spec
 
   def deep(prompts: int) -> np.ndarray:
     two, three = (_traced(n, **case(backbone, prompts, dtype)) for n in (2, 3))
@@ -152,9 +178,14 @@ def needs(backbone: str, prompts: int, dtype: str = "bfloat16") -> Needs:
   one, more = deep(1), deep(2)
   frozen, trained, image, flops = one + (prompts - 1) * (more - one)
   tokens = spec.num_cls + math.prod(spec.grids[0])
-  return Needs(frozen, trained, image,
-               tokens * spec.widths[0] * jnp.dtype(dtype).itemsize,
-               spec.depth, flops)
+  return Needs(
+    frozen,
+    trained,
+    image,
+    tokens * spec.widths[0] * jnp.dtype(dtype).itemsize,
+    spec.depth,
+    flops,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +198,9 @@ class Step:
   sending: float
 
 
-def step(need: Needs, machine: Machine, batch: int, strategy: str = "dp"
-         ) -> Step:
+def step(
+  need: Needs, machine: Machine, batch: int, strategy: str = "dp"
+) -> Step:
   """A step on `batch` images over all devices, by a strategy of `shard.py`.
 
   Sending is taken as not hidden behind computing. `tp` is over TENSOR devices.
@@ -183,9 +215,12 @@ def step(need: Needs, machine: Machine, batch: int, strategy: str = "dp"
     sent += 8 * ring(parts) * need.depth * images * need.carried
   sending = sent / (machine.link * 1e9)
   kept = BUFFERS * images * need.image / parts
-  return Step(frozen + SLOTS * need.trained + kept,
-              batch / n * need.flops / (SHARE * machine.tflops * 1e12)
-              + sending, sent, sending)
+  return Step(
+    frozen + SLOTS * need.trained + kept,
+    batch / n * need.flops / (SHARE * machine.tflops * 1e12) + sending,
+    sent,
+    sending,
+  )
 
 
 def most_cells(need: Needs, machine: Machine, batch: int) -> int:
@@ -201,74 +236,138 @@ def most_prompts(backbone: str, machine: Machine, batch: int) -> int:
   return max(0, int((SPARE * machine.memory * 1e9 - one) // (two - one)) + 1)
 
 
-def rows(backbones: Sequence[str], prompts: int, batch: int
-         ) -> Iterator[list[str]]:
+def rows(
+  backbones: Sequence[str], prompts: int, batch: int
+) -> Iterator[list[str]]:
   """The table's, header first."""
-  yield ["machine", "backbone", "images per device", "GB", "ms", "images/s",
-         "sent MB (ms): dp", "fsdp", f"tp, {TENSOR}", "cells", "prompts"]
+  yield [
+    "machine",
+    "backbone",
+    "images per device",
+    "GB",
+    "ms",
+    "images/s",
+    "sent MB (ms): dp",
+    "fsdp",
+    f"tp, {TENSOR}",
+    "cells",
+    "prompts",
+  ]
   for name, machine in MACHINES.items():
     images = max(batch, machine.devices)
     for backbone in backbones:
       need = needs(backbone, prompts)
-      of = {strategy: step(need, machine, images, strategy)
-            for strategy in ("dp", "fsdp", "tp")}
-      sent = [f"{x.sent / 1e6:,.1f} ({1e3 * x.sending:.1f})"
-              if machine.devices > 1 else "-" for x in of.values()]
+      of = {
+        strategy: step(need, machine, images, strategy)
+        for strategy in ("dp", "fsdp", "tp")
+      }
+      sent = [
+        f"{x.sent / 1e6:,.1f} ({1e3 * x.sending:.1f})"
+        if machine.devices > 1
+        else "-"
+        for x in of.values()
+      ]
       here = of["dp"]
-      yield [name, backbone, f"{images / machine.devices:g}",
-             f"{here.memory / 1e9:.1f}", f"{1e3 * here.seconds:.1f}",
-             f"{images / here.seconds:,.0f}", *sent,
-             # A sweep takes one process.
-             f"{most_cells(need, machine, images)}"
-             if machine.hosts == 1 else "-",
-             f"{most_prompts(backbone, machine, images):,}"]
+      yield [
+        name,
+        backbone,
+        f"{images / machine.devices:g}",
+        f"{here.memory / 1e9:.1f}",
+        f"{1e3 * here.seconds:.1f}",
+        f"{images / here.seconds:,.0f}",
+        *sent,
+        # A sweep takes one process.
+        f"{most_cells(need, machine, images)}" if machine.hosts == 1 else "-",
+        f"{most_prompts(backbone, machine, images):,}",
+      ]
 
 
-def checked(backbones: Sequence[str], prompts: Sequence[int], batch: int
-            ) -> Iterator[list[str]]:
+def checked(
+  backbones: Sequence[str], prompts: Sequence[int], batch: int
+) -> Iterator[list[str]]:
   """The model beside what XLA compiles on this machine, header first."""
-  yield ["backbone", "prompts", "MB per image: model", "compiled", "ratio",
-         "GFLOPs: model", "compiled", "ratio"]
+  yield [
+    "backbone",
+    "prompts",
+    "MB per image: model",
+    "compiled",
+    "ratio",
+    "GFLOPs: model",
+    "compiled",
+    "ratio",
+  ]
   for backbone in backbones:
     for count in prompts:
       need = needs(backbone, count, "float32")
-      memory, flops = (x / batch for x in _compiled({
-          **case(backbone, count, "float32"), "batch": batch, "seed": 0}))
-      yield [backbone, f"{count}", f"{need.image / 1e6:.1f}",
-             f"{memory / 1e6:.1f}", f"{memory / need.image:.2f}",
-             f"{need.flops / 1e9:.1f}", f"{flops / 1e9:.1f}",
-             f"{flops / need.flops:.2f}"]
+      memory, flops = (
+        x / batch
+        for x in _compiled(
+          {**case(backbone, count, "float32"), "batch": batch, "seed": 0}
+        )
+      )
+      yield [
+        backbone,
+        f"{count}",
+        f"{need.image / 1e6:.1f}",
+        f"{memory / 1e6:.1f}",
+        f"{memory / need.image:.2f}",
+        f"{need.flops / 1e9:.1f}",
+        f"{flops / 1e9:.1f}",
+        f"{flops / need.flops:.2f}",
+      ]
 
 
 def _compiled(options: dict[str, Any]) -> tuple[int, float]:
   """(bytes of buffers, FLOPs) of the step as XLA compiles it here."""
   with tempfile.TemporaryDirectory() as folder:
-    side = ours.Ours({**options, "file": str(Path(folder) / "case.npz")})
+    side = jax_side.Ours({**options, "file": str(Path(folder) / "case.npz")})
     side.export(1)
     program, *_ = side.step
-  return (program.memory_analysis().temp_size_in_bytes,
-          program.cost_analysis()["flops"])
+  return (
+    program.memory_analysis().temp_size_in_bytes,
+    program.cost_analysis()["flops"],
+  )
 
 
 def main(argv: Sequence[str]) -> int:
   """Prints the plan; returns the exit status."""
-  parse = argparse.ArgumentParser(prog="python -m vpt_jax.bench.plan",
-                                  description=__doc__.splitlines()[0])
+  parse = argparse.ArgumentParser(
+    prog="python -m vpt_jax.bench.plan", description=__doc__.splitlines()[0]
+  )
   names = lambda text: tuple(text.split(","))
-  parse.add_argument("--backbones", type=names, default=BACKBONES,
-                     metavar="A,B", help="default " + ",".join(BACKBONES))
-  parse.add_argument("--prompts", type=int, default=50,
-                     help="in every block (default %(default)s)")
-  parse.add_argument("--batch", type=int, default=64,
-                     help="images of all devices (default %(default)s)")
-  parse.add_argument("--check", action="store_true",
-                     help="compile steps here and compare, instead")
+  parse.add_argument(
+    "--backbones",
+    type=names,
+    default=BACKBONES,
+    metavar="A,B",
+    help="default " + ",".join(BACKBONES),
+  )
+  parse.add_argument(
+    "--prompts",
+    type=int,
+    default=50,
+    help="in every block (default %(default)s)",
+  )
+  parse.add_argument(
+    "--batch",
+    type=int,
+    default=64,
+    help="images of all devices (default %(default)s)",
+  )
+  parse.add_argument(
+    "--check",
+    action="store_true",
+    help="compile steps here and compare, instead",
+  )
   args = parse.parse_args(argv)
   try:
-    found = (checked(args.backbones, (args.prompts,), args.batch) if args.check
-             else rows(args.backbones, args.prompts, args.batch))
+    found = (
+      checked(args.backbones, (args.prompts,), args.batch)
+      if args.check
+      else rows(args.backbones, args.prompts, args.batch)
+    )
     header, *lines = found
-    sys.stdout.write("\n".join(table.grid(header, lines)) + "\n")
+    sys.stdout.write("\n".join(bench_tables.grid(header, lines)) + "\n")
   except ValueError as error:
     sys.stderr.write(f"error: {error}\n")
     return 1

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpt_jax.analyze import figures
-from vpt_jax.bench import measure, table
+from vpt_jax.analysis import figures
+from vpt_jax.bench import bench_tables, measure
 
 
 def draw(rows: Sequence[Mapping[str, Any]], to: Path) -> None:
@@ -15,7 +15,7 @@ def draw(rows: Sequence[Mapping[str, Any]], to: Path) -> None:
     rows: see `measure.row`.
     to: a PNG.
   """
-  groups = table.grouped(rows)
+  groups = bench_tables.grouped(rows)
   methods = list(dict.fromkeys(row["case"]["method"] for row in rows))
   with figures.figure(to, 9.5, 0.6 + 3.0 * len(groups), "") as fig:
     panels = fig.subplots(len(groups), 2, squeeze=False)
@@ -25,25 +25,42 @@ def draw(rows: Sequence[Mapping[str, Any]], to: Path) -> None:
         axes.set_xlabel("prompts")
         axes.set_ylabel("ms per batch")
         for i, method in enumerate(methods):
-          _lines(axes, [row for row in part if row["case"]["method"] == method],
-                 command, method, i)
+          _lines(
+            axes,
+            [row for row in part if row["case"]["method"] == method],
+            command,
+            method,
+            i,
+          )
         axes.set_ylim(bottom=0)
     panels[0, 0].legend()
 
 
-def _lines(axes: Any, rows: Sequence[Mapping[str, Any]], command: str,
-           method: str, i: int) -> None:
+def _lines(
+  axes: Any,
+  rows: Sequence[Mapping[str, Any]],
+  command: str,
+  method: str,
+  i: int,
+) -> None:
   """A method's two lines: ours, and dashed the fastest of PyTorch."""
   style = {"color": figures.colour(i), "marker": figures.marker(i)}
   for name in ("ours", "torch"):
     points = []
     for row in sorted(rows, key=lambda row: row["case"]["prompts"]):
-      side = ("ours" if name == "ours" else
-              measure.best(row["sides"], command))
+      side = "ours" if name == "ours" else measure.best(row["sides"], command)
       if side:
-        points.append((row["case"]["prompts"],
-                       1e3 * measure.median(row["sides"][side], command)))
+        points.append(
+          (
+            row["case"]["prompts"],
+            1e3 * measure.median(row["sides"][side], command),
+          )
+        )
     if points:
-      axes.plot(*zip(*points), "-" if name == "ours" else "--",
-                label=f"{method}, {name}", **style,
-                markerfacecolor=None if name == "ours" else "white")
+      axes.plot(
+        *zip(*points),
+        "-" if name == "ours" else "--",
+        label=f"{method}, {name}",
+        **style,
+        markerfacecolor=None if name == "ours" else "white",
+      )

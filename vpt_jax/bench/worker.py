@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vpt_jax import memory
+from vpt_jax.utils import malloc
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,18 +45,28 @@ class Worker:
     idle: CPU seconds that it used per second while it was not asked.
   """
 
-  def __init__(self, name: str, module: str, case: Mapping[str, Any],
-               environ: Mapping[str, str]):
+  def __init__(
+    self,
+    name: str,
+    module: str,
+    case: Mapping[str, Any],
+    environ: Mapping[str, str],
+  ):
     """Starts `python -m MODULE`, whose side is made from `case`."""
     self.name, self.idle = name, 0.0
     self._errors = tempfile.TemporaryFile()
-    path = os.pathsep.join(filter(None, [str(ROOT),
-                                         os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(
+      filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
+    )
     self.started = time.perf_counter()
     self._process = subprocess.Popen(
-        [sys.executable, "-m", module], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=self._errors, text=True,
-        env={**os.environ, **environ, "PYTHONPATH": path})
+      [sys.executable, "-m", module],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      text=True,
+      env={**os.environ, **environ, "PYTHONPATH": path},
+    )
     self._send(case)
 
   def __enter__(self) -> "Worker":
@@ -82,9 +92,11 @@ class Worker:
     line = self._process.stdout.readline()
     if not line:
       status = self._process.wait()
-      raise Failed(f"{self.name} ended with status {status} at {command!r}"
-                   f"{' (killed: out of memory?)' * (status == -9)}; its last "
-                   f"words: {self._last_words() or 'none'}")
+      raise Failed(
+        f"{self.name} ended with status {status} at {command!r}"
+        f"{' (killed: out of memory?)' * (status == -9)}; its last "
+        f"words: {self._last_words() or 'none'}"
+      )
     reply = json.loads(line)
     if "error" in reply:
       raise Failed(f"{self.name}, {command!r}: {reply['error']}")
@@ -113,7 +125,7 @@ class Worker:
 
 def serve(make: Callable[[dict[str, Any]], Side]) -> None:
   """The process' end: makes its side and does what it is asked."""
-  memory.keep()  # both sides, as `main` does
+  malloc.keep()  # both sides, as `main` does
   # What libraries write to stdout would be taken for replies.
   replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -129,8 +141,10 @@ def serve(make: Callable[[dict[str, Any]], Side]) -> None:
     asked = json.loads(line)
     try:
       side = side or make(case)
-      reply = {"value": side.commands[asked["do"]](asked["count"]),
-               "idle": idle[0] / max(idle[1], 1e-9)}
+      reply = {
+        "value": side.commands[asked["do"]](asked["count"]),
+        "idle": idle[0] / max(idle[1], 1e-9),
+      }
     except Exception as error:  # whatever it is, the parent must hear of it
       traceback.print_exc()
       text = str(error).strip() or "no reason given"
@@ -141,8 +155,11 @@ def serve(make: Callable[[dict[str, Any]], Side]) -> None:
 
 def cores() -> int:
   """How many this process may use."""
-  return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-          else os.cpu_count() or 1)
+  return (
+    len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count() or 1
+  )
 
 
 def peak_memory() -> int:
@@ -156,8 +173,9 @@ def peak_memory() -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def timed(run: Callable[[], Any], wait: Callable[[Any], Any], count: int
-          ) -> tuple[float, Any]:
+def timed(
+  run: Callable[[], Any], wait: Callable[[Any], Any], count: int
+) -> tuple[float, Any]:
   """(seconds of one of `count` runs in a row, what the last one gave).
 
   Args:
@@ -175,11 +193,13 @@ def timed(run: Callable[[], Any], wait: Callable[[Any], Any], count: int
 def matrix(n: int) -> np.ndarray:
   """Random [n, n] whose square has entries of its own size, float32."""
   return np.random.default_rng(0).standard_normal(
-      (n, n), np.float32) / np.float32(n**0.5)
+    (n, n), np.float32
+  ) / np.float32(n**0.5)
 
 
-def matmul(run: Callable[[], Any], wait: Callable[[Any], Any], n: int
-           ) -> dict[str, float]:
+def matmul(
+  run: Callable[[], Any], wait: Callable[[Any], Any], n: int
+) -> dict[str, float]:
   """{"gflops": GFLOP/s} of products of [n, n] matrices: the best of five.
 
   Each time as many in a row as take a fifth of a second, so that starting and

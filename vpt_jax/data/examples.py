@@ -73,8 +73,10 @@ class Split:
       seed: of the choice.
     """
     order = np.random.default_rng(seed).permutation(len(self))
-    chosen = [of[:-int(-part * len(of) // 1)] for of in
-              (order[self.labels[order] == k] for k in np.unique(self.labels))]
+    chosen = [
+      of[: -int(-part * len(of) // 1)]
+      for of in (order[self.labels[order] == k] for k in np.unique(self.labels))
+    ]
     return self.take(np.sort(np.concatenate(chosen)))
 
   def take(self, indices: np.ndarray) -> "Split":
@@ -83,14 +85,20 @@ class Split:
     if strips is None:
       images = images[indices]
     else:
-      images = np.concatenate([images[strips.first[i]:strips.first[i + 1]]
-                               for i in indices])
+      images = np.concatenate(
+        [images[strips.first[i] : strips.first[i + 1]] for i in indices]
+      )
       lengths = strips.lengths[indices]
-      strips = Strips(np.concatenate([[0], np.cumsum(lengths)]),
-                      strips.wide[indices])
+      strips = Strips(
+        np.concatenate([[0], np.cumsum(lengths)]), strips.wide[indices]
+      )
     return dataclasses.replace(
-        self, images=images, labels=self.labels[indices], strips=strips,
-        names=[self.names[i] for i in indices] if len(self.names) else ())
+      self,
+      images=images,
+      labels=self.labels[indices],
+      strips=strips,
+      names=[self.names[i] for i in indices] if len(self.names) else (),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +121,9 @@ class Strips:
     """The longer sides [N]."""
     return np.diff(self.first)
 
-  def crop(self, rows: np.ndarray, i: int, place: np.ndarray, size: int
-           ) -> np.ndarray:
+  def crop(
+    self, rows: np.ndarray, i: int, place: np.ndarray, size: int
+  ) -> np.ndarray:
     """A square of image i, uint8 [size, size, 3].
 
     Args:
@@ -127,5 +136,5 @@ class Strips:
     free = np.array([self.first[i + 1] - self.first[i], rows.shape[1]]) - size
     row, column = (place * (free + 1).astype(np.float32)).astype(int)
     row += self.first[i]
-    part = rows[row:row + size, column:column + size]
+    part = rows[row : row + size, column : column + size]
     return part.swapaxes(0, 1) if self.wide[i] else part

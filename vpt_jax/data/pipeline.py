@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from vpt_jax import shard
-from vpt_jax.data import preprocess
 from vpt_jax.data.examples import Split
+from vpt_jax.data.transforms import views
+from vpt_jax.distributed import sharding
 
 Batch = dict[str, Any]
 
@@ -34,11 +34,12 @@ def places(n: int, seed: int, epoch: int) -> np.ndarray:
 
 def room(mesh: Mesh) -> int:
   """Bytes for images that a device has to spare: half of what is free."""
-  return shard.free_bytes(mesh) // 2
+  return sharding.free_bytes(mesh) // 2
 
 
-def read_rows(images: np.ndarray, rows: np.ndarray, out: np.ndarray,
-              places: np.ndarray) -> None:
+def read_rows(
+  images: np.ndarray, rows: np.ndarray, out: np.ndarray, places: np.ndarray
+) -> None:
   """out[places] = images[rows]; of a memory map by reading its file.
 
   Pages of a map come in small pieces, and where memory is short the system
@@ -50,10 +51,18 @@ def read_rows(images: np.ndarray, rows: np.ndarray, out: np.ndarray,
   size = images[0].nbytes
   with open(images.filename, "rb", buffering=0) as file:
     for row, place in zip(rows, places):
-      if os.preadv(file.fileno(), [out[place].reshape(-1).view(np.uint8)],
-                   images.offset + int(row) * size) != size:
-        raise OSError(f"{images.filename} ends before image {row}; it was "
-                      "changed while it was read")
+      if (
+        os.preadv(
+          file.fileno(),
+          [out[place].reshape(-1).view(np.uint8)],
+          images.offset + int(row) * size,
+        )
+        != size
+      ):
+        raise OSError(
+          f"{images.filename} ends before image {row}; it was "
+          "changed while it was read"
+        )
 
 
 class Feed:
@@ -68,8 +77,14 @@ class Feed:
     resident: they are all on the device.
   """
 
-  def __init__(self, split: Split, batch_size: int, mesh: Mesh,
-               device_bytes: float | None = None, crop: int = 0):
+  def __init__(
+    self,
+    split: Split,
+    batch_size: int,
+    mesh: Mesh,
+    device_bytes: float | None = None,
+    crop: int = 0,
+  ):
     """Puts the split on the device if it fits.
 
     Args:
@@ -80,15 +95,23 @@ class Feed:
       crop: side of the squares that are taken from strips.
     """
     self.split, self.batch_size, self._crop = split, batch_size, crop
-    self.mesh, self._sharding = mesh, shard.batch_sharding(mesh)
+    self.mesh, self._sharding = mesh, sharding.batch_sharding(mesh)
     limit = room(mesh) if device_bytes is None else device_bytes
     self.resident = split.images.nbytes <= limit
     if self.resident:
       strips = split.strips
-      arrays = shard.replicate(
-          (split.images, split.labels) if strips is None else
-          (split.images, split.labels, strips.first[:-1].astype(np.int32),
-           strips.lengths.astype(np.int32), strips.wide), mesh)
+      arrays = sharding.replicate(
+        (split.images, split.labels)
+        if strips is None
+        else (
+          split.images,
+          split.labels,
+          strips.first[:-1].astype(np.int32),
+          strips.lengths.astype(np.int32),
+          strips.wide,
+        ),
+        mesh,
+      )
       take = jax.jit(self._take, out_shardings=self._sharding)
       self._gather = lambda i, place: take(arrays, i, place)
 
@@ -96,8 +119,12 @@ class Feed:
     """Batches per epoch."""
     return -(-len(self.split) // self.batch_size)
 
-  def batches(self, indices: np.ndarray, place: np.ndarray | None = None,
-              batch_size: int = 0) -> Iterator[Batch]:
+  def batches(
+    self,
+    indices: np.ndarray,
+    place: np.ndarray | None = None,
+    batch_size: int = 0,
+  ) -> Iterator[Batch]:
     """Batches of the images at `indices`.
 
     Args:
@@ -109,56 +136,81 @@ class Feed:
     size = batch_size or self.batch_size
     if place is None:
       place = np.full((len(indices), 2), 0.5, np.float32)
-    positions = [np.arange(first, min(first + size, len(indices)))
-                 for first in range(0, len(indices), size)]
+    positions = [
+      np.arange(first, min(first + size, len(indices)))
+      for first in range(0, len(indices), size)
+    ]
     full = [np.resize(part, size) for part in positions]
     parts = [(indices[i], place[i]) for i in full]
-    taken = ((self._gather(*part) for part in parts) if self.resident
-             else self._streamed(parts))
+    taken = (
+      (self._gather(*part) for part in parts)
+      if self.resident
+      else self._streamed(parts)
+    )
     for part, (image, label) in zip(positions, taken):
       mask = (np.arange(size) < len(part)).astype(np.float32)
-      yield {"image": image, "label": label,
-             "mask": self._put(mask[self._mine(size)])}
+      yield {
+        "image": image,
+        "label": label,
+        "mask": self._put(mask[self._mine(size)]),
+      }
 
-  def _take(self, arrays: tuple[jax.Array, ...], i: jax.Array,
-            place: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def _take(
+    self, arrays: tuple[jax.Array, ...], i: jax.Array, place: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     images, labels, *strips = arrays
     if not strips:
       return images[i], labels[i]
     first, lengths, wide = (array[i] for array in strips)
-    return preprocess.crop_at(images, first, lengths, wide, place,
-                              self._crop), labels[i]
+    return views.crop_at(
+      images, first, lengths, wide, place, self._crop
+    ), labels[i]
 
   def _mine(self, size: int) -> slice:
     """Which rows of a batch are for the devices of this process."""
-    rows = [index[0].indices(size)[:2] for index in
-            self._sharding.addressable_devices_indices_map((size,)).values()]
+    rows = [
+      index[0].indices(size)[:2]
+      for index in self._sharding.addressable_devices_indices_map(
+        (size,)
+      ).values()
+    ]
     return slice(min(row[0] for row in rows), max(row[1] for row in rows))
 
   def _put(self, local: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(self._sharding, local)
 
-  def _streamed(self, parts: list[tuple[np.ndarray, np.ndarray]]
-                ) -> Iterator[tuple[jax.Array, jax.Array]]:
+  def _streamed(
+    self, parts: list[tuple[np.ndarray, np.ndarray]]
+  ) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Reads ahead in threads: each process the rows of its own devices."""
     import grain  # slow to import, needed for large splits only
+
     mine, split = self._mine(len(parts[0][0])), self.split
 
-    def read(part: tuple[np.ndarray, np.ndarray]
-             ) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+      part: tuple[np.ndarray, np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
       i, place = (array[mine] for array in part)
       # In the order of the file: a memory map is read from a disk.
       at = np.argsort(i, kind="stable")
       if split.strips is None:
-        images = np.empty((len(i), *split.images.shape[1:]),
-                          split.images.dtype)
+        images = np.empty((len(i), *split.images.shape[1:]), split.images.dtype)
         read_rows(split.images, i[at], images, at)
       else:
-        images = np.stack([split.strips.crop(split.images, k, at, self._crop)
-                           for k, at in zip(i, place)])
+        images = np.stack(
+          [
+            split.strips.crop(split.images, k, at, self._crop)
+            for k, at in zip(i, place)
+          ]
+        )
       return images, split.labels[i]
 
-    ahead = grain.MapDataset.source(parts).map(read).to_iter_dataset(
-        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
+    ahead = (
+      grain.MapDataset.source(parts)
+      .map(read)
+      .to_iter_dataset(
+        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+      )
+    )
     for images, labels in ahead:
       yield self._put(images), self._put(labels)

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from vpt_jax.data import cache, folders, parallel, parts, sources, tasks
+from vpt_jax.data import datasets, tasks
+from vpt_jax.data.cache import decoding
+from vpt_jax.data.cache import prepared as cache
+from vpt_jax.data.cache.decoding import Geometry
 from vpt_jax.data.examples import Examples
-from vpt_jax.data.parallel import Geometry
+from vpt_jax.data.sources import image_files, parts
 
 READY, DOWNLOAD, MANUAL, BROKEN = (
-    "ready", "can be downloaded", "needs manual steps", "broken")
+  "ready",
+  "can be downloaded",
+  "needs manual steps",
+  "broken",
+)
 # Images of a split that are decoded even in a quick look.
 SAMPLE = 8
 
@@ -44,11 +51,18 @@ class State:
   notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def look(name: str, *, folder: str | os.PathLike = "data", source: str = "",
-         seed: int = 0, family: str = "",
-         image_size: tuple[int, int] = (224, 224),
-         cache_dir: str | os.PathLike | None = None, deep: bool = False,
-         workers: int = 0) -> State:
+def look(
+  name: str,
+  *,
+  folder: str | os.PathLike = "data",
+  source: str = "",
+  seed: int = 0,
+  family: str = "",
+  image_size: tuple[int, int] = (224, 224),
+  cache_dir: str | os.PathLike | None = None,
+  deep: bool = False,
+  workers: int = 0,
+) -> State:
   """Looks at all that is there of a task.
 
   Args:
@@ -57,16 +71,19 @@ def look(name: str, *, folder: str | os.PathLike = "data", source: str = "",
       only looked for, and a few decoded.
   """
   task = None if ":" in source else tasks.get(name)
-  if task and not sources.is_there(task, folder, source):
+  if task and not datasets.is_there(task, folder, source):
     # tfds does without the lists that FGVC tasks ask for.
     by_hand = task.manual and (task.source != "json" or not task.tfds)
-    return State(MANUAL if by_hand or not task.tfds else DOWNLOAD,
-                 sources.how_to_get(task, Path(folder)))
+    return State(
+      MANUAL if by_hand or not task.tfds else DOWNLOAD,
+      datasets.how_to_get(task, Path(folder)),
+    )
   state = State()
   for split in ("train", "val", "trainval", "test"):
     try:
-      examples = sources.open_split(name, split, source=source, folder=folder,
-                                    seed=seed)
+      examples = datasets.open_split(
+        name, split, source=source, folder=folder, seed=seed
+      )
     except parts.NoImages:
       continue
     except ImportError as error:
@@ -75,10 +92,17 @@ def look(name: str, *, folder: str | os.PathLike = "data", source: str = "",
       state.state = BROKEN
       state.notes.append(f"{split}: {error}")
       continue
-    geometry = Geometry(family or sources.own_family(name, source), image_size,
-                        split in ("train", "trainval"))
-    path = cache.place(examples, geometry, cache_dir, sources.title(
-        name, split, source, geometry))
+    geometry = Geometry(
+      family or datasets.own_family(name, source),
+      image_size,
+      split in ("train", "trainval"),
+    )
+    path = cache.place(
+      examples,
+      geometry,
+      cache_dir,
+      datasets.title(name, split, source, geometry),
+    )
     faults = [*_faults(examples, geometry, deep, workers)]
     if path.exists():
       state.prepared.append(split)
@@ -101,25 +125,32 @@ def look(name: str, *, folder: str | os.PathLike = "data", source: str = "",
   return state
 
 
-def _faults(examples: Examples, geometry: Geometry, deep: bool, workers: int
-            ) -> Iterator[str]:
+def _faults(
+  examples: Examples, geometry: Geometry, deep: bool, workers: int
+) -> Iterator[str]:
   """What is wrong with images; at most one line for each kind of fault."""
-  if isinstance(examples.read, folders.Files):
+  if isinstance(examples.read, image_files.Files):
     missing = examples.read.missing()
     if missing:
-      yield (f"{len(missing)} of {len(examples)} files are missing, such as "
-             f"{examples.read.base / missing[0]}")
+      yield (
+        f"{len(missing)} of {len(examples)} files are missing, such as "
+        f"{examples.read.base / missing[0]}"
+      )
       return
   if not deep:
     chosen = np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int))
-    examples = parallel.subset(examples, chosen.tolist())
-  with parallel.quiet():
-    bad = [image for image in parallel.fitted(examples, geometry, None,
-                                              workers=workers)
-           if isinstance(image, str)]
+    examples = decoding.subset(examples, chosen.tolist())
+  with decoding.quiet():
+    bad = [
+      image
+      for image in decoding.fitted(examples, geometry, None, workers=workers)
+      if isinstance(image, str)
+    ]
   if bad:
-    yield (f"{len(bad)} of {len(examples)} images that were decoded are bad: "
-           f"{bad[0]}")
+    yield (
+      f"{len(bad)} of {len(examples)} images that were decoded are bad: "
+      f"{bad[0]}"
+    )
 
 
 def _differences(task: tasks.Task, state: State) -> Iterator[str]:
@@ -128,5 +159,7 @@ def _differences(task: tasks.Task, state: State) -> Iterator[str]:
     if state.images.get(split, count) != count:
       yield f"{split}: {state.images[split]} images, as published {count}"
   if state.num_classes > state.classes > 0:
-    yield (f"{state.num_classes - state.classes} of {state.num_classes} "
-           "classes have no image in train")
+    yield (
+      f"{state.num_classes - state.classes} of {state.num_classes} "
+      "classes have no image in train"
+    )

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-from vpt_jax import tree
 from vpt_jax.data.origins import CIFAR10, COUNTS, ORIGINS
+from vpt_jax.utils import trees
 
 
 class Slice(NamedTuple):
@@ -83,147 +83,272 @@ class Task:
 
 def _rest(percent: int, test: str = "test") -> Slices:
   """No validation images of its own: those of train above `percent`."""
-  return Slices(Slice("train", 0, percent), Slice("train", percent),
-                Slice(test))
+  return Slices(
+    Slice("train", 0, percent), Slice("train", percent), Slice(test)
+  )
 
 
 def _thirds(first: int, second: int) -> Slices:
   """All three parts from a single split, cut at these percents."""
-  return Slices(Slice("train", 0, first), Slice("train", first, second),
-                Slice("train", second))
+  return Slices(
+    Slice("train", 0, first),
+    Slice("train", first, second),
+    Slice("train", second),
+  )
 
 
 _OWN = Slices(Slice("train"), Slice("validation"), Slice("test"))
-_NORB = Slices(Slice("train"), Slice("test", 0, 50, closest=True),
-               Slice("test", 50, 100, closest=True))
+_NORB = Slices(
+  Slice("train"),
+  Slice("test", 0, 50, closest=True),
+  Slice("test", 50, 100, closest=True),
+)
 
 
 def _vtab(group: str, **rows: tuple) -> dict[str, Task]:
   """Rows (K, folder of its pack, data, parts, test images[, label])."""
   return {
-      name: Task(classes, folder=f"vtab-1k/{folder}", group=group, suite="vtab",
-                 parts=parts, limits=(800, 200), sizes=(800, 200, test),
-                 label=label[0] if label else "label", **ORIGINS[data])
-      for name, (classes, folder, data, parts, test, *label) in rows.items()}
+    name: Task(
+      classes,
+      folder=f"vtab-1k/{folder}",
+      group=group,
+      suite="vtab",
+      parts=parts,
+      limits=(800, 200),
+      sizes=(800, 200, test),
+      label=label[0] if label else "label",
+      **ORIGINS[data],
+    )
+    for name, (classes, folder, data, parts, test, *label) in rows.items()
+  }
 
 
 # Folders are named as in the vtab-1k packs that circulate among researchers.
 # Parts and labels are those of google-research/task_adaptation as VPT ships it.
 _VTAB = {
-    **_vtab(
-        "natural",
-        caltech101=(102, "caltech101", "caltech101", _rest(90), 6084),
-        cifar100=(100, "cifar", "cifar100", _rest(90), 10000),
-        dtd=(47, "dtd", "dtd", _OWN, 1880),
-        oxford_flowers102=(102, "oxford_flowers102", "flowers", _OWN, 6149),
-        oxford_iiit_pet=(37, "oxford_iiit_pet", "pets", _rest(80), 3669),
-        sun397=(397, "sun397", "sun397", _OWN, 21750),
-        svhn=(10, "svhn", "svhn", _rest(90), 26032),
+  **_vtab(
+    "natural",
+    caltech101=(102, "caltech101", "caltech101", _rest(90), 6084),
+    cifar100=(100, "cifar", "cifar100", _rest(90), 10000),
+    dtd=(47, "dtd", "dtd", _OWN, 1880),
+    oxford_flowers102=(102, "oxford_flowers102", "flowers", _OWN, 6149),
+    oxford_iiit_pet=(37, "oxford_iiit_pet", "pets", _rest(80), 3669),
+    sun397=(397, "sun397", "sun397", _OWN, 21750),
+    svhn=(10, "svhn", "svhn", _rest(90), 26032),
+  ),
+  **_vtab(
+    "specialized",
+    diabetic_retinopathy=(
+      5,
+      "diabetic_retinopathy",
+      "retinopathy",
+      _OWN,
+      42670,
     ),
-    **_vtab(
-        "specialized",
-        diabetic_retinopathy=(5, "diabetic_retinopathy", "retinopathy", _OWN,
-                              42670),
-        eurosat=(10, "eurosat", "eurosat", _thirds(60, 80), 5400),
-        patch_camelyon=(2, "patch_camelyon", "patch_camelyon", _OWN, 32768),
-        resisc45=(45, "resisc45", "resisc45", _thirds(60, 80), 6300),
+    eurosat=(10, "eurosat", "eurosat", _thirds(60, 80), 5400),
+    patch_camelyon=(2, "patch_camelyon", "patch_camelyon", _OWN, 32768),
+    resisc45=(45, "resisc45", "resisc45", _thirds(60, 80), 6300),
+  ),
+  **_vtab(
+    "structured",
+    clevr_count=(
+      8,
+      "clevr_count",
+      "clevr",
+      _rest(90, "validation"),
+      15000,
+      "clevr_count",
     ),
-    **_vtab(
-        "structured",
-        clevr_count=(8, "clevr_count", "clevr", _rest(90, "validation"), 15000,
-                     "clevr_count"),
-        clevr_distance=(6, "clevr_dist", "clevr", _rest(90, "validation"),
-                        15000, "clevr_distance"),
-        dmlab=(6, "dmlab", "dmlab", _OWN, 22735),
-        dsprites_location=(16, "dsprites_loc", "dsprites", _thirds(80, 90),
-                           73728, "dsprites_x"),
-        dsprites_orientation=(16, "dsprites_ori", "dsprites", _thirds(80, 90),
-                              73728, "dsprites_orientation"),
-        kitti=(4, "kitti", "kitti", _OWN, 711, "kitti_distance"),
-        smallnorb_azimuth=(18, "smallnorb_azi", "smallnorb", _NORB, 12150,
-                           "smallnorb_azimuth"),
-        smallnorb_elevation=(9, "smallnorb_ele", "smallnorb", _NORB, 12150,
-                             "smallnorb_elevation"),
+    clevr_distance=(
+      6,
+      "clevr_dist",
+      "clevr",
+      _rest(90, "validation"),
+      15000,
+      "clevr_distance",
     ),
+    dmlab=(6, "dmlab", "dmlab", _OWN, 22735),
+    dsprites_location=(
+      16,
+      "dsprites_loc",
+      "dsprites",
+      _thirds(80, 90),
+      73728,
+      "dsprites_x",
+    ),
+    dsprites_orientation=(
+      16,
+      "dsprites_ori",
+      "dsprites",
+      _thirds(80, 90),
+      73728,
+      "dsprites_orientation",
+    ),
+    kitti=(4, "kitti", "kitti", _OWN, 711, "kitti_distance"),
+    smallnorb_azimuth=(
+      18,
+      "smallnorb_azi",
+      "smallnorb",
+      _NORB,
+      12150,
+      "smallnorb_azimuth",
+    ),
+    smallnorb_elevation=(
+      9,
+      "smallnorb_ele",
+      "smallnorb",
+      _NORB,
+      12150,
+      "smallnorb_elevation",
+    ),
+  ),
 }
 
 _FGVC_STEPS = (
-    "unpack the images of the address to {folder} in the data folder, and put "
-    "train.json, val.json and test.json of VPT beside them "
-    "(https://cornell.box.com/v/vptfgvcsplits){more}")
+  "unpack the images of the address to {folder} in the data folder, and put "
+  "train.json, val.json and test.json of VPT beside them "
+  "(https://cornell.box.com/v/vptfgvcsplits){more}"
+)
 
 
-def _fgvc(name: str, num_classes: int, images: str, sizes: tuple[int, ...],
-          more: str = "", **data: Any) -> Task:
+def _fgvc(
+  name: str,
+  num_classes: int,
+  images: str,
+  sizes: tuple[int, ...],
+  more: str = "",
+  **data: Any,
+) -> Task:
   folder = f"fgvc/{name}"
-  return Task(num_classes, "json", folder, suite="fgvc", preprocess="fgvc",
-              images=images, sizes=sizes,
-              manual=_FGVC_STEPS.format(folder=folder, more=more), **data)
+  return Task(
+    num_classes,
+    "json",
+    folder,
+    suite="fgvc",
+    preprocess="fgvc",
+    images=images,
+    sizes=sizes,
+    manual=_FGVC_STEPS.format(folder=folder, more=more),
+    **data,
+  )
 
 
 # With VPT's lists, or from tfds with the last tenth of train for validation:
 # as many images, others.
 _FGVC = {
-    "fgvc_cub": _fgvc(
-        "cub", 200, "images", (5394, 600, 5794),
-        tfds="caltech_birds2011:0.2.0", parts=_rest(90), gigabytes=1.2,
-        address="https://data.caltech.edu/records/65de6-vp158"),
-    "fgvc_nabirds": _fgvc(
-        "nabirds", 555, "images", (21536, 2393, 24633), gigabytes=9,
-        licence="Cornell's terms of use, to be accepted before the download",
-        address="https://dl.allaboutbirds.org/nabirds"),
-    "fgvc_flowers": _fgvc(
-        "flowers", 102, "", (1020, 1020, 6149), parts=_OWN,
-        **ORIGINS["flowers"]),
-    "fgvc_dogs": _fgvc(
-        "dogs", 120, "Images", (10800, 1200, 8580),
-        tfds="stanford_dogs:0.2.0", parts=_rest(90), gigabytes=0.8,
-        address="http://vision.stanford.edu/aditya86/ImageNetDogs"),
-    "fgvc_cars": _fgvc(
-        "cars", 196, "", (7329, 815, 8041),
-        "; the address is dead since 2023: copies are at Kaggle and GitHub "
-        "(pytorch/vision#7545), the lists name the images car_ims/*.jpg",
-        gigabytes=2,
-        address="https://ai.stanford.edu/~jkrause/cars/car_dataset.html"),
+  "fgvc_cub": _fgvc(
+    "cub",
+    200,
+    "images",
+    (5394, 600, 5794),
+    tfds="caltech_birds2011:0.2.0",
+    parts=_rest(90),
+    gigabytes=1.2,
+    address="https://data.caltech.edu/records/65de6-vp158",
+  ),
+  "fgvc_nabirds": _fgvc(
+    "nabirds",
+    555,
+    "images",
+    (21536, 2393, 24633),
+    gigabytes=9,
+    licence="Cornell's terms of use, to be accepted before the download",
+    address="https://dl.allaboutbirds.org/nabirds",
+  ),
+  "fgvc_flowers": _fgvc(
+    "flowers", 102, "", (1020, 1020, 6149), parts=_OWN, **ORIGINS["flowers"]
+  ),
+  "fgvc_dogs": _fgvc(
+    "dogs",
+    120,
+    "Images",
+    (10800, 1200, 8580),
+    tfds="stanford_dogs:0.2.0",
+    parts=_rest(90),
+    gigabytes=0.8,
+    address="http://vision.stanford.edu/aditya86/ImageNetDogs",
+  ),
+  "fgvc_cars": _fgvc(
+    "cars",
+    196,
+    "",
+    (7329, 815, 8041),
+    "; the address is dead since 2023: copies are at Kaggle and GitHub "
+    "(pytorch/vision#7545), the lists name the images car_ims/*.jpg",
+    gigabytes=2,
+    address="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
+  ),
 }
 
 
-def _pgn(num_classes: int, data: str, parts: Slices, sizes: tuple[int, ...],
-         **more: Any) -> Task:
-  return Task(num_classes, "tfds", suite="pgn", preprocess="pgn", parts=parts,
-              sizes=sizes, **ORIGINS[data] | more)
+def _pgn(
+  num_classes: int,
+  data: str,
+  parts: Slices,
+  sizes: tuple[int, ...],
+  **more: Any,
+) -> Task:
+  return Task(
+    num_classes,
+    "tfds",
+    suite="pgn",
+    preprocess="pgn",
+    parts=parts,
+    sizes=sizes,
+    **ORIGINS[data] | more,
+  )
 
 
 # The published PGN code selects its checkpoints on the test images; here `val`
 # is a part of train. For DTD, EuroSAT, Flowers, RESISC45 and UCF101 its tests
 # are other images than these, from lists of its own.
 _PGN = {
-    "pgn_cifar100": _pgn(100, "cifar100", _rest(90), (45000, 5000, 10000)),
-    "pgn_cifar10": _pgn(10, "cifar10", _rest(90), (45000, 5000, 10000)),
-    "pgn_flowers": _pgn(102, "flowers", _OWN, (1020, 1020, 6149)),
-    "pgn_food101": _pgn(101, "food101", _rest(90, "validation"),
-                        (68175, 7575, 25250)),
-    "pgn_eurosat": _pgn(10, "eurosat", _thirds(50, 70), (13500, 5400, 8100)),
-    "pgn_sun397": _pgn(397, "sun397", _rest(90), (17865, 1985, 19850),
-                       tfds="sun397/standard-part1-120k:4.0.0"),
-    "pgn_ucf101": Task(
-        101, "folder", "ucf101", suite="pgn", preprocess="pgn", gigabytes=7,
-        address="https://www.crcv.ucf.edu/data/UCF101.php",
-        manual="put the middle frame of each video in ucf101/train/CLASS and "
-               "ucf101/test/CLASS as the official lists trainlist01 and "
-               "testlist01 say: clips of one video must not be in both"),
-    "pgn_svhn": _pgn(10, "svhn", _rest(90), (65931, 7326, 26032)),
-    "pgn_pets": _pgn(37, "pets", _rest(90), (3312, 368, 3669)),
-    "pgn_dtd": _pgn(47, "dtd", _OWN, (1880, 1880, 1880)),
-    "pgn_resisc45": _pgn(45, "resisc45", _thirds(60, 80), (18900, 6300, 6300)),
-    "pgn_clevr": _pgn(8, "clevr", _rest(90, "validation"),
-                      (63000, 7000, 15000), label="clevr_count",
-                      class_names=COUNTS),
+  "pgn_cifar100": _pgn(100, "cifar100", _rest(90), (45000, 5000, 10000)),
+  "pgn_cifar10": _pgn(10, "cifar10", _rest(90), (45000, 5000, 10000)),
+  "pgn_flowers": _pgn(102, "flowers", _OWN, (1020, 1020, 6149)),
+  "pgn_food101": _pgn(
+    101, "food101", _rest(90, "validation"), (68175, 7575, 25250)
+  ),
+  "pgn_eurosat": _pgn(10, "eurosat", _thirds(50, 70), (13500, 5400, 8100)),
+  "pgn_sun397": _pgn(
+    397,
+    "sun397",
+    _rest(90),
+    (17865, 1985, 19850),
+    tfds="sun397/standard-part1-120k:4.0.0",
+  ),
+  "pgn_ucf101": Task(
+    101,
+    "folder",
+    "ucf101",
+    suite="pgn",
+    preprocess="pgn",
+    gigabytes=7,
+    address="https://www.crcv.ucf.edu/data/UCF101.php",
+    manual="put the middle frame of each video in ucf101/train/CLASS and "
+    "ucf101/test/CLASS as the official lists trainlist01 and "
+    "testlist01 say: clips of one video must not be in both",
+  ),
+  "pgn_svhn": _pgn(10, "svhn", _rest(90), (65931, 7326, 26032)),
+  "pgn_pets": _pgn(37, "pets", _rest(90), (3312, 368, 3669)),
+  "pgn_dtd": _pgn(47, "dtd", _OWN, (1880, 1880, 1880)),
+  "pgn_resisc45": _pgn(45, "resisc45", _thirds(60, 80), (18900, 6300, 6300)),
+  "pgn_clevr": _pgn(
+    8,
+    "clevr",
+    _rest(90, "validation"),
+    (63000, 7000, 15000),
+    label="clevr_count",
+    class_names=COUNTS,
+  ),
 }
 
 TASKS: dict[str, Task] = {
-    "digits": Task(10, "digits"), **_VTAB, **_FGVC, **_PGN,
-    "cifar10": Task(10, "npz", "cifar10_jpeg.npz", class_names=CIFAR10),
+  "digits": Task(10, "digits"),
+  **_VTAB,
+  **_FGVC,
+  **_PGN,
+  "cifar10": Task(10, "npz", "cifar10_jpeg.npz", class_names=CIFAR10),
 }
 
 
@@ -233,4 +358,4 @@ def get(name: str) -> Task:
   Raises:
     ValueError: unknown name, with the nearest known one.
   """
-  return TASKS[tree.choose(name, TASKS, "task")]
+  return TASKS[trees.choose(name, TASKS, "task")]

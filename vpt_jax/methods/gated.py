@@ -11,10 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax import spmd
-from vpt_jax.layers import Dropout
-from vpt_jax.methods.base import (Method, check_options, per_image,
-                                  prompt_sets)
+from vpt_jax.distributed import shard_gradients
+from vpt_jax.methods.method import check_options, Method, per_image, prompt_sets
+from vpt_jax.nn.layers import Dropout
 
 
 class Gated(Method):
@@ -67,27 +66,37 @@ class Gated(Method):
     self.prompt_dropout = Dropout(self.dropout)
     if self.gated:
       self.gate_logit = self.param(
-          "gate_logit", nn.initializers.constant(-self.gate_init),
-          (len(self.gated),))
+        "gate_logit",
+        nn.initializers.constant(-self.gate_init),
+        (len(self.gated),),
+      )
     if self.learn_temperature:
       self.tau = self.param(
-          "temperature", nn.initializers.constant(self.temperature_init),
-          (self.spec.depth,))
+        "temperature",
+        nn.initializers.constant(self.temperature_init),
+        (self.spec.depth,),
+      )
 
   def check(self):
     """Raises ValueError if the options do not fit each other."""
-    check_options("gated", {
-        "num_tokens": (self.num_tokens, 1), "num_gates": (self.num_gates, 0)},
-                  {"dropout": self.dropout})
+    check_options(
+      "gated",
+      {"num_tokens": (self.num_tokens, 1), "num_gates": (self.num_gates, 0)},
+      {"dropout": self.dropout},
+    )
     if self.num_gates > self.spec.depth:
-      raise ValueError(f"gated.num_gates={self.num_gates}, the backbone has "
-                       f"{self.spec.depth} blocks")
-    if not (0 < self.temperature_min <= self.temperature_init
-            <= self.temperature_max):
       raise ValueError(
-          f"gated.temperature_init={self.temperature_init}, temperature_min="
-          f"{self.temperature_min}, temperature_max={self.temperature_max}; "
-          "expected 0 < min <= init <= max")
+        f"gated.num_gates={self.num_gates}, the backbone has "
+        f"{self.spec.depth} blocks"
+      )
+    if not (
+      0 < self.temperature_min <= self.temperature_init <= self.temperature_max
+    ):
+      raise ValueError(
+        f"gated.temperature_init={self.temperature_init}, temperature_min="
+        f"{self.temperature_min}, temperature_max={self.temperature_max}; "
+        "expected 0 < min <= init <= max"
+      )
 
   def prompts(self, image, tokens, *, train):
     return per_image(self.prompt, len(tokens.x), self.prompt_dropout, train)
@@ -99,7 +108,8 @@ class Gated(Method):
     # gradient is not.
     tau = self.tau[i]
     return jax.lax.stop_gradient(self._clip(tau)) + (
-        tau - jax.lax.stop_gradient(tau))
+      tau - jax.lax.stop_gradient(tau)
+    )
 
   def after(self, i, tokens_in, tokens_out, *, train):
     # The last block may have left the prompts out, as nothing reads them.
@@ -107,7 +117,8 @@ class Gated(Method):
       return tokens_out
     g = self._gate(i, len(tokens_out.x), train)
     return tokens_out.with_prompt(
-        g * tokens_out.prompt + (1 - g) * tokens_in.prompt)
+      g * tokens_out.prompt + (1 - g) * tokens_in.prompt
+    )
 
   def _gate(self, i: int, batch: int, train: bool) -> jax.Array:
     """g_i, or one of 0 and 1 for every image [B, 1, 1]."""
@@ -116,8 +127,9 @@ class Gated(Method):
       return nn.sigmoid(logit)
     if not train:
       return (logit > 0).astype(logit.dtype)
-    noise = spmd.drawn(jax.random.logistic, self.make_rng("dropout"),
-                       (batch, 1, 1))
+    noise = shard_gradients.drawn(
+      jax.random.logistic, self.make_rng("dropout"), (batch, 1, 1)
+    )
     soft = nn.sigmoid(logit + noise)
     return jnp.round(soft) + (soft - jax.lax.stop_gradient(soft))
 
@@ -146,7 +158,8 @@ def log_weights(gate_logit: jax.Array) -> jax.Array:
   closed = jax.nn.log_sigmoid(-gate_logit)
   later = jnp.cumsum(closed[::-1])[::-1]  # the sum over k >= l
   return jnp.append(0.0, jax.nn.log_sigmoid(gate_logit)) + jnp.append(
-      later, 0.0)
+    later, 0.0
+  )
 
 
 def selection_ratio(gate_logit: jax.Array) -> jax.Array:

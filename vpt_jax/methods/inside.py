@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from vpt_jax.methods.base import Method, check_options
+from vpt_jax.methods.method import check_options, Method
 
 # The default of torch's linear layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -18,11 +18,13 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    hidden = nn.Dense(self.hidden, dtype=x.dtype, kernel_init=self.down_init,
-                      name="down")(x)
+    hidden = nn.Dense(
+      self.hidden, dtype=x.dtype, kernel_init=self.down_init, name="down"
+    )(x)
     hidden = nn.gelu(hidden, approximate=False)
-    return nn.Dense(x.shape[-1], dtype=x.dtype, kernel_init=ZEROS,
-                    name="up")(hidden)
+    return nn.Dense(x.shape[-1], dtype=x.dtype, kernel_init=ZEROS, name="up")(
+      hidden
+    )
 
 
 class Adapter(Method):
@@ -45,16 +47,19 @@ class Adapter(Method):
     check_options("adapter", {"reduction": (self.reduction, 1)}, {})
     inits = {"near_identity": TORCH_LINEAR, "published": ZEROS}
     if self.initial not in inits:
-      raise ValueError(f"adapter.initial={self.initial!r}; expected one of "
-                       f"{', '.join(inits)}")
+      raise ValueError(
+        f"adapter.initial={self.initial!r}; expected one of {', '.join(inits)}"
+      )
     widths = self.spec.widths
     if self.reduction > min(widths):
       raise ValueError(
-          f"adapter.reduction={self.reduction} leaves no hidden unit, the "
-          f"narrowest block has width {min(widths)}")
+        f"adapter.reduction={self.reduction} leaves no hidden unit, the "
+        f"narrowest block has width {min(widths)}"
+      )
     self.adapter = {
-        str(i): Bottleneck(width // self.reduction, inits[self.initial])
-        for i, width in enumerate(widths)}
+      str(i): Bottleneck(width // self.reduction, inits[self.initial])
+      for i, width in enumerate(widths)
+    }
 
   def inside(self, i, layer, x, out):
     return out + self.adapter[str(i)](out) if layer == "mlp" else out
@@ -68,10 +73,16 @@ class LowRank(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    hidden = nn.Dense(self.rank, use_bias=False, dtype=x.dtype,
-                      kernel_init=TORCH_LINEAR, name="down")(x)
-    return nn.Dense(self.width, use_bias=False, dtype=x.dtype,
-                    kernel_init=ZEROS, name="up")(hidden)
+    hidden = nn.Dense(
+      self.rank,
+      use_bias=False,
+      dtype=x.dtype,
+      kernel_init=TORCH_LINEAR,
+      name="down",
+    )(x)
+    return nn.Dense(
+      self.width, use_bias=False, dtype=x.dtype, kernel_init=ZEROS, name="up"
+    )(hidden)
 
 
 class LoRA(Method):
@@ -95,11 +106,14 @@ class LoRA(Method):
     check_options("lora", {"rank": (self.rank, 1)}, {})
     known = ("query", "key", "value")
     if not self.layers or not set(self.layers) <= set(known):
-      raise ValueError(f"lora.layers={self.layers!r}; expected some of "
-                       f"{', '.join(known)}")
+      raise ValueError(
+        f"lora.layers={self.layers!r}; expected some of {', '.join(known)}"
+      )
     self.lora = {
-        f"{layer}_{i}": LowRank(self.rank, width)
-        for i, width in enumerate(self.spec.widths) for layer in self.layers}
+      f"{layer}_{i}": LowRank(self.rank, width)
+      for i, width in enumerate(self.spec.widths)
+      for layer in self.layers
+    }
 
   def inside(self, i, layer, x, out):
     if layer not in self.layers:

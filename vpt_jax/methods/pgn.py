@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax import tree
 from vpt_jax.methods import pgn_weights
-from vpt_jax.methods.base import Method, check_options
+from vpt_jax.methods.method import check_options, Method
 from vpt_jax.methods.resnet import ResNet, resnet18
+from vpt_jax.utils import trees
 
 ACTS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "softmax": nn.softmax,
-    "sigmoid": nn.sigmoid,  # not normalised, as published
+  "softmax": nn.softmax,
+  "sigmoid": nn.sigmoid,  # not normalised, as published
 }
 NETWORKS = ("resnet10", "resnet18")
 
@@ -31,8 +31,12 @@ def resize(image: jax.Array, resolution: int) -> jax.Array:
   if resolution in (0, min(sides)):
     return image
   height, width = (side * resolution // min(sides) for side in sides)
-  return jax.image.resize(image, (len(image), height, width, image.shape[-1]),
-                          "bilinear", antialias=False)
+  return jax.image.resize(
+    image,
+    (len(image), height, width, image.shape[-1]),
+    "bilinear",
+    antialias=False,
+  )
 
 
 class PGN(Method):
@@ -66,26 +70,44 @@ class PGN(Method):
   weights: str = ""
 
   def setup(self):
-    check_options("pgn", {
-        "num_tokens": (self.num_tokens, 1), "library": (self.library, 1),
+    check_options(
+      "pgn",
+      {
+        "num_tokens": (self.num_tokens, 1),
+        "library": (self.library, 1),
         "initial_channels": (self.initial_channels, 1),
-        "groups": (self.groups, 1), "resolution": (self.resolution, 0),
-        "blocks_per_group": (self.blocks_per_group, 1)}, {})
-    tree.choose(self.act, ACTS, "pgn.act")
-    tree.choose(self.network, NETWORKS, "pgn.network")
-    self.vectors = self.param("library", nn.initializers.normal(0.02),
-                              (self.library, self.spec.widths[0]))
+        "groups": (self.groups, 1),
+        "resolution": (self.resolution, 0),
+        "blocks_per_group": (self.blocks_per_group, 1),
+      },
+      {},
+    )
+    trees.choose(self.act, ACTS, "pgn.act")
+    trees.choose(self.network, NETWORKS, "pgn.network")
+    self.vectors = self.param(
+      "library",
+      nn.initializers.normal(0.02),
+      (self.library, self.spec.widths[0]),
+    )
     features = self.num_tokens * self.library
     self.generator = (
-        resnet18(features) if self.network == "resnet18" else
-        ResNet(features, self.initial_channels, self.groups,
-               self.blocks_per_group, pool=self.init_max_pool))
+      resnet18(features)
+      if self.network == "resnet18"
+      else ResNet(
+        features,
+        self.initial_channels,
+        self.groups,
+        self.blocks_per_group,
+        pool=self.init_max_pool,
+      )
+    )
 
   def prompts(self, image, tokens, *, train):
     logits = self.generator(resize(image, self.resolution), train)
     self.sow("intermediates", "generator_logits", logits)
     mixture = ACTS[self.act](
-        logits.reshape(len(image), self.num_tokens, self.library))
+      logits.reshape(len(image), self.num_tokens, self.library)
+    )
     prompts = jnp.einsum("btm,md->btd", mixture, self.vectors)
     self.sow("intermediates", "prompts", prompts)
     return prompts
@@ -105,8 +127,11 @@ class IIP(Method):
 
   def setup(self):
     check_options("iip", {"num_tokens": (self.num_tokens, 1)}, {})
-    self.prompt = self.param("prompt", nn.initializers.normal(0.02),
-                             (1, self.num_tokens, self.spec.widths[0]))
+    self.prompt = self.param(
+      "prompt",
+      nn.initializers.normal(0.02),
+      (1, self.num_tokens, self.spec.widths[0]),
+    )
 
   def prompts(self, image, tokens, *, train):
     return self.prompt

@@ -11,17 +11,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.layers import Conv, Dropout
-from vpt_jax.methods.base import (Method, check_options, per_image,
-                                  prompt_init, prompt_sets)
+from vpt_jax.methods.method import (
+  check_options,
+  Method,
+  per_image,
+  prompt_init,
+  prompt_sets,
+)
+from vpt_jax.nn.layers import Conv, Dropout
 
 # Mean and std of the images that a learned image in [0, 1] is made comparable
 # with; as published these, whatever `data.normalize` says.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def unit_uniform(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32
-                 ) -> jax.Array:
+def unit_uniform(
+  key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32
+) -> jax.Array:
   """U(0, 1)."""
   return jax.random.uniform(key, shape, dtype)
 
@@ -32,8 +38,9 @@ def normalised(image: jax.Array) -> jax.Array:
   return (image - mean) / std
 
 
-def framed(image: jax.Array, top_bottom: jax.Array, left_right: jax.Array
-           ) -> jax.Array:
+def framed(
+  image: jax.Array, top_bottom: jax.Array, left_right: jax.Array
+) -> jax.Array:
   """Puts a frame around images.
 
   Args:
@@ -45,8 +52,10 @@ def framed(image: jax.Array, top_bottom: jax.Array, left_right: jax.Array
     [B, H + 2 T, W + 2 T, 3].
   """
   spread = lambda x: jnp.broadcast_to(x, (len(image), *x.shape))
-  (top, bottom), (left, right) = map(spread, top_bottom), map(
-      spread, left_right)
+  (top, bottom), (left, right) = (
+    map(spread, top_bottom),
+    map(spread, left_right),
+  )
   image = jnp.concatenate([left, image, right], axis=2)
   return jnp.concatenate([top, image, bottom], axis=1)
 
@@ -77,15 +86,17 @@ class Add(Method):
       tokens = spec.num_cls + math.prod(spec.grids[stage.start])
       mine = range(stage.start, min(stage.stop, end))
       sets += prompt_sets(self, mine, 1 if self.single else tokens)[
-          stage.start:stage.stop]
+        stage.start : stage.stop
+      ]
     self.prompt = sets
     self.prompt_dropout = Dropout(self.dropout)
 
   def before(self, i, tokens, *, train):
     if self.prompt[i] is None:
       return tokens
-    prompt = per_image(self.prompt[i], len(tokens.x), self.prompt_dropout,
-                       train)
+    prompt = per_image(
+      self.prompt[i], len(tokens.x), self.prompt_dropout, train
+    )
     return tokens.replace(x=tokens.x + prompt.astype(tokens.x.dtype))
 
 
@@ -107,21 +118,25 @@ class Pad(Method):
     size = tuple(side - 2 * self.width for side in self.spec.image_size)
     if self.width < 1 or min(size) < 1:
       raise ValueError(
-          f"pad.width={self.width} on each side of {self.spec.image_size} "
-          f"images; expected 1 to {(min(self.spec.image_size) - 1) // 2}")
+        f"pad.width={self.width} on each side of {self.spec.image_size} "
+        f"images; expected 1 to {(min(self.spec.image_size) - 1) // 2}"
+      )
     return size
 
   def setup(self):
     rows, _ = self.input_size
     _, side = self.spec.image_size
-    self.top_bottom = self.param("top_bottom", unit_uniform,
-                                 (2, self.width, side, 3))
-    self.left_right = self.param("left_right", unit_uniform,
-                                 (2, rows, self.width, 3))
+    self.top_bottom = self.param(
+      "top_bottom", unit_uniform, (2, self.width, side, 3)
+    )
+    self.left_right = self.param(
+      "left_right", unit_uniform, (2, rows, self.width, 3)
+    )
 
   def image(self, image, *, train):
-    return framed(image, normalised(self.top_bottom),
-                  normalised(self.left_right))
+    return framed(
+      image, normalised(self.top_bottom), normalised(self.left_right)
+    )
 
 
 class Border(Method):
@@ -143,16 +158,22 @@ class Border(Method):
     width = self.width or max(1, round(30 / 224 * min(rows, columns)))
     if not 0 < 2 * width < min(rows, columns):
       raise ValueError(
-          f"border.width={self.width} on each side of {(rows, columns)} "
-          f"images; expected 1 to {(min(rows, columns) - 1) // 2}, or 0")
+        f"border.width={self.width} on each side of {(rows, columns)} "
+        f"images; expected 1 to {(min(rows, columns) - 1) // 2}, or 0"
+      )
     init = nn.initializers.normal(self.init_std)
     self.top_bottom = self.param("top_bottom", init, (2, width, columns, 3))
-    self.left_right = self.param("left_right", init,
-                                 (2, rows - 2 * width, width, 3))
+    self.left_right = self.param(
+      "left_right", init, (2, rows - 2 * width, width, 3)
+    )
 
   def image(self, image, *, train):
-    inner = (1, self.left_right.shape[1],
-             image.shape[2] - 2 * self.left_right.shape[2], 3)
+    inner = (
+      1,
+      self.left_right.shape[1],
+      image.shape[2] - 2 * self.left_right.shape[2],
+      3,
+    )
     return image + framed(jnp.zeros(inner), self.top_bottom, self.left_right)
 
 
@@ -178,21 +199,32 @@ class Below(Method):
     spec = self.spec
     if spec.stem_norm:
       raise ValueError(
-          "method 'below' adds to the patch embedding, after which this "
-          "backbone has a norm; use a plain ViT, or method 'add'")
+        "method 'below' adds to the patch embedding, after which this "
+        "backbone has a norm; use a plain ViT, or method 'add'"
+      )
     patch, init = (spec.patch_size,) * 2, prompt_init(spec, spec.widths[0])
     self.channels = self.param(
-        "channels", init, (1, *spec.image_size, self.num_channels))
-    self.embedding = Conv(spec.widths[0], patch, strides=patch,
-                          padding="VALID", use_bias=False, kernel_init=init)
+      "channels", init, (1, *spec.image_size, self.num_channels)
+    )
+    self.embedding = Conv(
+      spec.widths[0],
+      patch,
+      strides=patch,
+      padding="VALID",
+      use_bias=False,
+      kernel_init=init,
+    )
 
   def before(self, i, tokens, *, train):
     if i:
       return tokens
     extra = self.embedding(self.channels)
     extra = extra.reshape(1, -1, extra.shape[-1]).astype(tokens.x.dtype)
-    return tokens.replace(x=jnp.concatenate(
-        [tokens.cls, tokens.prompt, tokens.patch + extra], axis=1))
+    return tokens.replace(
+      x=jnp.concatenate(
+        [tokens.cls, tokens.prompt, tokens.patch + extra], axis=1
+      )
+    )
 
 
 class PrependPixel(Method):
@@ -213,15 +245,21 @@ class PrependPixel(Method):
   def setup(self):
     check_options("prepend_pixel", {"num_tokens": (self.num_tokens, 1)}, {})
     spec = self.spec
-    inits = {"plain": prompt_init(spec, spec.widths[0]),
-             "gaussian": nn.initializers.normal(1.0),
-             "imgnettransform": unit_uniform}
+    inits = {
+      "plain": prompt_init(spec, spec.widths[0]),
+      "gaussian": nn.initializers.normal(1.0),
+      "imgnettransform": unit_uniform,
+    }
     if self.variant not in inits:
-      raise ValueError(f"prepend_pixel.variant={self.variant!r}; expected one "
-                       f"of {', '.join(inits)}")
+      raise ValueError(
+        f"prepend_pixel.variant={self.variant!r}; expected one "
+        f"of {', '.join(inits)}"
+      )
     self.pixels = self.param(
-        "pixels", inits[self.variant],
-        (self.num_tokens, spec.patch_size, spec.patch_size, 3))
+      "pixels",
+      inits[self.variant],
+      (self.num_tokens, spec.patch_size, spec.patch_size, 3),
+    )
 
   def patches(self, image):
     pixels = self.pixels[None]

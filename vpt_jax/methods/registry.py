@@ -4,31 +4,31 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from vpt_jax import tree
-from vpt_jax.methods.base import Full, Method
 from vpt_jax.methods.gated import Gated
 from vpt_jax.methods.inside import Adapter, LoRA
+from vpt_jax.methods.method import Full, Method
 from vpt_jax.methods.pgn import IIP, PGN
 from vpt_jax.methods.pixel import Add, Below, Border, Pad, PrependPixel
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
-from vpt_jax.tokens import Spec
+from vpt_jax.nn.tokens import Spec
+from vpt_jax.utils import trees
 
 METHODS: dict[str, type[Method]] = {
-    "linear": Method,
-    "full": Full,
-    "vpt": VPT,
-    "vapt": VAPT,
-    "gated": Gated,
-    "adapter": Adapter,
-    "lora": LoRA,
-    "add": Add,
-    "pad": Pad,
-    "below": Below,
-    "prepend_pixel": PrependPixel,
-    "border": Border,
-    "pgn": PGN,
-    "iip": IIP,
+  "linear": Method,
+  "full": Full,
+  "vpt": VPT,
+  "vapt": VAPT,
+  "gated": Gated,
+  "adapter": Adapter,
+  "lora": LoRA,
+  "add": Add,
+  "pad": Pad,
+  "below": Below,
+  "prepend_pixel": PrependPixel,
+  "border": Border,
+  "pgn": PGN,
+  "iip": IIP,
 }
 
 
@@ -38,7 +38,7 @@ def get(name: str) -> type[Method]:
   Raises:
     ValueError: unknown name, with the nearest known one.
   """
-  return METHODS[tree.choose(name, METHODS, "method")]
+  return METHODS[trees.choose(name, METHODS, "method")]
 
 
 def build(name: str, options: Mapping[str, Any], spec: Spec) -> Method:
@@ -48,12 +48,16 @@ def build(name: str, options: Mapping[str, Any], spec: Spec) -> Method:
     ValueError: unknown name or option.
   """
   cls = get(name)
-  known = [field.name for field in dataclasses.fields(cls)
-           if field.name not in ("spec", "parent", "name")]
+  known = [
+    field.name
+    for field in dataclasses.fields(cls)
+    if field.name not in ("spec", "parent", "name")
+  ]
   for option in options:
-    tree.choose(option, known, f"option of method {name!r}:")
-  return cls(spec=spec, **{key: _fixed(value) for key, value in
-                           options.items()})
+    trees.choose(option, known, f"option of method {name!r}:")
+  return cls(
+    spec=spec, **{key: _fixed(value) for key, value in options.items()}
+  )
 
 
 def _fixed(value: Any) -> Any:

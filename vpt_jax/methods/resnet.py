@@ -11,25 +11,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.layers import BatchNorm, Conv
+from vpt_jax.nn.layers import BatchNorm, Conv
 
 
-def conv(width: int, size: int, stride: int, name: str,
-         bias: nn.initializers.Initializer | None = None) -> nn.Conv:
+def conv(
+  width: int,
+  size: int,
+  stride: int,
+  name: str,
+  bias: nn.initializers.Initializer | None = None,
+) -> nn.Conv:
   """A size x size convolution that halves the map at stride 2."""
   # Explicit zeros on both sides: "SAME" would put them on one at stride 2.
   options = {} if bias is None else {"bias_init": bias}
-  return Conv(width, (size, size), strides=stride, padding=size // 2,
-              use_bias=bias is not None, name=name,
-              kernel_init=nn.initializers.variance_scaling(
-                  2.0, "fan_out", "normal"), **options)
+  return Conv(
+    width,
+    (size, size),
+    strides=stride,
+    padding=size // 2,
+    use_bias=bias is not None,
+    name=name,
+    kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    **options,
+  )
 
 
 def uniform(fan_in: int) -> nn.initializers.Initializer:
   """U(-v, v) with v = 1 / sqrt(fan_in): torch's default, biases included."""
   v = fan_in**-0.5
   return lambda key, shape, dtype=None: jax.random.uniform(
-      key, shape, dtype or jnp.float32, -v, v)
+    key, shape, dtype or jnp.float32, -v, v
+  )
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -47,7 +59,8 @@ def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
   pad[axis] = (1, 2 * n - x.shape[axis])
   x = jnp.pad(x, pad, constant_values=-jnp.inf)
   first, second, third = (
-      jax.lax.slice_in_dim(x, k, k + 2 * n - 1, 2, axis) for k in range(3))
+    jax.lax.slice_in_dim(x, k, k + 2 * n - 1, 2, axis) for k in range(3)
+  )
   x = jnp.where(second > first, second, first)
   return jnp.where(third > x, third, x)
 
@@ -113,17 +126,22 @@ class ResNet(nn.Module):
       x = max_pool(x)
     for g in range(self.groups):
       for b in range(self.blocks):
-        x = Block(self.width * 2**g, 2 if g and not b else 1,
-                  self.shortcut_norm, name=f"block_{g * self.blocks + b}"
-                  )(x, train)
+        x = Block(
+          self.width * 2**g,
+          2 if g and not b else 1,
+          self.shortcut_norm,
+          name=f"block_{g * self.blocks + b}",
+        )(x, train)
     x = x.mean(axis=(1, 2))
     return nn.Dense(
-        self.features, name="out", bias_init=uniform(x.shape[-1]),
-        kernel_init=nn.initializers.variance_scaling(
-            1 / 3, "fan_in", "uniform"))(x)
+      self.features,
+      name="out",
+      bias_init=uniform(x.shape[-1]),
+      kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    )(x)
 
 
 # Torchvision's, with an output layer of another size.
 resnet18: Callable[[int], ResNet] = functools.partial(
-    ResNet, width=64, groups=4, blocks=2, stem=7, pool=True,
-    shortcut_norm=True)
+  ResNet, width=64, groups=4, blocks=2, stem=7, pool=True, shortcut_norm=True
+)

@@ -11,16 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.layers import Dropout, LayerNorm
-from vpt_jax.methods.base import (Method, check_options, per_image,
-                                  prompt_sets)
+from vpt_jax.methods.method import check_options, Method, per_image, prompt_sets
+from vpt_jax.nn.layers import Dropout, LayerNorm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": nn.relu,
-    "gelu": lambda x: nn.gelu(x, approximate=False),
-    "sigmoid": nn.sigmoid,
-    "attention": nn.softmax,  # the published name of softmax over the hidden
-    "identity": lambda x: x,
+  "relu": nn.relu,
+  "gelu": lambda x: nn.gelu(x, approximate=False),
+  "sigmoid": nn.sigmoid,
+  "attention": nn.softmax,  # the published name of softmax over the hidden
+  "identity": lambda x: x,
 }
 
 
@@ -40,8 +39,11 @@ def depthwise(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
   x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   size = len(kernel)
   rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
-  return sum(kernel[i, j] * x[:, i:i + rows, j:j + columns]
-             for i in range(size) for j in range(size))
+  return sum(
+    kernel[i, j] * x[:, i : i + rows, j : j + columns]
+    for i in range(size)
+    for j in range(size)
+  )
 
 
 class Projector(nn.Module):
@@ -56,12 +58,14 @@ class Projector(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     # The default of torch's linear layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
     init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    hidden = nn.Dense(self.hidden, use_bias=False, kernel_init=init,
-                      name="down")(x)
+    hidden = nn.Dense(
+      self.hidden, use_bias=False, kernel_init=init, name="down"
+    )(x)
     hidden = ACTIVATIONS[self.activation](hidden)
     hidden = Dropout(self.dropout)(hidden, deterministic=not train)
-    out = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init,
-                   name="up")(hidden)
+    out = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init, name="up")(
+      hidden
+    )
     if self.learnable_scale:
       out = out * self.param("scale", nn.initializers.ones, (1,))
     return x + out
@@ -70,7 +74,7 @@ class Projector(nn.Module):
 class Generator(nn.Module):
   """Patches on their grid -> prompts [B, P, D] (before the projector).
 
-    X = LayerNorm(patches);  G_p = sum_n a_{p,n} (kernel * X)_n + b_p
+  X = LayerNorm(patches);  G_p = sum_n a_{p,n} (kernel * X)_n + b_p
   """
 
   num_tokens: int
@@ -81,22 +85,26 @@ class Generator(nn.Module):
   dropout: float
 
   @nn.compact
-  def __call__(self, patch: jax.Array, grid: tuple[int, int],
-               train: bool) -> jax.Array:
+  def __call__(
+    self, patch: jax.Array, grid: tuple[int, int], train: bool
+  ) -> jax.Array:
     batch, _, width = patch.shape
     # 1e-5, unlike the backbone's 1e-6: the default of the published code.
     x = LayerNorm(1e-5, name="norm")(patch)
     if self.conv:
       channels = width if self.per_channel else 1
-      kernel = self.param("kernel", nn.initializers.normal(1.0),
-                          (self.kernel_size, self.kernel_size, channels))
+      kernel = self.param(
+        "kernel",
+        nn.initializers.normal(1.0),
+        (self.kernel_size, self.kernel_size, channels),
+      )
       x = depthwise(x.reshape(batch, *grid, width), kernel, self.padding)
       x = x.reshape(batch, -1, width)
       # Drops whole channels of an image, so the position axis is shared.
-      x = Dropout(self.dropout, broadcast_dims=(1,))(
-          x, deterministic=not train)
-    over_positions = nn.Dense(self.num_tokens, name="tokens",
-                              kernel_init=nn.initializers.zeros)
+      x = Dropout(self.dropout, broadcast_dims=(1,))(x, deterministic=not train)
+    over_positions = nn.Dense(
+      self.num_tokens, name="tokens", kernel_init=nn.initializers.zeros
+    )
     return over_positions(x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
@@ -140,19 +148,27 @@ class VAPT(Method):
   def setup(self):
     spec = self.spec
     self.check()
-    self.prompt = prompt_sets(self, range(self.static_layers),
-                              self.num_tokens)
+    self.prompt = prompt_sets(self, range(self.static_layers), self.num_tokens)
     self.prompt_dropout = Dropout(self.dropout)
     generated = range(self.static_layers, spec.depth)
     self.generator = {
-        str(i): Generator(self.num_tokens, self.conv, self.kernel_size,
-                          self.padding, self.per_channel, self.dropout_channel)
-        for i in generated}
+      str(i): Generator(
+        self.num_tokens,
+        self.conv,
+        self.kernel_size,
+        self.padding,
+        self.per_channel,
+        self.dropout_channel,
+      )
+      for i in generated
+    }
     if self.projector != "none":
       self.project = {
-          name: Projector(self.hidden, self.activation, self.dropout_mlp,
-                          self.learnable_scale)
-          for name in dict.fromkeys(map(self._projector, generated))}
+        name: Projector(
+          self.hidden, self.activation, self.dropout_mlp, self.learnable_scale
+        )
+        for name in dict.fromkeys(map(self._projector, generated))
+      }
 
   def _projector(self, i: int) -> str:
     """Name of block i's projector; a shared one is shared within a stage."""
@@ -164,30 +180,46 @@ class VAPT(Method):
 
   def check(self):
     """Raises ValueError if the options do not fit each other."""
-    check_options("vapt", {
-        "num_tokens": (self.num_tokens, 1), "hidden": (self.hidden, 1),
-        "kernel_size": (self.kernel_size, 1), "padding": (self.padding, 0)}, {
-            "dropout": self.dropout, "dropout_channel": self.dropout_channel,
-            "dropout_mlp": self.dropout_mlp})
+    check_options(
+      "vapt",
+      {
+        "num_tokens": (self.num_tokens, 1),
+        "hidden": (self.hidden, 1),
+        "kernel_size": (self.kernel_size, 1),
+        "padding": (self.padding, 0),
+      },
+      {
+        "dropout": self.dropout,
+        "dropout_channel": self.dropout_channel,
+        "dropout_mlp": self.dropout_mlp,
+      },
+    )
     if self.projector not in ("shared", "own", "none"):
-      raise ValueError(f"vapt.projector={self.projector!r}; expected "
-                       "'shared', 'own' or 'none'")
+      raise ValueError(
+        f"vapt.projector={self.projector!r}; expected 'shared', 'own' or 'none'"
+      )
     if self.activation not in ACTIVATIONS:
-      raise ValueError(f"vapt.activation={self.activation!r}; expected one of "
-                       f"{', '.join(ACTIVATIONS)}")
+      raise ValueError(
+        f"vapt.activation={self.activation!r}; expected one of "
+        f"{', '.join(ACTIVATIONS)}"
+      )
     if not 1 <= self.static_layers <= self.spec.depth:
-      raise ValueError(f"vapt.static_layers={self.static_layers}, the backbone "
-                       f"has {self.spec.depth} blocks")
-    grid = min(self.spec.grids[self.static_layers:], default=None)
+      raise ValueError(
+        f"vapt.static_layers={self.static_layers}, the backbone "
+        f"has {self.spec.depth} blocks"
+      )
+    grid = min(self.spec.grids[self.static_layers :], default=None)
     if self.conv and grid and self.kernel_size > min(grid) + 2 * self.padding:
       raise ValueError(
-          f"vapt.kernel_size={self.kernel_size} is larger than the padded grid "
-          f"{grid} of {self.spec.image_size} images")
+        f"vapt.kernel_size={self.kernel_size} is larger than the padded grid "
+        f"{grid} of {self.spec.image_size} images"
+      )
 
   def context(self, i, tokens, *, train):
     if i < self.static_layers:
-      return per_image(self.prompt[i], len(tokens.x), self.prompt_dropout,
-                       train)
+      return per_image(
+        self.prompt[i], len(tokens.x), self.prompt_dropout, train
+      )
     prompt = self.generator[str(i)](tokens.patch, tokens.grid, train)
     if self.projector == "none":
       return prompt

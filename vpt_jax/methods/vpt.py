@@ -4,10 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.layers import Dropout
-from vpt_jax.methods.base import (Method, check_options, per_image,
-                                  prompt_sets)
-from vpt_jax.tokens import Tokens
+from vpt_jax.methods.method import check_options, Method, per_image, prompt_sets
+from vpt_jax.nn.layers import Dropout
+from vpt_jax.nn.tokens import Tokens
 
 
 class VPT(Method):
@@ -50,13 +49,16 @@ class VPT(Method):
     depth = self.spec.depth
     if not self.deep:
       if not 0 <= self.first < depth:
-        raise ValueError(f"vpt.first={self.first}, the backbone has {depth} "
-                         "blocks, from 0 on")
+        raise ValueError(
+          f"vpt.first={self.first}, the backbone has {depth} blocks, from 0 on"
+        )
       return range(self.first, self.first + 1)
     if self.first:
-      raise ValueError(f"vpt.first={self.first} is for shallow prompts; deep "
-                       "ones of the last n blocks: vpt.num_layers=n and "
-                       "vpt.reverse=True")
+      raise ValueError(
+        f"vpt.first={self.first} is for shallow prompts; deep "
+        "ones of the last n blocks: vpt.num_layers=n and "
+        "vpt.reverse=True"
+      )
     n = self.num_layers or depth
     if not 1 <= n <= depth:
       raise ValueError(f"vpt.num_layers={n}, the backbone has {depth} blocks")
@@ -70,37 +72,57 @@ class VPT(Method):
     return last if carry else None
 
   def setup(self):
-    check_options("vpt", {
-        "num_tokens": (self.num_tokens, 1), "num_layers": (self.num_layers, 0),
-        "project": (self.project, 0)}, {"dropout": self.dropout})
+    check_options(
+      "vpt",
+      {
+        "num_tokens": (self.num_tokens, 1),
+        "num_layers": (self.num_layers, 0),
+        "project": (self.project, 0),
+      },
+      {"dropout": self.dropout},
+    )
     if self.project and len(self.spec.stages) > 1:
-      raise ValueError("vpt.project needs a backbone of one width, this has "
-                       f"stages of widths {sorted(set(self.spec.widths))}; "
-                       "use vpt.project=0")
-    sets = 1 + max(self._set(i) for i in self.prompted)
-    if self.kept and (len(self.kept) != sets or any(
-        [*kept] != sorted({*kept} & {*range(self.num_tokens)})
-        for kept in self.kept)):
       raise ValueError(
-          f"vpt.kept={self.kept}; expected {sets} tuples, one for each set of "
-          f"prompts, of increasing indices below num_tokens={self.num_tokens}")
+        "vpt.project needs a backbone of one width, this has "
+        f"stages of widths {sorted(set(self.spec.widths))}; "
+        "use vpt.project=0"
+      )
+    sets = 1 + max(self._set(i) for i in self.prompted)
+    if self.kept and (
+      len(self.kept) != sets
+      or any(
+        [*kept] != sorted({*kept} & {*range(self.num_tokens)})
+        for kept in self.kept
+      )
+    ):
+      raise ValueError(
+        f"vpt.kept={self.kept}; expected {sets} tuples, one for each set of "
+        f"prompts, of increasing indices below num_tokens={self.num_tokens}"
+      )
     self.prompt = prompt_sets(
-        self, self.prompted, self.num_tokens, shared=self.shared,
-        width=self.project, kept=self.kept)
+      self,
+      self.prompted,
+      self.num_tokens,
+      shared=self.shared,
+      width=self.project,
+      kept=self.kept,
+    )
     if self.project:
       bound = self.project**-0.5  # the default bias of torch's linear layer
       self.projection = nn.Dense(
-          self.spec.widths[0],
-          kernel_init=nn.initializers.variance_scaling(
-              2.0, "fan_out", "normal"),
-          bias_init=lambda key, shape, dtype: jax.random.uniform(
-              key, shape, dtype, -bound, bound))
+        self.spec.widths[0],
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        bias_init=lambda key, shape, dtype: jax.random.uniform(
+          key, shape, dtype, -bound, bound
+        ),
+      )
     self.prompt_dropout = Dropout(self.dropout)
 
   def _set(self, i: int) -> int:
     """Which set the prompts of block i are."""
-    of = lambda block: next(s for s, stage in enumerate(self.spec.stages)
-                            if block in stage)
+    of = lambda block: next(
+      s for s, stage in enumerate(self.spec.stages) if block in stage
+    )
     first = self.prompted[0]
     return of(i) - of(first) if self.shared else i - first
 
@@ -128,7 +150,7 @@ class VPT(Method):
   def prompt_bias(self, i):
     """log m of a mask [L, P] in the variables `mask`: 0 removes a prompt.
 
-      softmax_k of exp(logit_k) m_k
+    softmax_k of exp(logit_k) m_k
     """
     mask = self.get_variable("mask", "prompt")
     carried = self.carried_from is not None and i > self.carried_from

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vpt_jax import results
-from vpt_jax.report.rows import Row, plain
+from vpt_jax.report.rows import plain, Row
 from vpt_jax.report.suites import Column, Suite
+from vpt_jax.training import records as results
 
 ASSETS = Path(__file__).with_name("assets")
 Record = results.Record
@@ -73,8 +73,9 @@ def conditions(kind: str) -> dict[str, Any] | None:
   return where | entry["where"]
 
 
-def numbers(backbone: str, records: Sequence[Record] | None = None
-            ) -> dict[str, list[Number]]:
+def numbers(
+  backbone: str, records: Sequence[Record] | None = None
+) -> dict[str, list[Number]]:
   """{column's key: published numbers} with a backbone; strong ones first.
 
   Args:
@@ -85,28 +86,50 @@ def numbers(backbone: str, records: Sequence[Record] | None = None
   for group in table()["tables"]:
     if backbone not in group["backbones"]:
       continue
-    keys, weak = table()["columns"][group["columns"]], (
-        group["tag"] in table()["weak"])
+    keys, weak = (
+      table()["columns"][group["columns"]],
+      (group["tag"] in table()["weak"]),
+    )
     for line in group["rows"]:
       where = conditions(line["kind"])
-      if records is not None and (where is None or not all(
-          fits(record, where | line.get("where", {})) for record in records)):
+      if records is not None and (
+        where is None
+        or not all(
+          fits(record, where | line.get("where", {})) for record in records
+        )
+      ):
         continue
       for i, key in enumerate(keys):
         if line["values"][i] is None:
           continue
         doubt = line.get("doubts", {}).get(key)
-        notes = [group.get("note"), line.get("note"),
-                 doubt and f"{label(line)}, {key}: {doubt}"]
-        out.setdefault(key, []).append(Number(
-            line["values"][i], line["stds"][i] if "stds" in line else None,
-            label(line), "; ".join([
+        notes = [
+          group.get("note"),
+          line.get("note"),
+          doubt and f"{label(line)}, {key}: {doubt}",
+        ]
+        out.setdefault(key, []).append(
+          Number(
+            line["values"][i],
+            line["stds"][i] if "stds" in line else None,
+            label(line),
+            "; ".join(
+              [
                 table()["tags"][group["tag"]].format(
-                    table()["papers"][group["paper"]])
+                  table()["papers"][group["paper"]]
+                )
                 + f" [{group['tag']}]",
-                *filter(None, notes)]), weak, line.get("tuned")))
-  return {key: sorted(found, key=lambda number: number.weak)
-          for key, found in out.items()}
+                *filter(None, notes),
+              ]
+            ),
+            weak,
+            line.get("tuned"),
+          )
+        )
+  return {
+    key: sorted(found, key=lambda number: number.weak)
+    for key, found in out.items()
+  }
 
 
 def label(line: Mapping[str, Any]) -> str:
@@ -124,8 +147,9 @@ def lookup(config: Mapping[str, Any], field: str) -> Any:
 
 def fits(record: Record, where: Mapping[str, Any]) -> bool:
   """Whether a record's config has these values."""
-  return all(lookup(record["config"], field) == value
-             for field, value in where.items())
+  return all(
+    lookup(record["config"], field) == value for field, value in where.items()
+  )
 
 
 def compare(row: Row, suite: Suite) -> list[Comparison]:
@@ -137,18 +161,25 @@ def compare(row: Row, suite: Suite) -> list[Comparison]:
     ours = row.value(column)
     if ours is None:
       continue
-    out += [Comparison(row, column, ours, number,
-                       None if number.weak else ours - number.value)
-            for number in known.get(column.key, ())]
+    out += [
+      Comparison(
+        row, column, ours, number, None if number.weak else ours - number.value
+      )
+      for number in known.get(column.key, ())
+    ]
   return out
 
 
 def deviations(row: Row, suite: Suite) -> list[str]:
   """Where a row's runs leave the published protocol, for people."""
   protocol = table()["protocol"].get(suite.name, {})
-  return list(dict.fromkeys(
+  return list(
+    dict.fromkeys(
       f"{field}={plain(str(lookup(record['config'], field)))} "
       f"(published: {value})"
-      for record in row.records if record["task"] in suite.tasks
+      for record in row.records
+      if record["task"] in suite.tasks
       for field, value in protocol.items()
-      if lookup(record["config"], field) != value))
+      if lookup(record["config"], field) != value
+    )
+  )

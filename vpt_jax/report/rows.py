@@ -8,8 +8,9 @@ import math
 import statistics
 from typing import Any
 
-from vpt_jax import results, tree
 from vpt_jax.report.suites import Column
+from vpt_jax.training import records as results
+from vpt_jax.utils import trees
 
 Record = results.Record
 
@@ -18,17 +19,46 @@ STAGES = (*RESULTS, "search", "condense")
 NUMBER = (int, float)
 Fields = dict[str, type | tuple[type, ...]]
 ALL: Fields = dict(
-    id=str, stage=str, name=str, method=str, task=str, split=str, seed=int,
-    backbone=dict, cell=dict, config=dict, device=str, versions=dict,
-    seconds=NUMBER)
-RUN: Fields = dict(status=str, trainable_params=int, total_params=int,
-                   train_images=int, group=int, curve=dict)
-DONE: Fields = dict(metric=str, top1=NUMBER, mean_per_class=NUMBER,
-                    loss=NUMBER, count=int, classes=list)
+  id=str,
+  stage=str,
+  name=str,
+  method=str,
+  task=str,
+  split=str,
+  seed=int,
+  backbone=dict,
+  cell=dict,
+  config=dict,
+  device=str,
+  versions=dict,
+  seconds=NUMBER,
+)
+RUN: Fields = dict(
+  status=str,
+  trainable_params=int,
+  total_params=int,
+  train_images=int,
+  group=int,
+  curve=dict,
+)
+DONE: Fields = dict(
+  metric=str,
+  top1=NUMBER,
+  mean_per_class=NUMBER,
+  loss=NUMBER,
+  count=int,
+  classes=list,
+)
 CONDENSE: Fields = dict(statistic=str, rows=list)
 SHARE: Fields = dict(
-    share=NUMBER, prompts=int, per_set=list, top1_as_is=NUMBER,
-    top1_tuned=NUMBER, gmacs=NUMBER, milliseconds=NUMBER)
+  share=NUMBER,
+  prompts=int,
+  per_set=list,
+  top1_as_is=NUMBER,
+  top1_tuned=NUMBER,
+  gmacs=NUMBER,
+  milliseconds=NUMBER,
+)
 CLASSES = 100_000  # that a label is below
 # Fields that make another method, under whatever name.
 KINDS = ("method", "trainable", "vpt.deep")
@@ -80,8 +110,13 @@ class Row:
 
   def value(self, column: Column) -> float | None:
     """The score or mean of a column; None unless all its tasks are there."""
-    return column.mean({task: score.mean for task, score in self.scores.items()
-                        if score.mean is not None})
+    return column.mean(
+      {
+        task: score.mean
+        for task, score in self.scores.items()
+        if score.mean is not None
+      }
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,37 +151,57 @@ def collect(records: Sequence[Record], split: str = "test") -> Results:
   groups: dict[tuple[str, str], list[Record]] = {}
   for record in found:
     if record["split"] == split:
-      groups.setdefault((plain(record["name"]).strip(), backbone(record)),
-                        []).append(record)
+      groups.setdefault(
+        (plain(record["name"]).strip(), backbone(record)), []
+      ).append(record)
   rows = []
   for (name, model), members in groups.items():
     for variant, part in variants(members).items():
       tasks: dict[str, list[Record]] = {}
       for record in part:
         tasks.setdefault(plain(record["task"]), []).append(record)
-      rows.append(Row(f"{name} ({variant})" if variant else name, model,
-                      tuple(part),
-                      {task: score(same) for task, same in tasks.items()}))
-  left_out = Counter(record["split"] for record in found
-                     if record["split"] != split)
-  return Results(split, rows, dict(left_out), [
-      record for row in rows for record in row.records
-      if record["status"] == "diverged"])
+      rows.append(
+        Row(
+          f"{name} ({variant})" if variant else name,
+          model,
+          tuple(part),
+          {task: score(same) for task, same in tasks.items()},
+        )
+      )
+  left_out = Counter(
+    record["split"] for record in found if record["split"] != split
+  )
+  return Results(
+    split,
+    rows,
+    dict(left_out),
+    [
+      record
+      for row in rows
+      for record in row.records
+      if record["status"] == "diverged"
+    ],
+  )
 
 
 def score(records: Sequence[Record]) -> Score:
   """Of the seeds of one task."""
-  values = [record[record["metric"]] for record in records
-            if record["status"] == "done"]
+  values = [
+    record[record["metric"]] for record in records if record["status"] == "done"
+  ]
   metrics = [record["metric"] for record in records if "metric" in record]
   return Score(
-      statistics.fmean(values) if values else None,
-      statistics.stdev(values) if len(values) > 1 else None, len(values),
-      len(records) - len(values),
-      statistics.fmean(record["trainable_params"] for record in records),
-      statistics.fmean(100 * record["trainable_params"]
-                       / record["total_params"] for record in records),
-      metrics[0] if metrics else "top1")
+    statistics.fmean(values) if values else None,
+    statistics.stdev(values) if len(values) > 1 else None,
+    len(values),
+    len(records) - len(values),
+    statistics.fmean(record["trainable_params"] for record in records),
+    statistics.fmean(
+      100 * record["trainable_params"] / record["total_params"]
+      for record in records
+    ),
+    metrics[0] if metrics else "top1",
+  )
 
 
 def variants(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -161,24 +216,38 @@ def variants(records: Sequence[Record]) -> dict[str, list[Record]]:
     return known[record["id"]].get(field, "-")
 
   def apart(names: Sequence[str]) -> bool:
-    return all(len({tuple(value(record, name) for name in names)
-                    for record in same}) == len(same) for same in twice)
+    return all(
+      len({tuple(value(record, name) for name in names) for record in same})
+      == len(same)
+      for same in twice
+    )
 
-  kinds = [name for name in KINDS
-           if len({value(record, name) for record in records}) > 1]
-  differ = sorted({
-      name for same in twice for record in same for name in known[record["id"]]
-      if len({value(other, name) for other in same}) > 1})
-  names = sorted({*kinds, *(name for name in differ
-                            if not name.startswith("optim."))})
+  kinds = [
+    name
+    for name in KINDS
+    if len({value(record, name) for record in records}) > 1
+  ]
+  differ = sorted(
+    {
+      name
+      for same in twice
+      for record in same
+      for name in known[record["id"]]
+      if len({value(other, name) for other in same}) > 1
+    }
+  )
+  names = sorted(
+    {*kinds, *(name for name in differ if not name.startswith("optim."))}
+  )
   if not apart(names):
     names = sorted({*kinds, *differ})
   if not apart(names):
     record = twice[0][0]
     raise ValueError(
-        f"two records of {record['name']!r} on {record['task']!r}, seed "
-        f"{record['seed']}, have one config (one is {record['id']!r}); expected"
-        " one: delete a line, or report these folders one at a time")
+      f"two records of {record['name']!r} on {record['task']!r}, seed "
+      f"{record['seed']}, have one config (one is {record['id']!r}); expected"
+      " one: delete a line, or report these folders one at a time"
+    )
   out: dict[str, list[Record]] = {}
   for record in records:
     label = ", ".join(f"{name}={value(record, name)}" for name in names)
@@ -188,9 +257,11 @@ def variants(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def fields(record: Record) -> dict[str, str]:
   """{"vpt.num_tokens": "10"}: the config and the backbone's checksum."""
-  flat = tree.flatten(record["config"])
-  out = {path.replace("/", "."): json.dumps(leaf).strip('"')
-         for path, leaf in flat.items()}
+  flat = trees.flatten(record["config"])
+  out = {
+    path.replace("/", "."): json.dumps(leaf).strip('"')
+    for path, leaf in flat.items()
+  }
   return out | {"backbone.sha256": str(record["backbone"].get("sha256"))[:8]}
 
 
@@ -228,11 +299,15 @@ def check(records: Sequence[Record]) -> None:
       if record["metric"] not in METRICS:
         _fault(record, "metric", " or ".join(METRICS), record)
       for pair in record.get("confusion") or []:
-        if not (isinstance(pair, list) and len(pair) == 3 and all(
-            isinstance(part, int) and 0 <= part < 2**31 for part in pair)
-                and max(pair[:2]) < CLASSES):
-          _fault(record, "confusion", "[[label, prediction, images], ...]",
-                 record)
+        if not (
+          isinstance(pair, list)
+          and len(pair) == 3
+          and all(isinstance(part, int) and 0 <= part < 2**31 for part in pair)
+          and max(pair[:2]) < CLASSES
+        ):
+          _fault(
+            record, "confusion", "[[label, prediction, images], ...]", record
+          )
 
 
 def _check(part: Any, known: Fields, record: Record) -> None:
@@ -246,9 +321,13 @@ def _check(part: Any, known: Fields, record: Record) -> None:
 
 
 def _fault(part: Any, name: str, expected: str, record: Record) -> None:
-  found = (f"is {part[name]!r:.40}" if isinstance(part, dict) and name in part
-           else "is missing")
+  found = (
+    f"is {part[name]!r:.40}"
+    if isinstance(part, dict) and name in part
+    else "is missing"
+  )
   raise ValueError(
-      f"record {str(record.get('id'))!r:.40}: field {name!r} {found}, expected "
-      f"{expected}; delete its line from {results.FILE}, the run can be made "
-      "again")
+    f"record {str(record.get('id'))!r:.40}: field {name!r} {found}, expected "
+    f"{expected}; delete its line from {results.FILE}, the run can be made "
+    "again"
+  )

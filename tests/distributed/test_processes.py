@@ -1,0 +1,415 @@
+"""Several processes and several devices do what one does; how they end.
+
+Each run is a process tree of its own (see `tests/several.py`), as the number of
+devices is fixed when JAX starts.
+"""
+
+import os
+from pathlib import Path
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import conftest
+from vpt_jax.distributed import processes as hosts
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 240
+
+
+def start(workdir, what, devices=1, spec="", env=os.environ, cwd=ROOT):
+  """A process of `devices` virtual CPUs."""
+  env = {
+    **env,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+    "XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} "
+    f"--xla_force_host_platform_device_count={devices}",
+  }
+  return subprocess.Popen(
+    [
+      sys.executable,
+      "-m",
+      "tests.several",
+      str(workdir),
+      what,
+      *([spec] if spec else []),
+    ],
+    env=env,
+    cwd=cwd,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def together(workdir, what, processes, devices, env=os.environ):
+  """Processes that make one run."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  return [
+    start(workdir, what, devices, f"localhost:{port},{processes},{i}", env)
+    for i in range(processes)
+  ]
+
+
+def ended(processes, status=0):
+  """What they printed, (stdout, stderr) each, all with that exit status."""
+  out = [process.communicate(timeout=TIMEOUT) for process in processes]
+  assert [process.returncode for process in processes] == (
+    [status] * len(processes)
+  ), out
+  return out
+
+
+def close(ours, theirs, atol=1e-5):
+  """Adapters and metrics are equal to rounding."""
+  (adapter, metrics), (other, others) = map(conftest.trained, (ours, theirs))
+  assert adapter.keys() == other.keys() and len(metrics) == len(others)
+  for path, leaf in adapter.items():
+    np.testing.assert_allclose(
+      leaf, other[path], err_msg=path, rtol=atol, atol=atol
+    )
+  for line, want in zip(metrics, others):
+    np.testing.assert_allclose(line["loss"], want["loss"], rtol=1e-5)
+
+
+def test_one_device_eight_and_two_times_four(tmp_path):
+  method = "vapt"
+  ended([start(tmp_path / "one", method)])
+  ended([start(tmp_path / "eight", method, 8)])
+  (first, _), (second, _) = ended(together(tmp_path / "two", method, 2, 4))
+  assert re.search(r"done \d", first) and re.search(r"done \d", second)
+  for other in ("eight", "two"):
+    close(tmp_path / other, tmp_path / "one")
+  predictions = [
+    (tmp_path / run / "predictions.csv").read_text().splitlines()
+    for run in ("one", "two")
+  ]
+  assert len(predictions[0]) == len(predictions[1]) == 798
+
+
+def test_batch_statistics_are_of_all_processes(tmp_path):
+  """PGN's BatchNorm."""
+  what = (
+    "pgn,pgn.initial_channels=2,pgn.groups=1,pgn.num_tokens=2,"
+    "pgn.library=4,pgn.init_max_pool=False"
+  )
+  ended([start(tmp_path / "one", what)])
+  ended(together(tmp_path / "two", what, 2, 2))
+  close(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+  "processes,what",
+  [
+    # The frozen tree in parts over processes; images read by each for itself.
+    (4, "vpt,shard.strategy=fsdp,data.device_gb=1e-9"),
+    # Images mapped from the disk, resident; frozen prompts; parts of layers.
+    (2, "vpt,trainable='head/.*',shard.strategy=tp,shard.model=2"),
+  ],
+)
+def test_large_data_and_backbones_over_processes(processes, what, tmp_path):
+  here = f",in_memory=0,data.cache={str(tmp_path / 'cache')!r}"
+  method, *rest = what.split(",")
+  plain = [field for field in rest if field.startswith("trainable")]
+  ended([start(tmp_path / "one", ",".join([method, *plain]))])
+  ended(together(tmp_path / "several", what + here, processes, 4 // processes))
+  assert [*(tmp_path / "cache").glob("*/images.npy")]
+  close(tmp_path / "several", tmp_path / "one")
+
+
+@pytest.mark.parametrize("differ", ["config", "data"])
+def test_processes_that_are_not_alike_are_told(differ, tmp_path):
+  """Before anything waits for a batch that the other one does not have:
+  features of a linear probe."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    spec = f"localhost:{free.getsockname()[1]},2,"
+  both = []
+  for i, part in enumerate(["train", "trainval"]):
+    what, home = f"linear,data.train_split={part}", ROOT
+    if differ == "data":  # under the same name
+      what, home = "linear,task=,data.source=npz:mine.npz", tmp_path / part
+      home.mkdir()
+      labels = np.arange(400 + 100 * i) % 5
+      np.savez(
+        home / "mine.npz",
+        labels=labels,
+        images=np.zeros((len(labels), 8, 8, 3), np.uint8),
+      )
+    both.append(start(tmp_path / "run", what, 1, f"{spec}{i}", cwd=home))
+  for _, err in ended(both, 1):
+    assert f"the processes do not have the same {differ}" in err
+
+
+def test_a_sweep_takes_one_process(tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    spec = f"localhost:{free.getsockname()[1]},2,"
+  both = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-m",
+        "vpt_jax.main",
+        f"--config={ROOT}/configs/sweep_mini.py",
+        f"--workdir={tmp_path}/run",
+        f"--distributed={spec}{i}",
+      ],
+      text=True,
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for i in range(2)
+  ]
+  for _, err in ended(both, 1):
+    assert "a sweep takes one process, of any number of devices" in err
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "tp,shard.model=2"])
+def test_strategies(strategy, tmp_path):
+  ended([start(tmp_path / "dp", "vpt")])
+  ended([start(tmp_path / "other", f"vpt,shard.strategy={strategy}", 8)])
+  close(tmp_path / "other", tmp_path / "dp")
+
+
+def test_a_run_goes_on_with_other_processes_and_devices(tmp_path):
+  work = tmp_path / "moved"
+  first = start(work, "vpt,epochs=4,checkpoint.every_epochs=1", 8)
+  deadline = time.monotonic() + TIMEOUT
+  while not (work / "checkpoints" / "16").exists():
+    assert time.monotonic() < deadline and first.poll() is None
+    time.sleep(0.02)
+  first.kill()
+  first.communicate()
+  ended(together(work, "vpt,epochs=4,checkpoint.every_epochs=1", 2, 2))
+  ended([start(tmp_path / "whole", "vpt,epochs=4,checkpoint.every_epochs=1")])
+  close(work, tmp_path / "whole")
+
+
+LONG = "vpt,epochs=40,checkpoint.every_epochs=1000"
+
+
+def begun(workdir, process):
+  """Waits until a run has made steps: the metrics of an epoch are there."""
+  deadline = time.monotonic() + TIMEOUT
+  path = workdir / "metrics.jsonl"
+  while not (path.exists() and path.stat().st_size):
+    assert time.monotonic() < deadline and process.poll() is None, (
+      process.communicate()
+    )
+    time.sleep(0.01)
+
+
+def test_sigterm_saves_and_the_run_ends_with_the_same_bits(tmp_path):
+  process = start(tmp_path / "stopped", LONG)
+  begun(tmp_path / "stopped", process)
+  process.send_signal(signal.SIGTERM)
+  ((_, err),) = ended([process], 143)
+  assert "stopped by SIGTERM, all is saved" in err
+  step = max(
+    int(path.name) for path in (tmp_path / "stopped/checkpoints").iterdir()
+  )
+  assert 0 < step < 40 * 16
+  ended([start(tmp_path / "stopped", LONG)])
+  ended([start(tmp_path / "whole", LONG)])
+  (adapter, metrics), (want, wanted) = (
+    conftest.trained(tmp_path / name) for name in ("stopped", "whole")
+  )
+  assert metrics == wanted
+  for path, leaf in want.items():
+    np.testing.assert_array_equal(adapter[path], leaf)
+
+
+def test_sigterm_to_several_processes(tmp_path):
+  both = together(tmp_path / "stopped", LONG, 2, 1)
+  begun(tmp_path / "stopped", both[0])
+  both[1].send_signal(signal.SIGTERM)  # one hears of it, both stop
+  ended(both, 143)
+  assert [*(tmp_path / "stopped/checkpoints").iterdir()]
+
+
+# The first one is whom the others report to, and the one that writes.
+@pytest.mark.parametrize("processes,lost", [(2, 1), (4, 0)])
+def test_a_process_that_is_lost_ends_the_others(processes, lost, tmp_path):
+  others = together(tmp_path / "lost", LONG, processes, 1)
+  begun(tmp_path / "lost", others[0])
+  killed = others.pop(lost)
+  killed.kill()
+  start_of_end = time.monotonic()
+  for process in others:
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode not in (0, None)
+    assert (
+      "has lost another one" in err
+      or "heartbeat" in err.lower()
+      or ("coordination service" in err.lower())
+    ), err
+  assert time.monotonic() - start_of_end < 3 * hosts.LOST
+  killed.communicate()
+  ended([start(tmp_path / "lost", LONG)])  # and it goes on
+
+
+@pytest.mark.parametrize("spec", ["here", "localhost:1,2", "localhost:1,2,2"])
+def test_addresses_that_cannot_be(spec):
+  with pytest.raises(ValueError, match="expected 'auto'.*HOST:PORT,N,I"):
+    hosts.join(spec)
+
+
+def collectives(text):
+  """Bytes that the all-reduces, gathers ... of a compiled program give."""
+  sizes = {"f32": 4, "s32": 4, "u32": 4, "pred": 1, "bf16": 2}
+  total = 0
+  for line in text.splitlines():
+    found = re.search(
+      r"= (.*?) (all-reduce|all-gather|reduce-scatter|"
+      r"all-to-all|collective-permute)(-start)?\(",
+      line,
+    )
+    for kind, shape in re.findall(
+      r"(\w+)\[([\d,]*)\]", found[1] if found else ""
+    ):
+      count = np.prod([int(n) for n in shape.split(",") if n], dtype=int)
+      total += sizes[kind] * int(count)
+  return total
+
+
+BYTES = """
+import jax, numpy as np, jax.numpy as jnp
+from vpt_jax import model as models, optim, shard, train, tree
+from vpt_jax.backbones.vit import ViT
+from vpt_jax.methods.pixel import Below
+from vpt_jax.methods.vapt import VAPT
+from vpt_jax.methods.vpt import VPT
+for depth, make in (
+    (1, lambda spec: VPT(spec, 8, deep=False)),
+    (3, lambda spec: VPT(spec, 8, deep=False)),
+    (3, lambda spec: VPT(spec, 8)), (3, lambda spec: VPT(spec, 8, dropout=.1)),
+    (3, lambda spec: VPT(spec, 8, shared=True)), (3, lambda spec: VAPT(spec, 8)),
+    (3, lambda spec: Below(spec, 2))):
+  vit = ViT((32, 32), 8, 64, depth, 2, 256)
+  mesh = shard.make_mesh(8)
+  model = models.Model(vit, make(vit.spec), 10)
+  trainable, frozen = tree.split(models.init(model, jax.random.key(0)),
+                                 model.method.trainable)
+  tx = optim.make_optimizer("sgd", lambda step: .1, trainable, weight_decay=0.)
+  state = shard.replicate(train.TrainState(
+      jnp.int32(0), trainable, tx.init(trainable), {},
+      jax.random.PRNGKey(0)), mesh)
+  step = train.make_train_step(model, tx, normalize="half", augment="none",
+                               shards=mesh.shape["data"])
+  put = lambda x: jax.device_put(x, shard.batch_sharding(mesh))
+  batch = {"image": put(np.zeros((8, 32, 32, 3), np.uint8)),
+           "label": put(np.zeros(8, np.int32)),
+           "mask": put(np.ones(8, np.float32))}
+  text = step.lower(state, shard.place(frozen, mesh, "dp"), batch
+                    ).compile().as_text()
+  print("PROGRAM", tree.count(trainable))
+  print(text)
+"""
+
+
+KEEPS = """
+import ctypes, resource, threading
+from vpt_jax import memory
+{call}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+
+def work():
+  buffer = libc.malloc(ctypes.c_size_t(1 << 28))
+  ctypes.memset(buffer, 1, 1 << 28)
+  libc.malloc(ctypes.c_size_t(200_000))  # stays, where it may be after the buffer
+  libc.free(buffer)
+
+for _ in range(2):
+  for size in (40, 4000, 4 << 20):
+    libc.malloc(ctypes.c_size_t(size))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_memory_is_kept(keeps):
+  """Nor cut up by what stays: 2^16 pages need not be cleared again."""
+  out = subprocess.run(
+    [sys.executable, "-c", KEEPS.format(call="memory.keep()" * keeps)],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  assert (int(out.stdout) < 2000) == keeps
+
+
+CACHES = """
+import jax
+from vpt_jax import hosts
+hosts.cache_programs()
+jax.jit(lambda x: x + 1)(1.0).block_until_ready()
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_compiled_programs_are_kept(own, tmp_path):
+  env = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))
+  }
+  env |= {"VPT_JAX_CACHE": str(tmp_path / "ours"), "JAX_PLATFORMS": "cpu"}
+  if own:
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
+  out = subprocess.run(
+    [sys.executable, "-c", CACHES],
+    cwd=ROOT,
+    check=True,
+    env=env,
+    capture_output=True,
+    text=True,
+  )
+  folder = Path(out.stdout.strip())
+  if own:
+    assert folder == tmp_path / "theirs"
+  else:
+    assert folder.parent == tmp_path / "ours" / "programs"
+    assert list(folder.glob("*-cache"))
+
+
+def test_collectives_move_the_trainable_tree_only():
+  env = {
+    **conftest.as_users_compile(),
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+  }
+  out = subprocess.run(
+    [sys.executable, "-c", BYTES],
+    env=env,
+    text=True,
+    capture_output=True,
+    timeout=TIMEOUT,
+    check=True,
+  ).stdout
+  moved = []
+  for part in out.split("PROGRAM ")[1:]:
+    moved.append(collectives(part) - 4 * int(part.split("\n", 1)[0]))
+  # Beside each gradient once, whatever the depth: loss, hits, images.
+  assert moved == [12] * 7

@@ -1,0 +1,268 @@
+"""Prompt inversion: a backbone's prompts as patches of pixels.
+
+  python -m vpt_jax.inversion ADAPTER IMAGE --to FOLDER
+
+Where 3 p^2 >= D and the patch embedding K [3 p^2, D] has full rank, every
+prompt is the embedding of some patch x:
+
+  x K + b = prompt   <=   x = (prompt - b) K^+
+
+so that a backbone that knows of no prompts gives the same logits for the image
+and these further patches, which get no position (Loedeman et al. 2024 name the
+idea; how they do it is not in their code).
+"""
+
+import argparse
+from collections.abc import Sequence
+import functools
+from pathlib import Path
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+from PIL import Image
+
+from vpt_jax import model as models
+from vpt_jax.data import datasets
+from vpt_jax.data.transforms import views
+from vpt_jax.methods.pgn import Inverted
+from vpt_jax.training import evaluation
+
+COLUMNS = 8  # patches in a row of the picture
+SIDE = 64  # least side of a patch there, in pixels
+
+
+def invert(
+  prompts: np.ndarray,
+  kernel: np.ndarray,
+  bias: np.ndarray | None = None,
+  cutoff: float = 1e-6,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The smallest patches whose embeddings are nearest to the prompts.
+
+  Args:
+    prompts: [B, P, D].
+    kernel: of the patch embedding, [p, p, 3, D].
+    bias: [D]; None: no bias.
+    cutoff: singular values of K below this part of the largest count as zero:
+      what would need them comes out as residual, not as huge pixels.
+
+  Returns:
+    (pixels [B, P, p, p, 3], normalised as the backbone's images are, float32;
+    what is left, |x K + b - prompt| / |prompt| [B, P]).
+  """
+  target = np.asarray(prompts, np.float64)
+  matrix = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
+  shift = 0.0 if bias is None else np.asarray(bias, np.float64)
+  pixels = ((target - shift) @ np.linalg.pinv(matrix, rcond=cutoff)).astype(
+    np.float32
+  )
+  left = pixels.astype(np.float64) @ matrix + shift - target
+  length = np.linalg.norm(target, axis=-1)
+  residual = np.linalg.norm(left, axis=-1) / np.maximum(length, 1e-12)
+  return pixels.reshape(*target.shape[:2], *kernel.shape[:3]), residual
+
+
+def check(residual: np.ndarray, kernel: np.ndarray, threshold: float) -> None:
+  """Raises ValueError if a prompt is not the embedding of its pixels."""
+  if residual.max() > threshold:
+    p, width = len(kernel), kernel.shape[-1]
+    raise ValueError(
+      f"the prompts can't be written as pixels: a relative residual of "
+      f"{residual.max():.2g} is left, allowed is {threshold:.2g}. Patches of "
+      f"{p} x {p} pixels have {3 * p * p} numbers for {width} dimensions, of "
+      "which the embedding may reach fewer. Choose a backbone with patches "
+      "of more numbers than its width, or allow more"
+    )
+
+
+def prompted(
+  model: models.Model, variables: dict[str, Any], image: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """(images as the backbone sees them, their prompts [B, P, D]).
+
+  Args:
+    model: whose method carries prompts.
+    variables: of the model.
+    image: normalised, [B, H, W, 3].
+
+  Raises:
+    ValueError: the method carries no prompts from the first block on.
+  """
+
+  def see(module, image):
+    image = module.method.image(image, train=False)
+    return image, module.method.prompts(
+      image, module.backbone.embed(image), train=False
+    )
+
+  image, prompts = model.apply(variables, image, method=see)
+  if prompts is None:
+    raise ValueError(
+      f"method {type(model.method).__name__} carries no prompts through the "
+      "blocks; those of PGN, IIP and shallow VPT can be inverted"
+    )
+  return image, jnp.broadcast_to(prompts, (len(image), *prompts.shape[1:]))
+
+
+def unprompted(
+  model: models.Model,
+  variables: dict[str, Any],
+  image: jax.Array,
+  pixels: np.ndarray,
+) -> jax.Array:
+  """Logits [B, K] of the backbone alone for images and further patches.
+
+  Args:
+    model: its method is left out.
+    variables: of the model.
+    image: normalised, [B, H, W, 3].
+    pixels: normalised, [B, P, p, p, 3].
+  """
+  plain = model.clone(method=Inverted(model.method.spec))
+  return plain.apply(
+    {**variables, "given": {"method": {"pixels": pixels}}}, image
+  )
+
+
+def embedding(
+  variables: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """(kernel [p, p, 3, D], bias [D] or None) of the patch embedding."""
+  parts = variables["params"]["backbone"]["embedding"]
+  bias = parts.get("bias")
+  return np.asarray(parts["kernel"]), None if bias is None else np.asarray(bias)
+
+
+def picture(pixels: np.ndarray, normalize: str) -> np.ndarray:
+  """Patches as one picture to look at.
+
+  The normalisation is undone. What comes out has no natural range, so every
+  patch is scaled by itself: its smallest number is black, its largest white.
+
+  Args:
+    pixels: normalised, [P, p, p, 3].
+    normalize: a name in `preprocess.NORMALIZE`.
+
+  Returns:
+    uint8 [H, W, 3], patches in rows from the upper left.
+  """
+  mean, std = map(np.array, views.NORMALIZE[normalize])
+  shown = pixels * std + mean
+  low, high = (
+    f(shown, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max)
+  )
+  shown = np.round(255 * (shown - low) / np.maximum(high - low, 1e-12))
+  times = -(-SIDE // pixels.shape[1])
+  shown = shown.astype(np.uint8).repeat(times, axis=1).repeat(times, axis=2)
+  columns = min(COLUMNS, len(shown))
+  rows = -(-len(shown) // columns)
+  side, gap = shown.shape[1], 2
+  out = np.full(
+    (rows * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, np.uint8
+  )
+  for i, patch in enumerate(shown):
+    y, x = ((side + gap) * n for n in divmod(i, columns))
+    out[y : y + side, x : x + side] = patch
+  return out
+
+
+def export(
+  adapter: str,
+  image: str,
+  folder: str,
+  *,
+  backbone: str = "",
+  threshold: float = 1e-3,
+) -> str:
+  """Writes `patches.npy` and `patches.png` of an image's inverted prompts.
+
+  Args:
+    adapter: file of a run.
+    image: file of any size.
+    folder: is made.
+    backbone: see `evaluate.load_adapter`.
+    threshold: largest relative residual.
+
+  Returns:
+    A text of what was found.
+
+  Raises:
+    ValueError: a file that can't be used, or prompts that no pixels give.
+  """
+  model, variables, meta = evaluation.read_model(adapter, backbone)
+  config = ConfigDict(meta["config"])
+  try:
+    decoded = datasets.decode_image(Path(image).read_bytes())
+  except (OSError, SyntaxError, ValueError) as error:
+    raise ValueError(f"cannot read image {image}: {error}") from None
+  with jax.default_matmul_precision(config.compute.matmul_precision):
+    prepared = views.prepare(
+      decoded[None], model.method.input_size, config.data.normalize
+    )
+    seen, prompts = jax.jit(functools.partial(prompted, model))(
+      variables, prepared
+    )
+    kernel, bias = embedding(variables)
+    pixels, residual = invert(prompts, kernel, bias)
+    check(residual, kernel, threshold)
+    ours = jax.jit(model.apply)(variables, prepared)
+    alone = jax.jit(functools.partial(unprompted, model))(
+      variables, seen, pixels
+    )
+    apart = np.abs(ours - alone).max()
+  to = Path(folder)
+  to.mkdir(parents=True, exist_ok=True)
+  np.save(to / "patches.npy", pixels[0])
+  shown = picture(pixels[0], config.data.normalize)
+  Image.fromarray(shown).save(to / "patches.png")
+  return (
+    f"{pixels.shape[1]} patches of {len(kernel)} x {len(kernel)} pixels "
+    f"in {to}: patches.npy (normalised) and patches.png (each patch\n"
+    f"scaled from black to white by itself); largest relative residual "
+    f"{residual.max():.2g}, the logits of\nthe backbone alone differ by "
+    f"{apart:.2g} at most"
+  )
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog="python -m vpt_jax.inversion", description=__doc__.splitlines()[0]
+  )
+  parser.add_argument("adapter", help="adapter.npz of a run")
+  parser.add_argument("image")
+  parser.add_argument("--to", required=True, metavar="FOLDER")
+  parser.add_argument(
+    "--backbone",
+    default="",
+    metavar="FILE",
+    help="its checkpoint, if it is not where the run had it",
+  )
+  parser.add_argument(
+    "--threshold",
+    type=float,
+    default=1e-3,
+    help="largest relative residual (default %(default)s)",
+  )
+  args = parser.parse_args(argv)
+  try:
+    text = export(
+      args.adapter,
+      args.image,
+      args.to,
+      backbone=args.backbone,
+      threshold=args.threshold,
+    )
+  except (ValueError, OSError) as error:
+    sys.stderr.write(f"error: {error}\n")
+    return 1
+  sys.stdout.write(text + "\n")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,252 @@
+"""Splits decoded once, into folders of memory-mapped arrays.
+
+`prepare` makes the folder NAME-KEY/ with these files:
+
+  images.npy    uint8 [N, H, W, 3]; of strips (see `examples.Strips`) their rows
+                [R, S, 3]
+  labels.npy    int32 [N]
+  first.npy     of strips only: int64 [N + 1]
+  wide.npy      of strips only: bool [N]
+  names.json    the N names
+  chunks.jsonl  a line {"own": [h, w] or null}, the size that images keep (see
+                `Geometry.own`); then one for each 256 examples: their "count",
+                "bytes" and "crc32" of what they add to images.npy, "lengths"
+                and "wide" of the images, "failed": [[number, why], ...]
+  meta.json     format, what the key is a hash of, origin, num_classes,
+                class_names, bytes and SHA-256 of each other file (of images.npy
+                null: chunks.jsonl has its checksums), failed: [why, ...], and
+                the CRC-32 of all of this as sorted JSON
+
+KEY is a hash of all that changes the pixels, so that a cache is never stale.
+Everything is written to a hidden folder next to it, which is renamed when it is
+complete; until then chunks.jsonl tells which part of images.npy is done.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from vpt_jax.data.cache import decoding
+from vpt_jax.data.cache.decoding import Geometry
+from vpt_jax.data.cache.writer import Builder, checksum, read_chunks
+from vpt_jax.data.examples import Examples, Split, Strips
+from vpt_jax.utils import files
+
+log = logging.getLogger("vpt_jax")
+
+# Goes up when the same files would be decoded to other pixels, or laid out in
+# another way.
+FORMAT = 1
+
+
+def default_folder() -> Path:
+  """$VPT_JAX_CACHE/data, or ~/.cache/vpt_jax/data."""
+  root = os.environ.get("VPT_JAX_CACHE") or "~/.cache/vpt_jax"
+  return Path(root).expanduser() / "data"
+
+
+def ingredients(examples: Examples, geometry: Geometry) -> dict[str, Any]:
+  """All that the pixels depend on, as JSON values."""
+  return {
+    "format": FORMAT,
+    "identity": examples.identity,
+    "geometry": geometry.key,
+    "pillow": PIL.__version__,
+  }
+
+
+def place(
+  examples: Examples,
+  geometry: Geometry,
+  folder: str | os.PathLike | None,
+  name: str,
+) -> Path:
+  """Where the cache of a split is, or would be; see `prepare`."""
+  text = json.dumps(ingredients(examples, geometry), sort_keys=True)
+  key = hashlib.sha256(text.encode()).hexdigest()[:16]
+  name = re.sub(r"[^\w.-]+", "_", name).strip(".")[:64]
+  folder = default_folder() if folder is None else Path(folder).expanduser()
+  return folder / f"{name}-{key}"
+
+
+def prepare(
+  examples: Examples,
+  folder: str | os.PathLike | None = None,
+  *,
+  family: str,
+  image_size: tuple[int, int],
+  train: bool,
+  on_error: str = "raise",
+  workers: int = 0,
+  progress: bool = False,
+  name: str = "split",
+  force: bool = False,
+) -> Path:
+  """Decodes a split into a cache, or finds the one that is there.
+
+  Of several processes one works, the others wait for it. Interrupted, killed
+  or out of room, it leaves no cache but what is done, and goes on from there.
+
+  Args:
+    examples: what to decode.
+    folder: that holds the caches; None: `default_folder()`.
+    family: of preprocessing, a name in `resize.FAMILIES`.
+    image_size: (height, width).
+    train: for training, else for evaluation.
+    on_error: `raise` at the first bad image, or `skip` to leave them out.
+    workers: threads; 0: a few more than there are processors.
+    progress: shows a bar.
+    name: that the cache's folder begins with.
+    force: decodes even if the cache is there, and replaces it.
+
+  Returns:
+    the cache's folder.
+
+  Raises:
+    ValueError: a bad image, too little room, or a damaged cache.
+  """
+  geometry = Geometry(family, tuple(image_size), train)
+  path = place(examples, geometry, folder, name)
+  build = path.with_name(f".{path.name}")
+  # A cache that is there may be on a disk that cannot be written.
+  if force or not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path.with_name(f".{path.name}.lock"), name), decoding.quiet():
+      if force:
+        shutil.rmtree(build, ignore_errors=True)
+      if force or not path.exists():
+        build.mkdir(exist_ok=True)
+        with tqdm(
+          total=len(examples), desc=name, unit="image", disable=not progress
+        ) as bar:
+          Builder(build, examples, geometry, on_error, workers, bar).run(
+            ingredients(examples, geometry)
+          )
+        _rename(build, path)
+  decoding.check_bad(read_meta(path)["failed"], len(examples), on_error)
+  return path
+
+
+def open_cache(path: str | os.PathLike, deep: bool = False) -> Split:
+  """A split whose images are mapped from disk, read-only.
+
+  Args:
+    path: folder that `prepare` made.
+    deep: reads and checks all pixels, too.
+
+  Raises:
+    ValueError: it is missing, damaged or of another version.
+  """
+  path = Path(path)
+  meta = read_meta(path)
+  for name, (_, sha256) in meta["files"].items():
+    if (
+      sha256
+      and hashlib.sha256((path / name).read_bytes()).hexdigest() != sha256
+    ):
+      raise _damaged(path, f"{name} has another checksum")
+  load = lambda name: np.load(path / f"{name}.npy", allow_pickle=False)
+  images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
+  if (
+    deep
+    and sum(line["bytes"] for line in read_chunks(path)[1:]) != images.nbytes
+  ):
+    raise _damaged(path, "images.npy has another checksum")
+  strips = (
+    Strips(load("first"), load("wide"))
+    if "first.npy" in meta["files"]
+    else None
+  )
+  return Split(
+    images,
+    load("labels"),
+    meta["num_classes"],
+    len(meta["failed"]),
+    json.loads((path / "names.json").read_text()),
+    strips,
+    tuple(meta["class_names"]),
+  )
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+  """What meta.json says, if all files have the size that it tells.
+
+  Raises:
+    ValueError: see `open_cache`.
+  """
+  if not path.is_dir():
+    raise ValueError(
+      f"{path}: there is no such cache; `python -m vpt_jax.data "
+      "prepare` makes it"
+    )
+  try:
+    meta = json.loads((path / "meta.json").read_text())
+    crc = meta.pop("crc32")
+    if crc != checksum(meta):
+      raise _damaged(path, "meta.json has another checksum")
+    for name, (size, _) in meta["files"].items():
+      if (path / name).stat().st_size != size:
+        raise _damaged(path, f"{name} does not have {size} bytes")
+  except (
+    OSError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+  ) as error:
+    raise _damaged(path, f"{type(error).__name__}: {error}") from None
+  if meta["format"] != FORMAT:
+    raise _damaged(path, f"its format is {meta['format']}, not {FORMAT}")
+  return meta
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+  return ValueError(
+    f"the cache {path} is damaged ({why}); delete that folder, "
+    "or run `python -m vpt_jax.data prepare TASK --force`"
+  )
+
+
+@contextlib.contextmanager
+def _alone(path: Path, name: str) -> Iterator[None]:
+  """Waits until no other process has the lock."""
+  with path.open("w") as file:
+    try:
+      files.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      log.info("%s: waiting for another process that prepares it", name)
+      files.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _rename(build: Path, path: Path) -> None:
+  """Puts a complete folder where readers look for it."""
+  _sync(build)
+  old = path.with_name(f".{path.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if path.exists():
+    path.rename(old)
+  build.rename(path)
+  _sync(path.parent)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)

@@ -1,0 +1,355 @@
+"""Data sets prepared by tensorflow-datasets, read without TensorFlow."""
+
+from collections.abc import Callable, Mapping
+import functools
+import io
+import json
+import logging
+import os
+from pathlib import Path
+import re
+import shlex
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vpt_jax.data.examples import Examples
+from vpt_jax.data.sources import parts, tfds_labels, tfrecord
+from vpt_jax.data.tasks import Slice, Task
+
+log = logging.getLogger("vpt_jax")
+
+# Split of a task -> its parts, in order.
+SPLITS = {
+  "train": ("train",),
+  "val": ("val",),
+  "trainval": ("train", "val"),
+  "test": ("test",),
+}
+
+
+class Span(NamedTuple):
+  """Examples first, ..., stop - 1 of a split, in the order they are stored."""
+
+  split: str
+  first: int
+  stop: int
+
+
+def span(part: Slice, count: int, limit: int | None = None) -> Span:
+  """The examples that a slice of a split of `count` examples is.
+
+  Args:
+    part: of which split, and how much.
+    count: number of examples in that split.
+    limit: how many of them count, the first ones; None: all.
+  """
+  # tfds rounds a half to the even number, as Python does.
+  cut = (
+    (lambda percent: round(percent * count / 100))
+    if part.closest
+    else (lambda percent: count * percent // 100)
+  )
+  first, stop = cut(part.start), cut(part.stop)
+  return Span(
+    part.split, first, stop if limit is None else min(stop, first + limit)
+  )
+
+
+def spans(task: Task, split: str, counts: Mapping[str, int]) -> list[Span]:
+  """Which stored examples a split of a task is.
+
+  Args:
+    task: see `tasks.py`.
+    split: train, val, trainval (both in that order) or test.
+    counts: number of examples of each split that is stored.
+
+  Raises:
+    ValueError: unknown split, or one that is not stored.
+  """
+  if split not in SPLITS:
+    raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+  limits = dict(zip(("train", "val"), task.limits))
+  out = []
+  for name in SPLITS[split]:
+    part = getattr(task.parts, name)
+    if part.split not in counts:
+      raise ValueError(
+        f"split {part.split!r} of {task.tfds} is missing; there "
+        f"are {', '.join(counts)}; prepare it again"
+      )
+    out.append(span(part, counts[part.split], limits.get(name)))
+  return out
+
+
+def examples(task: Task, split: str, folder: str | os.PathLike) -> Examples:
+  """A split of a task, from array_record or tfrecord files.
+
+  All labels are read here, in one pass over the files, and those of a large
+  split remembered in the cache; images as they are asked for, from any thread.
+
+  Args:
+    task: see `tasks.py`.
+    split: train, val, trainval (both in that order) or test.
+    folder: that tfds calls data_dir.
+
+  Raises:
+    ValueError: the data set is not in tfds, not there, damaged or of another
+      major version; a label is out of range.
+  """
+  if not task.tfds:
+    raise ValueError(
+      "this task is not in tensorflow-datasets; "
+      f"{task.manual or 'name another config.data.source'}"
+    )
+  stored = Stored(find(task, folder))
+  chosen = spans(task, split, stored.counts)
+  rows = [(name, i) for name, first, stop in chosen for i in range(first, stop)]
+  if not rows:
+    raise ValueError(
+      f"{stored.path} has no image for {split}; it stores {stored.counts}"
+    )
+  key, function = tfds_labels.LABELS[task.label]
+
+  def numbers() -> np.ndarray:
+    log.info("reading %d labels of %s from %s", len(rows), split, stored.path)
+    return np.array(
+      [
+        _label(stored, name, i, key, function, task.num_classes)
+        for name, i in rows
+      ],
+      np.int32,
+    )
+
+  def read(i: int) -> bytes | np.ndarray:
+    image = stored.value(*rows[i], "image")
+    return image if task.scale == 1 else _scaled(image, task.scale)
+
+  which = " + ".join(f"{s.split}[{s.first}:{s.stop}]" for s in chosen)
+  identity = (
+    f"tfds {stored.name} {which} {task.label} x{task.scale} "
+    f"{stored.fingerprint({s.split for s in chosen})}"
+  )
+  return Examples(
+    [f"{name}[{i}]" for name, i in rows],
+    tfds_labels.remembered(identity, len(rows), numbers),
+    task.num_classes,
+    read,
+    str(stored.path),
+    identity,
+    task.class_names or stored.class_names(key),
+  )
+
+
+def _label(
+  stored: "Stored",
+  split: str,
+  i: int,
+  key: str,
+  function: Callable[[tfds_labels.Record], int],
+  num_classes: int,
+) -> int:
+  record = {key: stored.value(split, i, key)}
+  try:
+    label = function(record)
+  except ValueError as error:
+    raise ValueError(f"{stored.path}: {split}[{i}]: {error}") from None
+  if not 0 <= label < num_classes:
+    raise ValueError(
+      f"{stored.path}: label {label} of {split}[{i}] is out of "
+      f"range 0..{num_classes - 1}"
+    )
+  return label
+
+
+def _scaled(image: bytes | np.ndarray, scale: int) -> np.ndarray:
+  """[H, W, C] with pixels up to 255 // scale -> the same, up to 255."""
+  if isinstance(image, bytes):
+    with Image.open(io.BytesIO(image)) as file:
+      image = np.asarray(file)
+  image = image.reshape(*image.shape[:2], -1)
+  if image.max() > 255 // scale:
+    raise ValueError(f"a pixel is {image.max()}; expected up to {255 // scale}")
+  return image.astype(np.uint8) * np.uint8(scale)
+
+
+def find(task: Task, folder: str | os.PathLike) -> Path:
+  """The folder of a prepared data set, in the version that the papers used if
+  it is there, else in the one that tfds prepares today or a close one.
+
+  Raises:
+    ValueError: it is not there, with the command that prepares it.
+  """
+  name, _, pinned = task.tfds.partition(":")
+  root = Path(folder).expanduser() / name
+  there = sorted(
+    (
+      path.parent
+      for path in root.glob("*/dataset_info.json")
+      if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ),
+    key=_version,
+  )
+  wanted = [version for version in (task.published, pinned) if version]
+  for version in wanted:
+    if root / version in there:
+      log.info("%s: version %s", root, version)
+      return root / version
+  majors = {_version(Path(version))[0] for version in wanted}
+  close = [path for path in there if _version(path)[0] in majors]
+  if close:
+    log.warning(
+      "%s: version %s is used, %s is not there",
+      root,
+      close[-1].name,
+      " or ".join(wanted),
+    )
+    return close[-1]
+  found = sorted(path.name for path in root.glob("*") if path.is_dir())
+  raise ValueError(
+    f"{root} has no version {' or '.join(wanted)} (nor another "
+    f"{' or '.join(f'{major}.x' for major in sorted(majors))}); there is "
+    f"{', '.join(found) or 'nothing'}. {how_to_get(task, folder)}"
+  )
+
+
+def _version(path: Path) -> tuple[int, ...]:
+  return tuple(map(int, path.name.split(".")))
+
+
+def how_to_get(task: Task, folder: str | os.PathLike) -> str:
+  """What to do to have a data set of tfds below `folder`."""
+  # Steps for lists in JSON are not for tfds.
+  by_hand = "" if task.source == "json" else task.manual
+  first = f"First {by_hand}. " if by_hand else ""
+  return (
+    f"{first}To download and prepare it (about {task.gigabytes:g} GB, "
+    "with the extra `data`): " + prepare_command(task, folder)
+  )
+
+
+def prepare_command(task: Task, folder: str | os.PathLike) -> str:
+  """The shell command that downloads and prepares a data set."""
+  where = json.dumps(str(Path(folder).expanduser().absolute()))
+  return "python -c " + shlex.quote(
+    f'import tensorflow_datasets as tfds; tfds.builder("{task.tfds}", '
+    f'data_dir={where}, file_format="array_record").download_and_prepare()'
+  )
+
+
+class Stored:
+  """A prepared data set.
+
+  Attributes:
+    path: of its files.
+    name: with config and version, such as `eurosat/rgb/2.0.0`.
+    counts: examples by split.
+  """
+
+  def __init__(self, path: Path):
+    from google.protobuf import json_format
+    import tensorflow_datasets as tfds  # slow to import, seldom needed
+
+    self.path = path
+    try:
+      self._info = tfds.builder_from_directory(path).info
+      self._types = self._info.features.get_serialized_info()
+    except (
+      OSError,
+      ValueError,
+      KeyError,
+      TypeError,
+      AttributeError,
+      json_format.Error,
+    ) as error:
+      raise ValueError(
+        f"{path} is damaged, prepare it again: {error}"
+      ) from None
+    file_format = self._info.file_format.value
+    if file_format not in ("array_record", "tfrecord"):
+      raise ValueError(
+        f"{path} has {file_format} files; expected "
+        "array_record or tfrecord: prepare it again, with "
+        'file_format="array_record"'
+      )
+    self.name = self._info.full_name
+    self.counts = {
+      name: split.num_examples for name, split in self._info.splits.items()
+    }
+    self._parser = functools.cache(self._new_parser)
+    self._records = functools.cache(self._open)
+
+  def _open(self, split: str) -> Any:
+    """The serialized examples, as a sequence."""
+    if self._info.file_format.value == "array_record":
+      from array_record.python import array_record_data_source
+
+      return array_record_data_source.ArrayRecordDataSource(
+        self._info.splits[split].file_instructions
+      )
+    return tfrecord.Records(
+      self._info.splits[split].filepaths, self._info.splits[split].shard_lengths
+    )
+
+  def _new_parser(self, key: str) -> Any:
+    from tensorflow_datasets.core import example_parser
+
+    if key not in self._types:
+      raise ValueError(
+        f"feature {key!r} is missing; there are "
+        f"{', '.join(sorted(self._types))}"
+      )
+    return example_parser.ExampleParserNp({key: self._types[key]})
+
+  def value(self, split: str, i: int, key: str) -> Any:
+    """One feature of an example; an image as its encoded bytes.
+
+    Raises:
+      ValueError: no such feature, or a damaged file.
+    """
+    from google.protobuf import message
+
+    parser = self._parser(key)
+    try:
+      # Riegeli, below array_record, has RuntimeError for most that goes wrong,
+      # but gives nothing where a file ends too early.
+      record = self._records(split)[i]
+      if not record:
+        raise RuntimeError("it is empty, the file is damaged")
+      value = parser.parse_example(record)[key]
+      if value is None:
+        raise RuntimeError("the example does not have it")
+    except (OSError, RuntimeError, KeyError, message.Error) as error:
+      raise ValueError(
+        f"cannot read {key!r} of {split}[{i}] of {self.path}: {error}"
+      ) from None
+    return value
+
+  def fingerprint(self, splits: set[str]) -> str:
+    """Changes when the files of these splits do."""
+    lines = [str(self._info.features.to_json())]
+    for split in sorted(splits):
+      for path in self._info.splits[split].filepaths:
+        try:
+          stat = os.stat(path)
+        except OSError as error:
+          raise ValueError(
+            f"{self.path} is damaged, prepare it again: {error}"
+          ) from None
+        lines.append(f"{path.name} {stat.st_size} {stat.st_mtime_ns}")
+    return parts.digest("\n".join(lines))[:16]
+
+  def class_names(self, key: str) -> tuple[str, ...]:
+    """The classes of feature `key`, () if they are mere numbers."""
+    names = getattr(self._info.features[key], "names", None) or ()
+    if all(name.isdecimal() for name in names):
+      return ()
+    return tuple(map(_readable, names))
+
+
+def _readable(name: str) -> str:
+  """maple_tree -> maple tree, and SUN397's /p/pub/indoor -> indoor pub."""
+  if name.startswith("/"):
+    name = " ".join(reversed(name.split("/")[2:]))
+  return name.replace("_", " ")

@@ -1,0 +1,412 @@
+"""What a run is made of: data, model, parameters, feeds and optimizer."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+
+from vpt_jax import config as configs
+from vpt_jax import model as models
+from vpt_jax.data import datasets, pipeline, tasks
+from vpt_jax.distributed import sharding
+from vpt_jax.training import checkpoints as checkpoint
+from vpt_jax.training import evaluation, optim, records
+from vpt_jax.training import loop as train
+from vpt_jax.utils import files, trees
+
+LOOKED_AT = 2**29  # bytes of images that tell two data sets apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The two splits of a run."""
+
+  train: datasets.Split
+  test: datasets.Split
+
+
+def load_data(config: ConfigDict) -> Data:
+  """The splits that a config names."""
+  data = config.data
+  # What the method puts around or below an image is not part of it; how many
+  # classes there are does not matter here.
+  size = models.build(config, len(config.head_groups) or 1).method.input_size
+  read = lambda split, train: datasets.load(
+    config.task,
+    split,
+    folder=data.dir,
+    image_size=size,
+    on_error=data.on_error,
+    source=data.source,
+    seed=data.seed,
+    family=data.preprocess,
+    train=train,
+    cache_dir=data.cache or None,
+  )
+  part = read(data.train_split, True)
+  if data.get("train_share", 1) < 1:
+    part = part.share(data.train_share, data.seed)
+  return Data(part, read(data.test_split, False))
+
+
+def fingerprint(data: Data) -> dict[str, dict[str, int]]:
+  """What tells two data sets apart; of large ones a part of the images."""
+
+  def crc32(part: datasets.Split) -> int:
+    step = -(-part.images.nbytes // LOOKED_AT)
+    return zlib.crc32(
+      part.labels, zlib.crc32(np.ascontiguousarray(part.images[::step]))
+    )
+
+  return {
+    name: {
+      "images": len(part),
+      "classes": part.num_classes,
+      "crc32": crc32(part),
+    }
+    for name, part in (("train", data.train), ("test", data.test))
+  }
+
+
+def check_unchanged(path: Path, value: dict[str, Any]) -> None:
+  """Raises ValueError if the file is there and says something else."""
+  if path.exists():
+    lines = configs.difference(json.loads(path.read_text()), value)
+    if lines:
+      raise ValueError(
+        f"{path.parent} holds a run with another {path.stem}; use another "
+        "--workdir, or delete it. Its value -> yours:\n  " + "\n  ".join(lines)
+      )
+
+
+def claim(
+  workdir: Path,
+  config: ConfigDict,
+  backbone: dict[str, str],
+  data: dict[str, Any],
+) -> None:
+  """Writes what the folder's run is made of, before its first step.
+
+  Data are told by their `fingerprint`.
+
+  Raises:
+    ValueError: it was started with another backbone file or other data.
+  """
+  path = workdir / "backbone.json"
+  if path.exists():
+    checkpoint.check_backbone(workdir, json.loads(path.read_text()), backbone)
+  check_unchanged(workdir / "data.json", data)
+  files.write_json(path, backbone)
+  files.write_json(workdir / "data.json", data)
+  files.write_json(workdir / "config.json", configs.plain(config))
+
+
+class Start(NamedTuple):
+  """Where a run starts from."""
+
+  trainable: trees.Flat
+  frozen: trees.Flat
+  collections: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run, ready for its first step.
+
+  Attributes:
+    config: resolved.
+    data: its splits.
+    model: classifier.
+    mesh: of all devices.
+    checkpoint: the backbone's, see `models.load_backbone`.
+    start: on all devices.
+    apply: (variables, what the test feed gives) -> logits.
+    train, test: feeds of images, or of cached features [B, D].
+    on_features: the feeds give features.
+  """
+
+  config: ConfigDict
+  data: Data
+  model: models.Model
+  mesh: Mesh
+  checkpoint: Any
+  start: Start
+  apply: evaluation.Apply
+  train: pipeline.Feed
+  test: pipeline.Feed
+  on_features: bool
+
+  @property
+  def backbone(self) -> dict[str, str]:
+    """Its name and the sha256 of its checkpoint."""
+    sha256 = "random" if self.checkpoint is None else self.checkpoint.sha256
+    return {"name": self.config.backbone.name, "sha256": sha256}
+
+  def optimizer(
+    self, rate: optim.Rate, weight_decay: float | jax.Array
+  ) -> optax.GradientTransformation:
+    """See `optim.from_config`."""
+    trainable, frozen, _ = self.start
+    return optim.from_config(
+      self.config.optim, rate, weight_decay, trainable, [*trainable, *frozen]
+    )
+
+  def step(
+    self, model: models.Model, tx: optax.GradientTransformation
+  ) -> train.Step:
+    """A training step, not jitted; see `train.train_step`."""
+    data, shards = self.config.data, self.mesh.shape["data"]
+    return train.train_step(
+      model,
+      tx,
+      normalize=data.normalize,
+      augment=data.augment,
+      min_scale=data.min_scale,
+      on_features=self.on_features,
+      shards=shards,
+    )
+
+
+def build(
+  config: ConfigDict, data: Data, saved: trees.Flat | None = None
+) -> Job:
+  """Everything that a resolved config names.
+
+  Args:
+    config: resolved.
+    data: its splits.
+    saved: values of an adapter file to start from.
+
+  Raises:
+    ValueError: parts that do not fit.
+  """
+  mesh = sharding.make_mesh(config.batch_size, config.shard.model)
+  num_classes = data.train.num_classes
+  if data.test.labels.max() >= num_classes:
+    raise ValueError(
+      f"label {data.test.labels.max()} of the test images is out of range "
+      f"0..{num_classes - 1} of the training images"
+    )
+  model = models.build(config, num_classes)
+  loaded = models.load_backbone(model, config)
+  first = start(config, model, loaded, data, saved)
+  # `frozen` may be stored in fewer bits.
+  first = Start(
+    sharding.replicate(first.trainable, mesh),
+    sharding.place(
+      models.store(first.frozen, config), mesh, config.shard.strategy
+    ),
+    sharding.replicate(first.collections, mesh),
+  )
+  feed = lambda split: pipeline.Feed(
+    split,
+    config.batch_size,
+    mesh,
+    config.data.device_gb * 2**30 or None,
+    config.image_size,
+  )
+  feeds = [feed(data.train), feed(data.test)]
+  apply = evaluation.make_apply(model, config.data.normalize)
+  # If nothing before the head changes, its inputs are computed once.
+  on_features = (
+    config.epochs > 0
+    and config.data.augment == "none"
+    and config.data.min_scale == 1
+    and data.train.strips is None
+    and not any(
+      path.startswith("method/") for path in [*first.trainable, *first.frozen]
+    )
+    and all(path.startswith("head/") for path in first.trainable)
+  )
+  if on_features:
+    params = trees.merge(first.trainable, first.frozen)
+    feeds = [
+      feed(
+        evaluation.cache_features(model, params, part, config.data.normalize)
+      )
+      for part in feeds
+    ]
+    apply = lambda variables, feature: model.apply(
+      variables, feature, method=model.classify
+    )
+  return Job(
+    config, data, model, mesh, loaded, first, apply, *feeds, on_features
+  )
+
+
+def start(
+  config: ConfigDict,
+  model: models.Model,
+  loaded: Any,
+  data: Data,
+  saved: trees.Flat | None = None,
+) -> Start:
+  """The values that a config's seed and options give a run.
+
+  Args:
+    config: resolved.
+    model: of this config.
+    loaded: the backbone's checkpoint, see `models.load_backbone`.
+    data: its splits.
+    saved: values of an adapter file that take the place of these.
+  """
+  rng = jax.random.PRNGKey(config.seed)
+  params, _ = models.pretrained(
+    model, config, rng, data.train.class_names, loaded
+  )
+  params, collections = models.start_method(
+    model, params, models.collections(model, rng)
+  )
+  params = models.restore(params, saved or {})
+  collections = models.restore(collections, saved or {})
+  return Start(*trees.split(params, config.trainable), collections)
+
+
+def train_state(
+  config: ConfigDict, first: Start, tx: optax.GradientTransformation
+) -> train.TrainState:
+  """The state before the first step."""
+  return train.TrainState(
+    jnp.int32(0),
+    first.trainable,
+    tx.init(first.trainable),
+    first.collections,
+    jax.random.fold_in(jax.random.PRNGKey(config.seed), 1),
+  )
+
+
+def facts(job: Job) -> dict[str, Any]:
+  """What results tell of a job, whatever its outcome."""
+  trained = trees.count(job.start.trainable)
+  total = trained + trees.count(job.start.frozen)
+  config, data = job.config, job.data
+  return {
+    "task": config.task,
+    "split": config.data.test_split,
+    "method": config.method,
+    "backbone": job.backbone,
+    "trainable_params": trained,
+    "total_params": total,
+    "trainable_percent": 100 * trained / total,
+    "train_images": len(data.train),
+    "skipped": {"train": data.train.skipped, "test": data.test.skipped},
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "versions": {
+      name: importlib.metadata.version(name)
+      for name in ("jax", "jaxlib", "flax", "optax", "numpy")
+    },
+  }
+
+
+def record(
+  job: Job,
+  config: ConfigDict,
+  stage: str,
+  curve: Sequence[Mapping],
+  total: evaluation.Sums | None,
+  predictions: Mapping[str, np.ndarray] | None,
+  *,
+  seconds: float,
+  speed: float | None,
+  cell: Mapping[str, Any] | None = None,
+  group: int = 1,
+) -> records.Record:
+  """The record of a run, see `results.py`.
+
+  Args:
+    job: that it was trained as, or with.
+    config: its own.
+    stage: see `results.py`.
+    curve: its metrics, a mapping for each epoch.
+    total, predictions: see `evaluate.collect`; None: it diverged.
+    seconds, speed, cell, group: see `results.py`.
+  """
+  told = facts(job)
+  known = tasks.TASKS.get(config.task)
+  out = {
+    "id": configs.digest(config, 12),
+    "stage": stage,
+    "name": config.name or config.method,
+    **{
+      key: told[key]
+      for key in (
+        "method",
+        "task",
+        "split",
+        "backbone",
+        "trainable_params",
+        "total_params",
+        "train_images",
+        "device",
+        "versions",
+      )
+    },
+    "seed": config.seed,
+    "cell": dict(cell or {}),
+    "group": group,
+    "seconds": seconds,
+    "images_per_second": speed,
+    "config": configs.plain(config),
+    "status": "diverged" if total is None else "done",
+    "curve": {
+      name: [line[name] for line in curve]
+      for name in ("loss", "train_top1", "lr")
+    },
+  }
+  if total is None:
+    return out
+  return (
+    out
+    | evaluation.scores(total)
+    | {
+      "metric": known.metric if known else "top1",
+      "classes": list(map(str, job.data.train.class_names)),
+      "confusion": None
+      if stage == "search"
+      else records.confusion(job.data.test.labels, predictions["prediction"]),
+    }
+  )
+
+
+def save(
+  folder: Path,
+  job: Job,
+  config: ConfigDict,
+  trainable: trees.Flat,
+  collections: Mapping[str, Any],
+  predictions: Mapping[str, np.ndarray],
+) -> None:
+  """Writes adapter.npz and predictions.csv of a run.
+
+  The adapter holds everything but the backbone's frozen part, so that nothing
+  is left to guess.
+  """
+  own = trees.flatten(collections) | {
+    path: leaf
+    for path, leaf in job.start.frozen.items()
+    if not path.startswith("backbone/")
+  }
+  checkpoint.save_adapter(
+    folder / "adapter.npz",
+    {**own, **trainable},
+    {
+      "backbone": job.backbone,
+      "config": configs.plain(config),
+      "num_classes": job.data.train.num_classes,
+      "versions": facts(job)["versions"],
+    },
+  )
+  files.write_atomic(
+    folder / "predictions.csv",
+    evaluation.predictions_csv(job.data.test, predictions).encode(),
+  )

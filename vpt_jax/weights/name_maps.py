@@ -1,0 +1,205 @@
+"""Tables of parameter names in published checkpoints and ours (big_vision's).
+
+A layout is an ordered table of rules: (regular expression over a module's or
+tensor's name, our name, kind). A name that no rule knows stays as it is, for
+`load.restore` to refuse; `translate.py` applies the rules. The backbone's own
+parameters come out without a prefix; beside them may be `head/` (a classifier),
+`projection/` (CLIP, DINO), `text/` (CLIP's text tower) and `logit_scale`.
+"""
+
+Rule = tuple[str, str, str]
+
+EXTRAS = ("head/", "projection/", "text/", "logit_scale")
+
+_BLOCK = r"Transformer/encoderblock_\1/"
+_ATTENTION = _BLOCK + "MultiHeadDotProductAttention_0/"
+_MLP = _BLOCK + "MlpBlock_0/Dense_"
+
+
+def _blocks(
+  prefix: str, norms: tuple[str, str], mlp: tuple[str, str], to: str = ""
+) -> tuple[Rule, ...]:
+  """Rules that PyTorch's layouts share; `prefix` has the block's number."""
+  return (
+    (prefix + norms[0], to + _BLOCK + "LayerNorm_0", "norm"),
+    (prefix + norms[1], to + _BLOCK + "LayerNorm_1", "norm"),
+    (prefix + mlp[0], to + _MLP + "0", "dense"),
+    (prefix + mlp[1], to + _MLP + "1", "dense"),
+  )
+
+
+_TIMM = (
+  (r"cls_token", "cls", "array"),
+  (r"pos_embed", "pos_embedding", "array"),
+  (r"patch_embed\.proj", "embedding", "conv"),
+  (r"patch_embed\.norm|norm_pre", "embedding_norm", "norm"),
+  *_blocks(r"blocks\.(\d+)\.", ("norm1", "norm2"), (r"mlp\.fc1", r"mlp\.fc2")),
+  (r"blocks\.(\d+)\.attn\.qkv", _ATTENTION[:-1], "qkv"),
+  (r"blocks\.(\d+)\.attn\.proj", _ATTENTION + "out", "dense"),
+  (
+    r"blocks\.(\d+)\.attn\.relative_position_bias_table",
+    _ATTENTION + "relative_position_bias",
+    "array",
+  ),
+  (r".*\.(attn_mask|relative_position_index)", "", "ignore"),
+  (r"merge\.(\d+)\.norm", r"Transformer/merge_\1/norm", "norm"),
+  (r"merge\.(\d+)\.reduction", r"Transformer/merge_\1/reduction", "dense"),
+  (r"norm", "Transformer/encoder_norm", "norm"),
+  (r"fc_norm", "Transformer/fc_norm", "norm"),
+  (r"head(\.fc)?", "head", "dense"),
+  (r"head\.mlp\.0", "projection/Dense_0", "dense"),
+  (r"head\.mlp\.2", "projection/Dense_1", "dense"),
+  (r"head\.mlp\.4", "projection/Dense_2", "dense"),
+  (r"head\.last_layer\.weight_([gv])", r"projection/prototypes/\1", "array"),
+  # MoCo v3's projector, the decoder of a whole MAE, SigLIP's pooling.
+  (r"head\.\d+\..*|mask_token|decoder_.*|attn_pool\..*", "", "ignore"),
+)
+
+
+def _clip(prefix: str, to: str) -> tuple[Rule, ...]:
+  block = prefix + r"transformer\.resblocks\.(\d+)\."
+  return (
+    *_blocks(block, ("ln_1", "ln_2"), (r"mlp\.c_fc", r"mlp\.c_proj"), to),
+    (block + r"attn\.in_proj", to + _ATTENTION[:-1], "qkv"),
+    (block + r"attn\.out_proj", to + _ATTENTION + "out", "dense"),
+    (prefix + "positional_embedding", to + "pos_embedding", "array"),
+  )
+
+
+_OPENAI_CLIP = (
+  *_clip(r"visual\.", ""),
+  *_clip("", "text/"),
+  (r"visual\.class_embedding", "cls", "array"),
+  (r"visual\.conv1", "embedding", "conv"),
+  (r"visual\.ln_pre", "embedding_norm", "norm"),
+  (r"visual\.ln_post", "Transformer/encoder_norm", "norm"),
+  (r"visual\.proj", "projection/kernel", "array"),
+  (r"token_embedding\.weight", "text/token_embedding", "array"),
+  (r"ln_final", "text/Transformer/encoder_norm", "norm"),
+  (r"text_projection", "text/projection/kernel", "array"),
+  (r"logit_scale", "logit_scale", "array"),
+  (r"(visual\.)?(input_resolution|context_length|vocab_size)", "", "ignore"),
+)
+_TORCHVISION = (
+  (r"class_token", "cls", "array"),
+  (r"encoder\.pos_embedding", "pos_embedding", "array"),
+  (r"conv_proj", "embedding", "conv"),
+  *_blocks(
+    r"encoder\.layers\.encoder_layer_(\d+)\.",
+    ("ln_1", "ln_2"),
+    (r"mlp\.(?:linear_1|0)", r"mlp\.(?:linear_2|3)"),
+  ),
+  (
+    r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj",
+    _ATTENTION[:-1],
+    "qkv",
+  ),
+  (
+    r"encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj",
+    _ATTENTION + "out",
+    "dense",
+  ),
+  (r"encoder\.ln", "Transformer/encoder_norm", "norm"),
+  (r"heads\.head", "head", "dense"),
+)
+_HF_BLOCK = r"encoder\.layer\.(\d+)\."
+_HUGGINGFACE = (
+  (r"embeddings\.cls_token", "cls", "array"),
+  (r"embeddings\.position_embeddings", "pos_embedding", "array"),
+  (r"embeddings\.patch_embeddings\.projection", "embedding", "conv"),
+  (r"embeddings\.norm", "embedding_norm", "norm"),
+  *_blocks(
+    _HF_BLOCK,
+    ("layernorm_before", "layernorm_after"),
+    (r"intermediate\.dense", r"output\.dense"),
+  ),
+  (
+    _HF_BLOCK + r"attention\.(?:attention|self)\.(query|key|value)",
+    _ATTENTION + r"\2",
+    "dense",
+  ),
+  (_HF_BLOCK + r"attention\.output\.dense", _ATTENTION + "out", "dense"),
+  (
+    _HF_BLOCK + r"attention\.self\.relative_position_bias_table",
+    _ATTENTION + "relative_position_bias",
+    "array",
+  ),
+  (r".*\.relative_position_index", "", "ignore"),
+  (r"merge\.(\d+)\.norm", r"Transformer/merge_\1/norm", "norm"),
+  (r"merge\.(\d+)\.reduction", r"Transformer/merge_\1/reduction", "dense"),
+  (r"layernorm", "Transformer/encoder_norm", "norm"),
+  (r"classifier", "head", "dense"),
+  (r"pooler\..*|embeddings\.mask_token|decoder\..*", "", "ignore"),
+)
+
+
+def _hf_clip(prefix: str, to: str) -> tuple[Rule, ...]:
+  block = prefix + r"\.encoder\.layers\.(\d+)\."
+  names = {"q": "query", "k": "key", "v": "value"}
+  return (
+    *_blocks(
+      block, ("layer_norm1", "layer_norm2"), (r"mlp\.fc1", r"mlp\.fc2"), to
+    ),
+    *(
+      (block + rf"self_attn\.{short}_proj", to + _ATTENTION + name, "dense")
+      for short, name in names.items()
+    ),
+    (block + r"self_attn\.out_proj", to + _ATTENTION + "out", "dense"),
+    (
+      prefix + r"\.embeddings\.position_embedding\.weight",
+      to + "pos_embedding",
+      "array",
+    ),
+    (prefix + r"\.embeddings\.position_ids", "", "ignore"),
+  )
+
+
+_HF_CLIP = (
+  *_hf_clip("vision_model", ""),
+  *_hf_clip("text_model", "text/"),
+  (r"vision_model\.embeddings\.class_embedding", "cls", "array"),
+  (r"vision_model\.embeddings\.patch_embedding", "embedding", "conv"),
+  (r"vision_model\.pre_layrnorm", "embedding_norm", "norm"),  # sic
+  (r"vision_model\.post_layernorm", "Transformer/encoder_norm", "norm"),
+  (r"visual_projection", "projection", "dense"),
+  (
+    r"text_model\.embeddings\.token_embedding\.weight",
+    "text/token_embedding",
+    "array",
+  ),
+  (r"text_model\.final_layer_norm", "text/Transformer/encoder_norm", "norm"),
+  (r"text_projection", "text/projection", "dense"),
+  (r"logit_scale", "logit_scale", "array"),
+  # SigLIP's pooling and what its texts alone need.
+  (r"(?:vision_model|text_model)\.head\..*|logit_bias", "", "ignore"),
+)
+# The first public checkpoints (2020) counted all layers of a block together.
+_OLD = r"Transformer/encoderblock_(\d+)/"
+_BIG_VISION = (
+  (_OLD + "LayerNorm_2/(.*)", _BLOCK + r"LayerNorm_1/\2", "array"),
+  (_OLD + "MultiHeadDotProductAttention_1/(.*)", _ATTENTION + r"\2", "array"),
+  (_OLD + "MlpBlock_3/(.*)", _BLOCK + r"MlpBlock_0/\2", "array"),
+  (
+    r"(?:Transformer/)?(?:posembed_input/)?pos_embedding",
+    "pos_embedding",
+    "array",
+  ),
+  (r"(?:pre_logits|MAPHead_0)/.*", "", "ignore"),
+)
+# In order of trial: (name, a tensor that only this layout has, rules).
+LAYOUTS: tuple[tuple[str, str, tuple[Rule, ...]], ...] = (
+  ("big_vision", "embedding/kernel", _BIG_VISION),
+  ("timm", "patch_embed.proj.weight", _TIMM),
+  ("OpenAI CLIP", "visual.conv1.weight", _OPENAI_CLIP),
+  ("torchvision", "conv_proj.weight", _TORCHVISION),
+  (
+    "Hugging Face",
+    "embeddings.patch_embeddings.projection.weight",
+    _HUGGINGFACE,
+  ),
+  (
+    "Hugging Face CLIP",
+    "vision_model.embeddings.patch_embedding.weight",
+    _HF_CLIP,
+  ),
+)
