@@ -282,7 +282,7 @@ def _with_method(
     if adapter:
       method = Adapter(spec, adapter["REDUCATION_FACTOR"])
     return Built(model.clone(method=method), names.of(method))
-  pool = trees.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
+  pool = lookup.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
   if re.search("Swin|moco", str(meta["reference_class"])) and (
     not is_gated(meta)
   ):

@@ -17,7 +17,7 @@ from vpt_jax.data.transforms import resize, views
 from vpt_jax.distributed import sharding as shard
 from vpt_jax.methods import registry as methods
 from vpt_jax.training import optim
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 
 USAGE = """usage: python -m vpt_jax.main --config=FILE[:TASK] [--workdir=DIR]
                               [--config.FIELD=VALUE ...]
@@ -110,7 +110,7 @@ def check_fields(argv: Sequence[str], config: ConfigDict) -> None:
   for arg in argv:
     name, equals, _ = arg.lstrip("-").partition("=")
     if arg.startswith("-") and name.startswith("config.") and equals:
-      trees.choose(name.removeprefix("config."), known, "config field")
+      lookup.choose(name.removeprefix("config."), known, "config field")
 
 
 def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
@@ -130,7 +130,7 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
       del config[section]
   if "condense" in config and not config.condense.shares:
     del config.condense
-  trees.choose(config.mode, ("train", "sweep"), "mode")
+  lookup.choose(config.mode, ("train", "sweep"), "mode")
   if config.mode == "train" and "sweep" in config:
     del config.sweep
   config.trainable = config.trainable or method.trainable
@@ -142,7 +142,7 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   data.preprocess = data.preprocess or (
     datasets.own_family(config.task, data.source) if named_task else "vtab"
   )
-  trees.choose(data.preprocess, resize.FAMILIES, "data.preprocess")
+  lookup.choose(data.preprocess, resize.FAMILIES, "data.preprocess")
   data.augment = data.augment or views.OWN[data.preprocess]
   entry = backbones.get(config.backbone.name)
   if data.normalize == "backbone":
@@ -168,7 +168,7 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
       ("float32", "bfloat16"),
     ),
   ):
-    trees.choose(value, known, what)
+    lookup.choose(value, known, what)
   if config.compute.attention == "cudnn" and config.compute.dtype == "float32":
     raise ValueError(
       "compute.attention='cudnn' takes 16-bit numbers only; set "

@@ -20,7 +20,7 @@ from vpt_jax.nn import cost, transformer
 from vpt_jax.nn.layers import Head, HEAD_INITS
 from vpt_jax.nn.tokens import POOLS, Tokens
 from vpt_jax.problems import heads
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 from vpt_jax.weights import file_formats, load
 
 
@@ -154,9 +154,9 @@ def build(config: ConfigDict, num_classes: int) -> Model:
     ValueError: unknown names or options, or parts that do not fit.
   """
   if config.pool:
-    trees.choose(config.pool, POOLS, "pool")
-  trees.choose(config.head, heads.HEADS, "head")
-  trees.choose(config.head_init, HEAD_INITS, "head_init")
+    lookup.choose(config.pool, POOLS, "pool")
+  lookup.choose(config.head, heads.HEADS, "head")
+  lookup.choose(config.head_init, HEAD_INITS, "head_init")
   if config.head == "zero_shot" and not config.backbone.projection:
     raise ValueError(
       "head='zero_shot' compares projected features with texts; "

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 
 PARAMS = {
   "backbone": {"cls": jnp.zeros(3), "block": {"bias": jnp.zeros(2)}},
@@ -73,4 +73,4 @@ def test_count_and_choose():
     ValueError,
     match=("unknown method 'vpat'; did you mean 'vapt'\\? known: linear, vapt"),
   ):
-    trees.choose("vpat", ["vapt", "linear"], "method")
+    lookup.choose("vpat", ["vapt", "linear"], "method")

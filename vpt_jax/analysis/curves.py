@@ -10,7 +10,7 @@ import numpy as np
 from vpt_jax import config as configs
 from vpt_jax.analysis import figures
 from vpt_jax.training import records as results
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 
 # Fields that are shares, and are drawn in percent.
 SHARES = ("data.train_share",)
@@ -70,7 +70,7 @@ def points(
     )
   path = field.replace(".", "/")
   flat = {run["id"]: trees.flatten(run["config"]) for run in runs}
-  trees.choose(
+  lookup.choose(
     field,
     {name.replace("/", ".") for one in flat.values() for name in one},
     "config field",

@@ -9,7 +9,6 @@ from vpt_jax import model as models
 from vpt_jax.analysis import figures, subject
 from vpt_jax.analysis.subject import Adapter, Images
 from vpt_jax.nn.tokens import Tokens
-from vpt_jax.utils import trees
 
 COLUMNS = 7
 MOST_IMAGES = 4 * COLUMNS
@@ -86,7 +85,7 @@ def class_number(text: str, names: tuple[str, ...], number: int) -> int:
       f"--class {text}: expected a number from 0 to "
       f"{number - 1}; the names of the classes are not known"
     )
-  return names.index(trees.choose(text, names, "class"))
+  return names.index(lookup.choose(text, names, "class"))
 
 
 def draw(

@@ -12,7 +12,7 @@ from vpt_jax.backbones.model_zoo import BACKBONES, Entry
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.nn.tokens import NORMS
 from vpt_jax.nn.transformer import ATTENTION, GELUS
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 
 
 def get(name: str) -> Entry:
@@ -21,7 +21,7 @@ def get(name: str) -> Entry:
   Raises:
     ValueError: unknown name, with the nearest known one.
   """
-  return BACKBONES[trees.choose(name, BACKBONES, "backbone")]
+  return BACKBONES[lookup.choose(name, BACKBONES, "backbone")]
 
 
 def build(
@@ -49,9 +49,9 @@ def build(
     if entry.arch.get("gelu", entry.module.gelu) == "tanh":
       options["gelu"] = "exact"
   elif config.gelu:
-    options["gelu"] = trees.choose(config.gelu, GELUS, "backbone.gelu")
+    options["gelu"] = lookup.choose(config.gelu, GELUS, "backbone.gelu")
   if config.norm:
-    options["norm_order"] = trees.choose(config.norm, NORMS, "backbone.norm")
+    options["norm_order"] = lookup.choose(config.norm, NORMS, "backbone.norm")
   if config.projection:
     if entry.projection is None:
       raise ValueError(
@@ -59,7 +59,7 @@ def build(
         f"{', '.join(n for n, e in BACKBONES.items() if e.projection)}"
       )
     options["projection"] = entry.projection()
-  if trees.choose(attention, ATTENTION, "compute.attention") != "ours":
+  if lookup.choose(attention, ATTENTION, "compute.attention") != "ours":
     if entry.module is Swin:
       raise ValueError(
         f"compute.attention={attention!r} is not for windows; "

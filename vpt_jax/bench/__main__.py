@@ -18,7 +18,7 @@ from typing import Any
 from vpt_jax.analysis import figures
 from vpt_jax.bench import bench_tables, measure, plot, worker
 from vpt_jax.bench.measure import Case
-from vpt_jax.utils import files, trees
+from vpt_jax.utils import files
 
 CLASSES, SEED = 100, 0
 
@@ -130,7 +130,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
     ("variant", args.variants, measure.VARIANTS),
   ):
     for name in names:
-      trees.choose(name, known, what)
+      lookup.choose(name, known, what)
   for what, value, least in (
     ("--prompts", min(args.prompts), 0),
     ("--batch", min(args.batch), 1),

@@ -18,7 +18,7 @@ from vpt_jax.data.transforms import views
 from vpt_jax.nn import cost
 from vpt_jax.training import loop as train
 from vpt_jax.training import optim
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-3
 NORMALIZE = "imagenet"
@@ -58,7 +58,7 @@ def config_of(case: dict[str, Any]) -> ConfigDict:
     case: see `measure.Case`.
   """
   method, options, rates = METHODS[
-    trees.choose(case["method"], METHODS, "method")
+    lookup.choose(case["method"], METHODS, "method")
   ]
   options = options | dict.fromkeys(rates, case["dropout"])
   if method != "linear":

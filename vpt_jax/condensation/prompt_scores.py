@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from vpt_jax import model as models
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 
 # What each score of a prompt is. A mean over batches counts each batch as often
 # as it has images; if it is of a nonlinear function of the batch's gradient, it
@@ -96,7 +96,7 @@ def scores(
   """
   check(model)
   for name in statistics:
-    trees.choose(name, STATISTICS, "statistic")
+    lookup.choose(name, STATISTICS, "statistic")
   apply = apply or model.apply
   needed = tuple({_ABSOLUTE.get(name, name) for name in statistics})
 

@@ -30,7 +30,7 @@ from vpt_jax.data import datasets, pipeline
 from vpt_jax.data.transforms import views
 from vpt_jax.distributed import sharding
 from vpt_jax.training import checkpoints, metrics, records
-from vpt_jax.utils import files, trees
+from vpt_jax.utils import files, lookup, trees
 
 # main.run(config, workdir, data, start) -> what its result.json holds.
 Run = Callable[..., dict[str, Any]]
@@ -43,7 +43,7 @@ def check(config: ConfigDict) -> None:
   if "kept" not in options:
     raise ValueError(prompt_scores.refusal(config.method))
   # The sign of this one says which prompts do harm, not which matter.
-  trees.choose(
+  lookup.choose(
     section.statistic,
     prompt_scores.STATISTICS.keys() - {"taylor_signed"},
     "condense.statistic",

@@ -15,7 +15,7 @@ from vpt_jax.data.sources import arrays, csv_tables, image_files, tfds
 from vpt_jax.data.sources.arrays import check_images, from_arrays
 from vpt_jax.data.sources.image_files import PACK_LISTS
 from vpt_jax.data.transforms.decode import decode_image
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 
 __all__ = [
   "PACK_LISTS",
@@ -66,7 +66,7 @@ def open_split(
     raise ValueError(f"unknown split {split!r}; known: {', '.join(PACK_LISTS)}")
   kind, colon, path = source.partition(":")
   if colon:
-    reader = USER[trees.choose(kind, USER, "data.source")]
+    reader = USER[lookup.choose(kind, USER, "data.source")]
     if not path:
       raise ValueError(
         f"config.data.source={source!r} lacks a path; expected {kind}:PATH"

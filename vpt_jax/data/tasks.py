@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from vpt_jax.data.origins import CIFAR10, COUNTS, ORIGINS
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 
 
 class Slice(NamedTuple):
@@ -358,4 +358,4 @@ def get(name: str) -> Task:
   Raises:
     ValueError: unknown name, with the nearest known one.
   """
-  return TASKS[trees.choose(name, TASKS, "task")]
+  return TASKS[lookup.choose(name, TASKS, "task")]

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 
 # Ordered (regex over paths, axes); "largest": the array's largest axis that the
 # devices divide, over `data`.
@@ -95,7 +95,7 @@ def place(flat: trees.Flat, mesh: Mesh, strategy: str) -> trees.Flat:
     ValueError: unknown strategy, one that splits nothing here, or devices that
       do not divide an axis.
   """
-  trees.choose(strategy, STRATEGIES, "shard.strategy")
+  lookup.choose(strategy, STRATEGIES, "shard.strategy")
   # Not `tree.match`: which parameters are frozen depends on the run.
   first = lambda path: next(
     axes

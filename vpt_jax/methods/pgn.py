@@ -13,7 +13,7 @@ import numpy as np
 from vpt_jax.methods import pgn_weights
 from vpt_jax.methods.method import check_options, Method
 from vpt_jax.methods.resnet import ResNet, resnet18
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 
 ACTS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "softmax": nn.softmax,
@@ -82,8 +82,8 @@ class PGN(Method):
       },
       {},
     )
-    trees.choose(self.act, ACTS, "pgn.act")
-    trees.choose(self.network, NETWORKS, "pgn.network")
+    lookup.choose(self.act, ACTS, "pgn.act")
+    lookup.choose(self.network, NETWORKS, "pgn.network")
     self.vectors = self.param(
       "library",
       nn.initializers.normal(0.02),

@@ -12,7 +12,7 @@ from vpt_jax.methods.pixel import Add, Below, Border, Pad, PrependPixel
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.nn.tokens import Spec
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 
 METHODS: dict[str, type[Method]] = {
   "linear": Method,
@@ -38,7 +38,7 @@ def get(name: str) -> type[Method]:
   Raises:
     ValueError: unknown name, with the nearest known one.
   """
-  return METHODS[trees.choose(name, METHODS, "method")]
+  return METHODS[lookup.choose(name, METHODS, "method")]
 
 
 def build(name: str, options: Mapping[str, Any], spec: Spec) -> Method:
@@ -54,7 +54,7 @@ def build(name: str, options: Mapping[str, Any], spec: Spec) -> Method:
     if field.name not in ("spec", "parent", "name")
   ]
   for option in options:
-    trees.choose(option, known, f"option of method {name!r}:")
+    lookup.choose(option, known, f"option of method {name!r}:")
   return cls(
     spec=spec, **{key: _fixed(value) for key, value in options.items()}
   )

@@ -30,7 +30,7 @@ from vpt_jax.sweeps import searches, vmapped_runs
 from vpt_jax.sweeps.searches import Cell
 from vpt_jax.training import checkpoints, metrics, records
 from vpt_jax.training import experiment as jobs
-from vpt_jax.utils import files, trees
+from vpt_jax.utils import files, lookup, trees
 
 log = metrics.log
 
@@ -40,7 +40,7 @@ WAIT = 5.0  # seconds between looks at what other processes do
 def check(config: ConfigDict) -> None:
   """Raises ValueError for a section `sweep` that can't be used."""
   section = config.sweep
-  trees.choose(section.search, searches.SEARCHES, "sweep.search")
+  lookup.choose(section.search, searches.SEARCHES, "sweep.search")
   if "condense" in config and config.condense.shares:
     raise ValueError(
       "config.mode='sweep' does not condense; set config.condense.shares=()"
@@ -68,7 +68,7 @@ def check(config: ConfigDict) -> None:
   for changes in section.per_task.to_dict().values():
     fields += [field for field, _ in changes]
   for field in fields:
-    trees.choose(field, known, "field of config.sweep")
+    lookup.choose(field, known, "field of config.sweep")
 
 
 def members(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 
 Rate = Callable[[jax.Array | int], jax.Array]
 Policies = Sequence[tuple[str, Mapping[str, float]]]
@@ -70,7 +70,7 @@ def epoch_factors(
   Raises:
     ValueError: unknown schedule.
   """
-  trees.choose(schedule, SCHEDULES, "optim.schedule")
+  lookup.choose(schedule, SCHEDULES, "optim.schedule")
   epoch = np.arange(epochs if length is None else length, dtype=np.float64)
   factors = SCHEDULES[schedule](epoch, warmup_epochs, epochs)
   if not warmup_from_zero:
@@ -120,11 +120,11 @@ def make_optimizer(
     ValueError: unknown name, or a policy table that does not fit the paths.
   """
   decay_first = {"sgd": True, "adam": True, "adamw": False}
-  trees.choose(name, decay_first, "optim.name")
+  lookup.choose(name, decay_first, "optim.name")
 
   def chain(policy: Mapping[str, float]) -> optax.GradientTransformation:
     for key in policy:
-      trees.choose(key, ("lr", "weight_decay"), "policy")
+      lookup.choose(key, ("lr", "weight_decay"), "policy")
     direction = (
       optax.trace(momentum) if name == "sgd" else optax.scale_by_adam()
     )

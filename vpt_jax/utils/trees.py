@@ -6,7 +6,6 @@ policies and shardings are all ordered tables of regular expressions over paths.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-import difflib
 import re
 from typing import Any
 
@@ -116,15 +115,3 @@ def match(
 def count(flat: Flat) -> int:
   """Number of scalars."""
   return sum(int(np.prod(np.shape(leaf))) for leaf in flat.values())
-
-
-def choose(name: str, known: Iterable[str], what: str) -> str:
-  """Returns `name` if it is known, else raises an error with a suggestion."""
-  known = sorted(known)
-  if name in known:
-    return name
-  close = difflib.get_close_matches(name, known, n=3)
-  # Two letters in the wrong order are likelier than one left out.
-  close.sort(key=lambda other: sorted(other) != sorted(name))
-  hint = f"; did you mean {close[0]!r}?" if close else ";"
-  raise ValueError(f"unknown {what} {name!r}{hint} known: {', '.join(known)}")

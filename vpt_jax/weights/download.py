@@ -19,7 +19,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 
 log = logging.getLogger("vpt_jax")
 
@@ -108,7 +108,7 @@ def _parse(checksum: str) -> tuple[str, str]:
   if not checksum:
     return "", ""
   algorithm, _, digits = checksum.partition(":")
-  trees.choose(algorithm, ("md5", "sha256"), "checksum algorithm")
+  lookup.choose(algorithm, ("md5", "sha256"), "checksum algorithm")
   if not re.fullmatch("[0-9a-f]{6,}", digits.lower()):
     raise ValueError(
       f"checksum {checksum!r} must be {algorithm}:HEX with six "
@@ -120,7 +120,7 @@ def _parse(checksum: str) -> tuple[str, str]:
 def _https(url: str) -> str:
   """The address that a plain HTTP client understands."""
   scheme = url.partition("://")[0]
-  trees.choose(scheme, ("gs", "http", "https"), "scheme of an address")
+  lookup.choose(scheme, ("gs", "http", "https"), "scheme of an address")
   if scheme == "gs":
     return "https://storage.googleapis.com/" + url.removeprefix("gs://")
   return url

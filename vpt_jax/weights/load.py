@@ -22,7 +22,7 @@ import numpy as np
 
 from vpt_jax.nn import positions
 from vpt_jax.nn.tokens import Spec
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 from vpt_jax.weights import diagnosis, download, file_formats
 from vpt_jax.weights.name_maps import EXTRAS
 from vpt_jax.weights.translate import (
@@ -99,7 +99,7 @@ def local(
       path = download.fetch(address, checksum, cache)
     elif address.startswith("package:"):
       assets = resources.files("vpt_jax") / "assets"
-      name = trees.choose(
+      name = lookup.choose(
         address.removeprefix("package:"),
         [file.name for file in assets.iterdir()],
         "checkpoint of this package",

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vpt_jax.data.examples import Examples, Split, Strips
 from vpt_jax.data.transforms import decode, resize
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 
 log = logging.getLogger("vpt_jax")
 
@@ -42,7 +42,7 @@ class Geometry:
   train: bool
 
   def __post_init__(self) -> None:
-    trees.choose(self.family, resize.FAMILIES, "data.preprocess")
+    lookup.choose(self.family, resize.FAMILIES, "data.preprocess")
 
   @property
   def strips(self) -> bool:

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup
 
 Size = tuple[int, int]  # (height, width).
 
@@ -182,7 +182,7 @@ def host(
   Raises:
     ValueError: unknown family, another type or shape, no pixels, or too long.
   """
-  chosen = FAMILIES[trees.choose(family, FAMILIES, "data.preprocess")]
+  chosen = FAMILIES[lookup.choose(family, FAMILIES, "data.preprocess")]
   if (
     image.dtype != np.uint8
     or image.ndim != 3

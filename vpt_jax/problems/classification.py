@@ -1,0 +1,114 @@
+"""Classification: one class an image, softmax cross entropy."""
+
+import csv
+import io
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from vpt_jax.problems.problem import Arrays, Problem, Score, Sums
+
+
+class Classification(Problem):
+  """One class of K for an image.
+
+    loss = -log softmax(logits)[label]
+
+  Labels are integers [N] in 0 .. K - 1.
+  """
+
+  name = "classification"
+  scores = (
+    Score("top1", "top-1"),
+    Score("mean_per_class", "mean per class"),
+  )
+  training_score = Score("train_top1", "training top-1")
+
+  def check_labels(self, labels: np.ndarray, origin: str) -> None:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+      raise ValueError(
+        f"{origin}: labels are {labels.dtype} {list(labels.shape)}; "
+        "classification needs one integer an image"
+      )
+    outside = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+    if len(outside):
+      raise ValueError(
+        f"{origin}: label {labels[outside[0]]} is out of range "
+        f"0..{self.num_classes - 1} of the training images"
+      )
+
+  def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+
+  def training_sums(
+    self, outputs: jax.Array, labels: jax.Array, mask: jax.Array
+  ) -> dict[str, jax.Array]:
+    hits = (outputs.argmax(-1) == labels) * mask
+    return {"hits": hits.sum()}
+
+  def score_training(self, sums: Sums, images: Any) -> Any:
+    return 100 * sums["hits"] / images
+
+  def evaluation_sums(
+    self, outputs: jax.Array, labels: jax.Array, mask: jax.Array
+  ) -> dict[str, jax.Array]:
+    classes = jax.nn.one_hot(labels, outputs.shape[-1]) * mask[:, None]
+    hit = outputs.argmax(-1) == labels
+    return {
+      "count": classes.sum(0),
+      "correct": (classes * hit[:, None]).sum(0),
+    }
+
+  def predict(self, outputs: jax.Array) -> dict[str, jax.Array]:
+    return {
+      "prediction": outputs.argmax(-1),
+      "confidence": self.probabilities(outputs).max(-1),
+    }
+
+  def probabilities(self, outputs: jax.Array) -> jax.Array:
+    return jax.nn.softmax(outputs)
+
+  def measure(
+    self, sums: Sums, predictions: Arrays, labels: np.ndarray
+  ) -> dict[str, float]:
+    """Returns top1 and mean_per_class in percent.
+
+    The latter is the mean, over the classes that occur, of their recall.
+    """
+    occurs = sums["count"] > 0
+    recall = sums["correct"][occurs] / sums["count"][occurs]
+    top1 = sums["correct"].sum() / sums["count"].sum()
+    return {
+      "top1": float(100 * top1),
+      "mean_per_class": float(100 * recall.mean()),
+    }
+
+  def write_predictions(
+    self,
+    names: list[str],
+    labels: np.ndarray,
+    predictions: Arrays,
+    class_names: tuple[str, ...],
+  ) -> str:
+    """Returns lines `path,label,prediction,confidence`, with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "label", "prediction", "confidence"))
+    for name, label, prediction, confidence in zip(
+      names,
+      labels,
+      predictions["prediction"],
+      predictions["confidence"],
+      strict=True,
+    ):
+      writer.writerow((name, label, prediction, f"{confidence:.6f}"))
+    return text.getvalue()
+
+  def record(self, labels: np.ndarray, predictions: Arrays) -> dict[str, Any]:
+    """Returns `confusion`: [[label, prediction, images], ...], no zeros."""
+    pairs = np.stack([labels, predictions["prediction"]], axis=1)
+    distinct, counts = np.unique(pairs, axis=0, return_counts=True)
+    rows = np.concatenate([distinct, counts[:, None]], axis=1)
+    return {"confusion": rows.tolist()}

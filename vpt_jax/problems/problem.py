@@ -1,0 +1,141 @@
+"""Defines `Problem`: what is learned, apart from backbone and method.
+
+A problem says what labels look like, what the head reads, the loss of an
+image, the sums from which scores are made, the score that a search maximises,
+and how predictions are written. Nothing outside this room computes a cross
+entropy, counts hits or knows that a label is one integer.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+Sums = Mapping[str, Any]
+Arrays = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A number that a problem reports.
+
+  Attributes:
+    name: key in result.json and in records.
+    title: what tables and figures call it.
+    unit: printed after the number.
+  """
+
+  name: str
+  title: str
+  unit: str = "%"
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """Base of all problems; one that is hashable, so it may be static in `jit`.
+
+  Attributes:
+    num_classes: K.
+    name: of the problem, as `config.problem` has it.
+    scores: all that it reports, the larger the better; searches maximise the
+      first one unless the task's papers report another one.
+    training_score: the running score of training, of each epoch.
+    multi_label: labels are rows [K] of zeros and ones, not one integer.
+  """
+
+  num_classes: int
+  name: ClassVar[str]
+  scores: ClassVar[tuple[Score, ...]]
+  training_score: ClassVar[Score]
+  multi_label: ClassVar[bool] = False
+
+  def check_labels(self, labels: np.ndarray, origin: str) -> None:
+    """Raises ValueError for labels that this problem cannot use.
+
+    Args:
+      labels: of N images, [N, ...].
+      origin: where they are from, for the error.
+    """
+    raise NotImplementedError
+
+  def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the loss of every image.
+
+    Args:
+      outputs: what the head gives, [B, ...].
+      labels: [B, ...].
+
+    Returns:
+      [B], float32.
+    """
+    raise NotImplementedError
+
+  def training_sums(
+    self, outputs: jax.Array, labels: jax.Array, mask: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Returns scalars to be summed over steps, for `training_score`.
+
+    Args:
+      outputs: [B, ...].
+      labels: [B, ...].
+      mask: [B], 0 for copies that fill the last batch up, else 1.
+    """
+    raise NotImplementedError
+
+  def score_training(self, sums: Sums, images: Any) -> Any:
+    """Returns the `training_score` of an epoch from its `training_sums`.
+
+    Args:
+      sums: of all its steps; scalars, or [...] for many runs.
+      images: how many there were, likewise.
+    """
+    raise NotImplementedError
+
+  def evaluation_sums(
+    self, outputs: jax.Array, labels: jax.Array, mask: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Returns what evaluation sums over all batches; see `training_sums`."""
+    raise NotImplementedError
+
+  def predict(self, outputs: jax.Array) -> dict[str, jax.Array]:
+    """Returns what evaluation keeps of every image, arrays [B, ...]."""
+    raise NotImplementedError
+
+  def probabilities(self, outputs: jax.Array) -> jax.Array:
+    """Returns what a predict function gives users: [B, K], float32."""
+    raise NotImplementedError
+
+  def measure(
+    self, sums: Sums, predictions: Arrays, labels: np.ndarray
+  ) -> dict[str, float]:
+    """Returns the `scores` of one model on a split.
+
+    Args:
+      sums: `evaluation_sums` of the whole split.
+      predictions: of `predict`, [N, ...].
+      labels: [N, ...].
+    """
+    raise NotImplementedError
+
+  def write_predictions(
+    self,
+    names: list[str],
+    labels: np.ndarray,
+    predictions: Arrays,
+    class_names: tuple[str, ...],
+  ) -> str:
+    """Returns the text of predictions.csv, a line for every image.
+
+    Args:
+      names: of the images.
+      labels: [N, ...].
+      predictions: of `predict`, [N, ...].
+      class_names: K, or () if not known.
+    """
+    raise NotImplementedError
+
+  def record(self, labels: np.ndarray, predictions: Arrays) -> dict[str, Any]:
+    """Returns what a run's record keeps beside its scores, as JSON values."""
+    raise NotImplementedError
