@@ -23,7 +23,7 @@ from vpt_jax.methods.vpt import VPT
 from vpt_jax.nn import layers
 from vpt_jax.nn.tokens import Spec
 from vpt_jax.training import optim
-from vpt_jax.utils import trees
+from vpt_jax.utils import lookup, trees
 from vpt_jax.weights import diagnosis
 
 POOLS = {

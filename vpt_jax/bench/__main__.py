@@ -18,7 +18,7 @@ from typing import Any
 from vpt_jax.analysis import figures
 from vpt_jax.bench import bench_tables, measure, plot, worker
 from vpt_jax.bench.measure import Case
-from vpt_jax.utils import files
+from vpt_jax.utils import files, lookup
 
 CLASSES, SEED = 100, 0
 
