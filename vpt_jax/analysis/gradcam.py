@@ -9,6 +9,7 @@ from vpt_jax import model as models
 from vpt_jax.analysis import figures, subject
 from vpt_jax.analysis.subject import Adapter, Images
 from vpt_jax.nn.tokens import Tokens
+from vpt_jax.utils import lookup
 
 COLUMNS = 7
 MOST_IMAGES = 4 * COLUMNS
