@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import csv
+import importlib.util
 import io
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,11 @@ def check(path: str) -> Path:
   Raises:
     ValueError: it is no PNG, or nothing can draw it.
   """
-  try:
-    import matplotlib  # pylint: disable=unused-import
-  except ImportError:
+  if importlib.util.find_spec("matplotlib") is None:
     raise ValueError(
       "figures are drawn by matplotlib, which is not installed; "
       "pip install -e '.[analyze]'"
-    ) from None
+    )
   if Path(path).suffix != ".png":
     raise ValueError(
       f"--to {path}: figures are PNG; expected a name that ends "
