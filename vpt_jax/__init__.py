@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _WHERE = {
   "run": "main",
   "Data": "training.experiment",
-  "load_adapter": "training.evaluation",
+  "load_adapter": "serving.predictor",
   "from_arrays": "data.datasets",
 }
 

@@ -35,7 +35,8 @@ from vpt_jax.methods.method import Method
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.nn.tokens import Tokens
-from vpt_jax.training import checkpoints, evaluation
+from vpt_jax.serving import predictor
+from vpt_jax.training import checkpoints
 from vpt_jax.training import records as results
 from vpt_jax.utils import trees
 
@@ -692,7 +693,7 @@ def test_the_numbers_of_a_table(workdir, tmp_path):
 
   assert command.main([*words("layers vpt", workdir), "--to", str(to)]) == 0
   first = next(csv.DictReader(io.StringIO(to.with_suffix(".csv").read_text())))
-  predict = evaluation.load_adapter(workdir / "vpt" / "adapter.npz")
+  predict = predictor.load_adapter(workdir / "vpt" / "adapter.npz")
   images = subject.test(subject.read(str(workdir / "vpt" / "adapter.npz")))
   hits = predict(images.pixels).argmax(-1) == images.labels
   assert len(hits) == 797

@@ -27,6 +27,7 @@ from vpt_jax.methods.resnet import max_pool
 from vpt_jax.nn import layers
 from vpt_jax.nn.tokens import Spec
 from vpt_jax.problems import heads
+from vpt_jax.serving import predictor
 from vpt_jax.training import evaluation
 from vpt_jax.training import loop as train
 from vpt_jax.utils import trees
@@ -333,7 +334,7 @@ def test_statistics_go_into_the_adapter_and_back(run, tmp_path):
   top1 = 100 * (probabilities.argmax(-1) == test.labels).mean()
   np.testing.assert_allclose(top1, result["top1"], atol=0.13)  # one image
 
-  model, variables, meta = evaluation.read_model(path)
+  model, variables, meta = predictor.read_model(path)
   apply = jax.jit(
     evaluation.make_apply(model, meta["config"]["data"]["normalize"])
   )

@@ -29,7 +29,7 @@ from vpt_jax import model as models
 from vpt_jax.data import datasets
 from vpt_jax.data.transforms import views
 from vpt_jax.methods.pgn import Inverted
-from vpt_jax.training import evaluation
+from vpt_jax.serving import predictor
 
 COLUMNS = 8  # patches in a row of the picture
 SIDE = 64  # least side of a patch there, in pixels
@@ -184,7 +184,7 @@ def export(
     adapter: file of a run.
     image: file of any size.
     folder: is made.
-    backbone: see `evaluate.load_adapter`.
+    backbone: see `predictor.load_adapter`.
     threshold: largest relative residual.
 
   Returns:
@@ -193,7 +193,7 @@ def export(
   Raises:
     ValueError: a file that can't be used, or prompts that no pixels give.
   """
-  model, variables, meta = evaluation.read_model(adapter, backbone)
+  model, variables, meta = predictor.read_model(adapter, backbone)
   config = ConfigDict(meta["config"])
   try:
     decoded = datasets.decode_image(Path(image).read_bytes())

@@ -13,7 +13,7 @@ from vpt_jax import model as models
 from vpt_jax.data import datasets
 from vpt_jax.data.cache import decoding
 from vpt_jax.data.transforms import views
-from vpt_jax.training import evaluation
+from vpt_jax.serving import predictor
 
 Variables = dict[str, Any]
 LARGEST_BATCH = 64
@@ -41,7 +41,7 @@ class Adapter:
 
   Attributes:
     path: of its file.
-    model, variables: see `evaluate.read_model`.
+    model, variables: see `predictor.read_model`.
     config: of its run.
   """
 
@@ -81,7 +81,7 @@ def read(path: str, backbone: str = "", data_dir: str = "") -> Adapter:
   Raises:
     ValueError: a damaged file, or another backbone.
   """
-  model, variables, meta = evaluation.read_model(path, backbone)
+  model, variables, meta = predictor.read_model(path, backbone)
   config = ConfigDict(meta["config"])
   if data_dir:
     config.data.dir = data_dir
