@@ -444,3 +444,20 @@ def test_sizes_of_the_published_ones(name, side, nearest):
   spec = factory.make(name, entry, (nearest, nearest)).spec
   for grid in spec.grids:
     assert grid[0] % min(entry.arch["window"], grid[0]) == 0
+
+
+def test_absolute_positions():
+  """They are added to the embedded patches, whose norm is before them."""
+  with_positions = SWIN.clone(absolute_positions=True)
+  variables = compiled(
+    lambda: SWIN.init(jax.random.key(0), IMAGES, method=SWIN.embed)
+  )()
+  params = dict(variables["params"])
+  table = random(1, 8 * 16, 16)
+  both = {"params": params | {"pos_embedding": table}}
+  plain = SWIN.apply(variables, IMAGES, method=SWIN.embed)
+  moved = with_positions.apply(both, IMAGES, method=with_positions.embed)
+  np.testing.assert_allclose(moved.x, plain.x + table, atol=1e-6)
+  shapes = cost.shapes(with_positions)
+  assert shapes.keys() - cost.shapes(SWIN).keys() == {"pos_embedding"}
+  assert shapes["pos_embedding"].shape == (1, 8 * 16, 16)

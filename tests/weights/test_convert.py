@@ -19,7 +19,7 @@ from vpt_jax.backbones.vit import ViT
 from vpt_jax.nn import cost, positions
 from vpt_jax.training import checkpoints
 from vpt_jax.utils import trees
-from vpt_jax.weights import convert, load
+from vpt_jax.weights import convert, file_formats, load
 from vpt_jax.weights.name_maps import EXTRAS
 
 VIT = ViT((16, 16), 4, width=24, depth=2, num_heads=3, mlp_dim=48, gelu="exact")
@@ -221,6 +221,11 @@ def swin(flat):
     | index
     | {"layers.0.blocks.1.attn_mask": np.zeros((16, 4, 4), np.float32)}
   )
+
+
+def ape_swin(flat):
+  """With absolute positions, under their name in the published code."""
+  return renamed(swin(flat), ("^pos_embed$", "absolute_pos_embed"))
 
 
 def timm_swin(flat):
@@ -438,6 +443,11 @@ LAYOUTS = {
   ),
   "Hugging Face MAE": (VIT, {}, hf_mae),
   "Swin": (SWIN, {"head/kernel": (32, 7), "head/bias": (7,)}, swin),
+  "Swin with positions": (
+    SWIN.clone(absolute_positions=True),
+    {},
+    ape_swin,
+  ),
   "timm Swin": (SWIN, {"head/kernel": (32, 7), "head/bias": (7,)}, timm_swin),
   "Hugging Face Swin": (
     SWIN,
@@ -760,7 +770,7 @@ def test_every_entry_has_its_heads():
 
 def test_swin_says_all_itself(tmp_path):
   module, _, file = made("Swin", tmp_path / "in.safetensors")
-  flat = convert.formats.read(file)
+  flat = file_formats.read(file)
   assert convert.convert(flat, "x")[1] == module
 
 

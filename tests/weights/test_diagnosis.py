@@ -194,6 +194,11 @@ WRONG = {
     "fc_norm`.; set config.backbone.norm=after and config.pool=img",
   ),
   "distilled": (DISTILLED, VIT, "distilled DeiT, whose second class token"),
+  "absolute positions": (
+    weights(SWIN.clone(absolute_positions=True)),
+    SWIN,
+    "Swin with absolute positions .*absolute_positions=True",
+  ),
   "no class token": (weights(NO_CLS), VIT, "file has no class token"),
   "class token": (FLAT, NO_CLS, "this backbone has none"),
   "projection": (

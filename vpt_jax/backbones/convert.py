@@ -5,4 +5,4 @@ import sys
 from vpt_jax.weights import convert
 
 if __name__ == "__main__":
-  sys.exit(convert.main(sys.argv[1:]))
+  sys.exit(convert.main(sys.argv))

@@ -263,6 +263,8 @@ class Swin(nn.Module):
     mlp_ratio: width of the MLP's hidden layer over D.
     norm_order: the spec's `norm`.
     dtype: of the matrix products; norms and softmax are always float32.
+    absolute_positions: patches have learned positions beside the relative ones
+      (the published code's `ape`).
   """
 
   image_size: tuple[int, int]
@@ -278,6 +280,7 @@ class Swin(nn.Module):
   eps: float = 1e-5
   normalize: str = "imagenet"
   dtype: Dtype = jnp.float32
+  absolute_positions: bool = False
 
   @property
   def spec(self) -> Spec:
@@ -305,6 +308,13 @@ class Swin(nn.Module):
       self.width, patch, strides=patch, padding="VALID", dtype=self.dtype
     )
     self.embedding_norm = LayerNorm(self.eps)
+    if self.absolute_positions:
+      rows, columns = self.spec.grids[0]
+      self.pos_embedding = self.param(
+        "pos_embedding",
+        nn.initializers.truncated_normal(0.02),
+        (1, rows * columns, self.width),
+      )
     self.Transformer = Encoder(
       self.spec, self.num_heads, self.window, self.mlp_ratio, self.dtype
     )
@@ -315,6 +325,8 @@ class Swin(nn.Module):
     patch = self.embedding(image.astype(self.dtype))
     batch, rows, columns, width = patch.shape
     x = self.embedding_norm(patch.reshape(batch, rows * columns, width))
+    if self.absolute_positions:
+      x = x + self.pos_embedding
     return Tokens(x.astype(self.dtype), num_cls=0, grid=(rows, columns))
 
   def embed_patches(self, pixels: jax.Array) -> jax.Array:

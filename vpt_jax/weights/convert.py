@@ -53,6 +53,7 @@ _TO_TIMM = (
     r")$",
     "pos_embed",
   ),
+  (r"^absolute_pos_embed$", "pos_embed"),
   (
     r"^(visual\.conv1|conv_proj|embeddings\.patch_embeddings\.projection|"
     r"vision_model\.embeddings\.patch_embedding)\.",
@@ -214,6 +215,9 @@ def difference(
         if name in want
       }
     )
+    if isinstance(module, Swin) and module.absolute_positions:
+      # timm's Swin has none any more.
+      _add_positions(peer, state["pos_embed"])
   except ImportError as error:
     raise CannotVerify(f"torch or timm is not installed ({error})") from error
   # Of many kinds: torch and torchvision that do not fit, a file that torch does
@@ -279,6 +283,16 @@ def _peer(module: ViT | Swin) -> Any:
     act_layer="quick_gelu" if module.gelu == "quick" else "gelu",
     **options,
   )
+
+
+def _add_positions(peer: Any, table: Any) -> None:
+  """Makes timm's Swin add positions [1, N, D] to its embedded patches."""
+
+  def added(layer, inputs, patches):
+    """Patches [1, rows, columns, D], with the positions added."""
+    return patches + table.float().reshape(patches.shape)
+
+  peer.patch_embed.register_forward_hook(added)
 
 
 def _state(path: Path, found: Translated) -> dict[str, Any]:

@@ -73,6 +73,12 @@ def causes(
       "backbone CLIP's visual tower, with a norm before the blocks",
     ),
     (
+      "window" in file and _POSITIONS in more,
+      "a Swin with absolute positions (`absolute_pos_embed`), which no "
+      "published backbone of the list has; build "
+      "vpt_jax.backbones.swin.Swin(absolute_positions=True) for it",
+    ),
+    (
       "cls" in missing,
       "the file has no class token; it was trained with another pooling",
     ),

@@ -82,6 +82,7 @@ def _swin(
     windows[0],
     patch,
     shape["mlp_dim"] / width,
+    absolute_positions="pos_embedding" in arrays,
   )
 
 

@@ -30,7 +30,8 @@ def _blocks(
 
 _TIMM = (
   (r"cls_token", "cls", "array"),
-  (r"pos_embed", "pos_embedding", "array"),
+  # A Swin's are named in full.
+  (r"pos_embed|absolute_pos_embed", "pos_embedding", "array"),
   (r"patch_embed\.proj", "embedding", "conv"),
   (r"patch_embed\.norm|norm_pre", "embedding_norm", "norm"),
   *_blocks(r"blocks\.(\d+)\.", ("norm1", "norm2"), (r"mlp\.fc1", r"mlp\.fc2")),
