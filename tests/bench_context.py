@@ -27,7 +27,9 @@ from vpt_jax.utils import trees
 
 def programs(cls, backbone, tokens, batch):
   """(forward, its arguments), (train step, its arguments)."""
-  method = VPT(backbone.spec, tokens) if tokens else Method(backbone.spec)
+  method = (
+    VPT(backbone.spec, tokens, dropout=0.0) if tokens else Method(backbone.spec)
+  )
   model = cls(backbone, method, 100)
   params = models.init(model, jax.random.key(0))
   trainable, frozen = trees.split(params, r"(method|head)/.*")

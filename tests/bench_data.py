@@ -124,7 +124,7 @@ def stepping(
 ) -> None:
   """A training step of VPT-deep with its feed against one without."""
   backbone = ViT((224, 224), gelu="tanh", **factory.get(name).arch)
-  model = models.Model(backbone, VPT(backbone.spec, 10), 10)
+  model = models.Model(backbone, VPT(backbone.spec, 10, dropout=0.0), 10)
   params = models.init(model, jax.random.key(0))
   trainable, frozen = trees.split(params, r"(method|head)/.*")
   tx = optim.make_optimizer(

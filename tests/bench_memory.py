@@ -102,7 +102,7 @@ def training(folder: Path, order: np.ndarray, what: str) -> tuple[float, bool]:
   from vpt_jax.utils import trees
 
   backbone = ViT((SIDE, SIDE), 56, 64, 2, 2, 128)
-  model = models.Model(backbone, VPT(backbone.spec, 4), 10)
+  model = models.Model(backbone, VPT(backbone.spec, 4, dropout=0.0), 10)
   trainable, frozen = trees.split(
     models.init(model, jax.random.key(0)), r"(method|head)/.*"
   )

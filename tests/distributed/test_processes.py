@@ -293,10 +293,10 @@ from vpt_jax.methods.pixel import Below
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 for depth, make in (
-    (1, lambda spec: VPT(spec, 8, deep=False)),
-    (3, lambda spec: VPT(spec, 8, deep=False)),
-    (3, lambda spec: VPT(spec, 8)), (3, lambda spec: VPT(spec, 8, dropout=.1)),
-    (3, lambda spec: VPT(spec, 8, shared=True)), (3, lambda spec: VAPT(spec, 8)),
+    (1, lambda spec: VPT(spec, 8, deep=False, dropout=0.)),
+    (3, lambda spec: VPT(spec, 8, deep=False, dropout=0.)),
+    (3, lambda spec: VPT(spec, 8, dropout=0.)), (3, lambda spec: VPT(spec, 8)),
+    (3, lambda spec: VPT(spec, 8, shared=True, dropout=0.)), (3, lambda spec: VAPT(spec, 8)),
     (3, lambda spec: Below(spec, 2))):
   vit = ViT((32, 32), 8, 64, depth, 2, 256)
   mesh = shard.make_mesh(8)

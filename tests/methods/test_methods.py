@@ -43,7 +43,7 @@ DEEPER = VIT.clone(depth=3)
 OPTIONS = {
   "linear": {},
   "full": {},
-  "vpt": dict(num_tokens=3),
+  "vpt": dict(num_tokens=3, dropout=0.0),
   "vapt": dict(
     num_tokens=3, hidden=4, dropout=0, dropout_channel=0, dropout_mlp=0
   ),

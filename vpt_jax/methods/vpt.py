@@ -40,7 +40,7 @@ class VPT(Method):
   shared: bool = False
   expand: bool = True
   project: int = 0
-  dropout: float = 0.0
+  dropout: float = 0.1
   kept: tuple[tuple[int, ...], ...] = ()
 
   @property
