@@ -231,7 +231,7 @@ class Tokenizer:
 @pytest.fixture(name="zero_shot")
 def zero_shot_fixture(config, tmp_path, monkeypatch):
   """(config, arrays of its checkpoint, its text tower)."""
-  monkeypatch.setattr(heads.clip, "Tokenizer", Tokenizer)
+  monkeypatch.setattr(heads.zero_shot, "Tokenizer", Tokenizer)
   config.method = "linear"
   config.backbone.name = "clip_text_test"
   config.backbone.projection = True

@@ -17,6 +17,7 @@ import numpy as np
 from vpt_jax.backbones import clip
 from vpt_jax.backbones.model_zoo import Entry
 from vpt_jax.backbones.vit import DinoHead, ViT
+from vpt_jax.problems import zero_shot
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
 
@@ -163,8 +164,8 @@ def _encode_names(
     trees.unflatten(load.restore(text, template, "text tower"))
   )
   apply = jax.jit(lambda params, ids: tower.apply({"params": params}, ids))
-  tokenizer = clip.Tokenizer(config.clip.merges or None)
-  return clip.zero_shot(
+  tokenizer = zero_shot.Tokenizer(config.clip.merges or None)
+  return zero_shot.zero_shot(
     functools.partial(apply, params),
     tokenizer.encode,
     names,
