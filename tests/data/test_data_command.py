@@ -202,9 +202,9 @@ def test_an_interruption(run, monkeypatch):
   def stop(*args, **options):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(command.cache, "prepare", stop)
+  monkeypatch.setattr(command.prepared, "prepare", stop)
   status, _, err = run("prepare digits")
-  assert status == 130 and "the same command goes on" in err
+  assert status == 130 and "the same command resumes" in err
 
 
 # Contact sheets.

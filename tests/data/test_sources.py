@@ -566,7 +566,7 @@ def test_npzs_that_cannot_be_used(tmp_path, changes, message):
 def test_the_first_source_that_is_there(tmp_path, monkeypatch):
   read = []
   monkeypatch.setattr(
-    datasets.tfds_source,
+    datasets.tfds,
     "examples",
     lambda task, split, folder: read.append(split),
   )

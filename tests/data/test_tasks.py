@@ -198,7 +198,7 @@ def test_clevr_distance(depths, expected):
 def test_clevr_distance_that_cannot_be():
   with pytest.raises(ValueError, match="0.0 is not above 0"):
     tfds_labels.clevr_distance(clevr(0.0, 9))
-  with pytest.raises(ValueError, match="an object at least"):
+  with pytest.raises(ValueError, match="at least one object"):
     tfds_labels.clevr_distance(clevr())
   # Beyond the last bin, as in the original: a label that sources refuse.
   assert tfds_labels.clevr_distance(clevr(100.5)) == 6

@@ -570,11 +570,9 @@ def test_labels_of_large_splits_are_remembered(monkeypatch, tmp_path):
     calls.append(1)
     return np.array(values, np.int32)
 
-  get = lambda identity="a", read=read: tfds_labels.remembered(
-    identity, 3, read
-  )
+  get = lambda identity="a", read=read: tfds_labels.cached(identity, 3, read)
   assert get().tolist() == [3, 1, 2] and not [*tmp_path.iterdir()]  # small
-  monkeypatch.setattr(tfds_labels, "REMEMBERED", 3)
+  monkeypatch.setattr(tfds_labels, "LEAST_CACHED", 3)
   assert get().tolist() == get().tolist() == [3, 1, 2]
   assert len(calls) == 2
   assert get("b", lambda: read([0, 0, 1])).tolist() == [0, 0, 1]

@@ -1,4 +1,4 @@
-"""Images are got ready: `python -m vpt_jax.data prepare|check|show`."""
+"""Prepares, checks and shows images: `python -m vpt_jax.data COMMAND`."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,109 +10,134 @@ from typing import Any
 from vpt_jax.data import contact_sheet, datasets, survey, tasks
 from vpt_jax.data.cache import prepared
 from vpt_jax.data.cache.decoding import Geometry
-from vpt_jax.data.transforms import resize
-from vpt_jax.data.transforms import views as preprocess
+from vpt_jax.data.transforms import resize, views
+from vpt_jax.utils import command_line, text_tables
 
 log = logging.getLogger("vpt_jax")
 
-TRAIN = ("train", "trainval")  # other splits are for evaluation
+PART_NAMES = ("train", "val", "test")
+HEAD = (
+  "task",
+  "suite",
+  "state",
+  "/".join(PART_NAMES),
+  "classes",
+  "images per class",
+  "prepared",
+)
 
 
 def parser() -> argparse.ArgumentParser:
-  """The command line."""
-  common = argparse.ArgumentParser(add_help=False)
-  add = common.add_argument
-  add(
-    "--data_dir",
-    default="data",
-    help="config.data.dir: the folder with all images (default: %(default)s)",
-  )
-  add(
-    "--source",
-    default="",
-    help="config.data.source: pack, json or tfds; or "
-    "folder:PATH, csv:PATH, npz:PATH, then without TASK",
-  )
-  add(
-    "--seed",
-    type=int,
-    default=0,
-    help="config.data.seed: parts of images "
-    "that are not parted (default: %(default)s)",
-  )
-  add(
-    "--image_size",
-    type=int,
-    default=224,
-    help="pixels that the backbone sees (default: %(default)s)",
-  )
-  add(
-    "--preprocess",
-    default="",
-    choices=["", *resize.FAMILIES],
-    help="config.data.preprocess (default: the task's own)",
-  )
-  add(
-    "--cache",
-    help="folder of the prepared images (default: "
-    f"{prepared.default_folder()})",
-  )
-  add("--workers", type=int, default=0, help="threads")
+  """Returns the parser of the command line."""
+  common = _common_options()
   main = argparse.ArgumentParser(
-    "python -m vpt_jax.data", description=__doc__.split("`", maxsplit=1)[0]
+    "python -m vpt_jax.data", description="Prepares, checks and shows images."
   )
   commands = main.add_subparsers(dest="command", required=True)
 
-  one = commands.add_parser(
+  command = commands.add_parser(
     "prepare",
     parents=[common],
     help="decode and resize once, so that training starts at once",
   )
-  one.add_argument(
+  command.add_argument(
     "task",
     nargs="?",
     default="",
     metavar="TASK|all",
     help="all: those whose images are there",
   )
-  one.add_argument(
+  command.add_argument(
     "--splits", default="trainval,test", help="which (default: %(default)s)"
   )
-  one.add_argument(
+  command.add_argument(
     "--on_error",
     default="raise",
     choices=("raise", "skip"),
     help="what bad images do (default: %(default)s)",
   )
-  one.add_argument("--force", action="store_true", help="even if it is done")
+  command.add_argument(
+    "--force", action="store_true", help="even if it is done"
+  )
 
-  one = commands.add_parser(
+  command = commands.add_parser(
     "check",
     parents=[common],
     help="what is there, what is missing, what is broken",
   )
-  one.add_argument("task", nargs="?", default="all", metavar="TASK|all")
-  one.add_argument("--deep", action="store_true", help="decode every image")
+  command.add_argument("task", nargs="?", default="all", metavar="TASK|all")
+  command.add_argument("--deep", action="store_true", help="decode every image")
 
-  one = commands.add_parser(
+  command = commands.add_parser(
     "show", parents=[common], help="draw samples of a split"
   )
-  one.add_argument("task", nargs="?", default="", metavar="TASK")
-  one.add_argument("--split", default="train", help="(default: %(default)s)")
-  one.add_argument(
+  command.add_argument("task", nargs="?", default="", metavar="TASK")
+  command.add_argument(
+    "--split", default="train", help="(default: %(default)s)"
+  )
+  command.add_argument(
     "--augment",
     nargs="?",
     const="",
-    choices=("", *preprocess.AUGMENT),
+    choices=("", *views.AUGMENT),
     help="draw random views as in training "
     "(default: those of the preprocessing)",
   )
-  one.add_argument("--out", default="", help="PNG (default: TASK-SPLIT.png)")
+  command.add_argument(
+    "--out", default="", help="PNG (default: TASK-SPLIT.png)"
+  )
   return main
 
 
-def names(args: argparse.Namespace) -> list[str]:
-  """The tasks that are meant; one, whatever its name, for a user's images."""
+def _common_options() -> argparse.ArgumentParser:
+  """Returns the options that all commands have."""
+  common = argparse.ArgumentParser(add_help=False)
+  common.add_argument(
+    "--data_dir",
+    default="data",
+    help="config.data.dir: the folder with all images (default: %(default)s)",
+  )
+  common.add_argument(
+    "--source",
+    default="",
+    help="config.data.source: pack, json or tfds; or "
+    "folder:PATH, csv:PATH, npz:PATH, then without TASK",
+  )
+  common.add_argument(
+    "--multi_label",
+    action="store_true",
+    help="images may have several classes (config.problem=multi_label)",
+  )
+  common.add_argument(
+    "--seed",
+    type=int,
+    default=0,
+    help="config.data.seed: of the division of images that are not divided "
+    "into parts (default: %(default)s)",
+  )
+  common.add_argument(
+    "--image_size",
+    type=int,
+    default=224,
+    help="pixels that the backbone sees (default: %(default)s)",
+  )
+  common.add_argument(
+    "--preprocess",
+    default="",
+    choices=["", *resize.FAMILIES],
+    help="config.data.preprocess (default: the task's own)",
+  )
+  common.add_argument(
+    "--cache",
+    help="folder of the prepared images (default: "
+    f"{prepared.default_folder()})",
+  )
+  common.add_argument("--workers", type=int, default=0, help="threads")
+  return common
+
+
+def task_names(args: argparse.Namespace) -> list[str]:
+  """Returns the tasks that are meant; a user's images are one of any name."""
   if ":" in args.source:
     return [Path(args.source.partition(":")[2]).stem]
   if args.task == "all" and args.command != "show":
@@ -126,35 +151,41 @@ def names(args: argparse.Namespace) -> list[str]:
   return [args.task]
 
 
-def where(args: argparse.Namespace) -> dict[str, Any]:
-  """What says where images are."""
-  return dict(source=args.source, folder=args.data_dir, seed=args.seed)
+def source_options(args: argparse.Namespace) -> dict[str, Any]:
+  """Returns the options that say where images are."""
+  return {
+    "source": args.source,
+    "folder": args.data_dir,
+    "seed": args.seed,
+    "multi_label": args.multi_label,
+  }
 
 
 def prepare(args: argparse.Namespace) -> int:
-  """Prepares splits of tasks; 1 if one of them cannot be."""
-  status, every = 0, args.task == "all"
-  for name in names(args):
-    if every and not datasets.is_there(tasks.TASKS[name], args.data_dir):
+  """Prepares splits of tasks; returns 1 if one of them cannot be."""
+  status = 0
+  all_tasks = args.task == "all"
+  for name in task_names(args):
+    if all_tasks and not datasets.is_there(tasks.TASKS[name], args.data_dir):
       log.info("%s: no images", name)
       continue
     for split in args.splits.split(","):
       try:
-        _prepare(name, split, args)
+        _prepare_split(name, split, args)
       except (OSError, ValueError, ImportError) as error:
-        if not every:
+        if not all_tasks:
           raise
         status = 1
         log.error("%s, %s: %s", name, split, error)
   return status
 
 
-def _prepare(name: str, split: str, args: argparse.Namespace) -> None:
-  examples = datasets.open_split(name, split, **where(args))
+def _prepare_split(name: str, split: str, args: argparse.Namespace) -> None:
+  examples = datasets.open_split(name, split, **source_options(args))
   geometry = Geometry(
     args.preprocess or datasets.own_family(name, args.source),
-    (args.image_size,) * 2,
-    split in TRAIN,
+    (args.image_size, args.image_size),
+    split in survey.TRAINING_SPLITS,
   )
   path = prepared.prepare(
     examples,
@@ -176,107 +207,86 @@ def _prepare(name: str, split: str, args: argparse.Namespace) -> None:
     split,
     len(done),
     skipped,
-    size(done.images.nbytes),
+    readable_size(done.images.nbytes),
     path,
   )
 
 
-def size(count: int) -> str:
-  """Bytes for people."""
-  return (
-    f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
-  )
+def readable_size(count: int) -> str:
+  """Returns bytes as people read them."""
+  if count >= 2**30:
+    return f"{count / 2**30:.1f} GiB"
+  return f"{count / 2**20:.1f} MiB"
 
 
 def check(args: argparse.Namespace) -> int:
-  """Prints what is there; 1 if something is broken."""
-  rows = [
-    [
-      "task",
-      "suite",
-      "state",
-      "train/val/test",
-      "classes",
-      "images each",
-      "prepared",
-    ]
-  ]
-  found = {}
-  for name in names(args):
-    found[name] = state = survey.look(
+  """Prints what is there; returns 1 if something is broken."""
+  states = {}
+  for name in task_names(args):
+    states[name] = survey.survey_task(
       name,
-      **where(args),
+      **source_options(args),
       family=args.preprocess,
-      image_size=(args.image_size,) * 2,
+      image_size=(args.image_size, args.image_size),
       cache_dir=args.cache,
       deep=args.deep,
       workers=args.workers,
     )
+  rows = [HEAD]
+  for name, state in states.items():
     suite = "" if ":" in args.source else tasks.TASKS[name].suite
-    images = "/".join(
-      str(state.images.get(split, "-")) for split in ("train", "val", "test")
-    )
-    rows.append(
-      [
-        name,
-        suite,
-        state.state,
-        *(
-          [
-            images,
-            f"{state.classes} of {state.num_classes}",
-            f"{state.smallest} to {state.largest}",
-            " ".join(state.prepared),
-          ]
-          if state.images
-          else [""] * 4
-        ),
-      ]
-    )
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  for row in rows:
-    sys.stdout.write(
-      "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-      + "\n"
-    )
-  for name, state in found.items():
+    rows.append((name, suite, *_cells(state)))
+  sys.stdout.write(text_tables.align(rows) + "\n")
+  for name, state in states.items():
     for note in state.notes:
       sys.stdout.write(f"{name}: {note}\n")
-  # The steps of all tasks would be pages.
-  if len(found) == 1:
-    sys.stdout.write(
-      "".join(f"{state.steps}\n" for state in found.values() if state.steps)
-    )
-  else:
+  if len(states) > 1:  # the steps of all tasks would be pages
     sys.stdout.write("`check TASK` tells how to get one that is missing\n")
-  return int(any(state.state == survey.BROKEN for state in found.values()))
+  else:
+    for state in states.values():
+      if state.steps:
+        sys.stdout.write(f"{state.steps}\n")
+  broken = [state for state in states.values() if state.state == survey.BROKEN]
+  return 1 if broken else 0
+
+
+def _cells(state: survey.State) -> tuple[str, ...]:
+  """Returns the cells of a task's row from its state on."""
+  if not state.images:
+    return state.state, "", "", "", ""
+  counts = [str(state.images.get(part, "-")) for part in PART_NAMES]
+  return (
+    state.state,
+    "/".join(counts),
+    f"{state.classes} of {state.num_classes}",
+    f"{state.smallest} to {state.largest}",
+    " ".join(state.prepared),
+  )
 
 
 def show(args: argparse.Namespace) -> int:
   """Draws a contact sheet."""
-  (name,) = names(args)
+  (name,) = task_names(args)
   family = args.preprocess or datasets.own_family(name, args.source)
-  augment = preprocess.OWN[family] if args.augment == "" else args.augment
-  examples = datasets.open_split(name, args.split, **where(args))
+  # `--augment` without a value takes the family's own views.
+  augment = views.OWN[family] if args.augment == "" else args.augment
+  examples = datasets.open_split(name, args.split, **source_options(args))
   images, split = contact_sheet.seen(
     contact_sheet.sample(examples, args.seed),
     family,
-    (args.image_size,) * 2,
+    (args.image_size, args.image_size),
     augment,
     args.seed,
     args.workers,
   )
-  views = (
-    "as in evaluation"
-    if augment is None
-    else (f"as in training, augment={augment}")
-  )
-  classes = split.class_names or range(split.num_classes)
+  shown_as = "as in evaluation"
+  if augment is not None:
+    shown_as = f"as in training, augment={augment}"
   page = contact_sheet.sheet(
     images,
-    [str(classes[label]) for label in split.labels],
+    _captions(split.labels, split.class_names or range(split.num_classes)),
     f"{name}, {args.split}: {len(examples)} images of "
-    f"{examples.num_classes} classes; {family} {args.image_size}, {views}",
+    f"{examples.num_classes} classes; {family} {args.image_size}, {shown_as}",
   )
   path = Path(args.out or f"{name}-{args.split}.png").expanduser()
   page.save(path, "PNG")
@@ -284,25 +294,39 @@ def show(args: argparse.Namespace) -> int:
   return 0
 
 
+def _captions(labels: Any, classes: Sequence[Any]) -> list[str]:
+  """Returns the classes of every image, as text."""
+  captions = []
+  for label in labels:
+    # Zeros and ones [K] where images may have several classes.
+    numbers = label.nonzero()[0] if label.ndim else [label]
+    captions.append(", ".join(str(classes[number]) for number in numbers))
+  return captions
+
+
 COMMANDS = {"prepare": prepare, "check": check, "show": show}
 
 
 def main(argv: Sequence[str]) -> int:
-  """Does what a command line says; returns the exit status."""
+  """Runs a command line; returns the exit status."""
   args = parser().parse_args(argv[1:])
   handler = logging.StreamHandler()
   log.addHandler(handler)
   log.setLevel(logging.WARNING if args.command == "check" else logging.INFO)
   try:
-    return COMMANDS[args.command](args)
-  except (OSError, ValueError, ImportError) as error:
-    sys.stderr.write(f"error: {error}\n")
-    return 1
+    return command_line.exit_status(lambda: _run(args))
   except KeyboardInterrupt:
-    sys.stderr.write("interrupted; the same command goes on\n")
+    sys.stderr.write("interrupted; the same command resumes\n")
     return 130
   finally:
     log.removeHandler(handler)
+
+
+def _run(args: argparse.Namespace) -> int:
+  try:
+    return COMMANDS[args.command](args)
+  except ImportError as error:  # what only some sources need
+    raise ValueError(str(error)) from error
 
 
 if __name__ == "__main__":

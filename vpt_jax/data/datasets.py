@@ -31,10 +31,30 @@ __all__ = [
 
 log = logging.getLogger("vpt_jax")
 
-# What the user brings: kind -> reader(path, split, seed).
-USER: dict[str, Callable[[Path, str, int], Examples]] = {
-  "folder": image_files.folder,
+
+def _read_folder(
+  path: Path, split: str, seed: int, multi_label: bool
+) -> Examples:
+  if multi_label:
+    raise ValueError(
+      f"{path}: folders give every image one class; for images of several "
+      "classes name a csv:PATH with labels a|b|c, a json:PATH with lists, or "
+      "an npz:PATH with zeros and ones [N, K]"
+    )
+  return image_files.folder(path, split, seed)
+
+
+def _read_json(
+  path: Path, split: str, seed: int, multi_label: bool
+) -> Examples:
+  return image_files.json_splits(path, split, 0, seed, multi_label=multi_label)
+
+
+# What the user brings: kind -> reader(path, split, seed, multi_label).
+USER: dict[str, Callable[[Path, str, int, bool], Examples]] = {
+  "folder": _read_folder,
   "csv": csv_tables.read_csv,
+  "json": _read_json,
   "npz": arrays.npz,
 }
 # A larger split is prepared on disk, see `cache.py`, not decoded in memory.
@@ -48,16 +68,19 @@ def open_split(
   source: str = "",
   folder: str | os.PathLike = "data",
   seed: int = 0,
+  multi_label: bool = False,
 ) -> Examples:
-  """The images of a split, not decoded yet.
+  """Returns the images of a split, not decoded yet.
 
   Args:
     task_name: see `tasks.py`; not read where `source` has a path.
     split: `train`, `val`, `trainval` or `test`.
     source: `pack` (vtab-1k), `json` (VPT's lists), `tfds`, `folder:PATH`,
-      `csv:PATH`, `npz:PATH`; "": the first of the task's own that is there.
+      `csv:PATH`, `json:PATH`, `npz:PATH`; "": the first of the task's own that
+      is there.
     folder: `data.dir`.
-    seed: of the parts of what is not parted into train, val and test.
+    seed: of the division of what is not divided into train, val and test.
+    multi_label: images may have several classes: labels are uint8 [N, K].
 
   Raises:
     ValueError: unknown names, missing or damaged files, labels out of range.
@@ -71,21 +94,31 @@ def open_split(
       raise ValueError(
         f"config.data.source={source!r} lacks a path; expected {kind}:PATH"
       )
-    examples = reader(Path(path).expanduser(), split, seed)
+    examples = reader(Path(path).expanduser(), split, seed, multi_label)
+  elif multi_label:
+    raise ValueError(
+      f"task {task_name!r} gives every image one class; images of several "
+      "classes are read from csv:PATH, json:PATH or npz:PATH"
+    )
   else:
     examples = _open_task(
       task_name, split, source, Path(folder).expanduser(), seed
     )
-  bad = np.flatnonzero(
-    (examples.labels < 0) | (examples.labels >= examples.num_classes)
-  )
-  if len(bad):
+  if not multi_label:
+    _check_range(examples)
+  return examples
+
+
+def _check_range(examples: Examples) -> None:
+  """Raises ValueError for a label that is no class."""
+  labels = examples.labels
+  outside = np.flatnonzero((labels < 0) | (labels >= examples.num_classes))
+  if len(outside):
     raise ValueError(
-      f"{examples.origin}: label {examples.labels[bad[0]]} of "
-      f"{examples.names[bad[0]]} is out of range "
+      f"{examples.origin}: label {labels[outside[0]]} of "
+      f"{examples.names[outside[0]]} is out of range "
       f"0..{examples.num_classes - 1}"
     )
-  return examples
 
 
 def places(task: tasks.Task, folder: Path) -> dict[str, tuple[Path, bool]]:
@@ -176,6 +209,7 @@ def load(
   train: bool = False,
   cache_dir: str | os.PathLike | None = None,
   workers: int = 0,
+  multi_label: bool = False,
 ) -> Split:
   """The images of a split, decoded.
 
@@ -194,13 +228,21 @@ def load(
     train: the images are for training, not for evaluation.
     cache_dir: that holds the prepared caches; None: `cache.default_folder()`.
     workers: threads; 0: a few more than there are processors.
+    multi_label: see `open_split`.
 
   Raises:
     ValueError: unknown names, missing or damaged files, labels out of range.
   """
   if on_error not in ("raise", "skip"):
     raise ValueError(f"data.on_error={on_error!r}; expected 'raise' or 'skip'")
-  examples = open_split(name, split, source=source, folder=folder, seed=seed)
+  examples = open_split(
+    name,
+    split,
+    source=source,
+    folder=folder,
+    seed=seed,
+    multi_label=multi_label,
+  )
   geometry = decoding.Geometry(
     family or own_family(name, source), tuple(image_size), train
   )

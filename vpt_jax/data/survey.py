@@ -1,4 +1,4 @@
-"""What is there of a task: counts, prepared caches, and what is wrong."""
+"""Surveys what is there of a task: counts, caches, and what is wrong."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from vpt_jax.data import datasets, tasks
-from vpt_jax.data.cache import decoding
-from vpt_jax.data.cache import prepared as cache
+from vpt_jax.data.cache import decoding, prepared
 from vpt_jax.data.cache.decoding import Geometry
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files, parts
 
-READY, DOWNLOAD, MANUAL, BROKEN = (
-  "ready",
-  "can be downloaded",
-  "needs manual steps",
-  "broken",
-)
-# Images of a split that are decoded even in a quick look.
+READY = "ready"
+DOWNLOAD = "can be downloaded"
+MANUAL = "needs manual steps"
+BROKEN = "broken"
+
+SPLITS = ("train", "val", "trainval", "test")
+TRAINING_SPLITS = ("train", "trainval")
+# Images of a split that are decoded even in a quick survey.
 SAMPLE = 8
 
 
@@ -32,7 +32,7 @@ class State:
     state: one of the four above.
     steps: how to get what is missing.
     images: by split.
-    classes: that have training images.
+    classes: how many have training images.
     num_classes: K.
     smallest: training images of the rarest class.
     largest: training images of the most frequent class.
@@ -51,7 +51,7 @@ class State:
   notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def look(
+def survey_task(
   name: str,
   *,
   folder: str | os.PathLike = "data",
@@ -62,13 +62,22 @@ def look(
   cache_dir: str | os.PathLike | None = None,
   deep: bool = False,
   workers: int = 0,
+  multi_label: bool = False,
 ) -> State:
-  """Looks at all that is there of a task.
+  """Returns what is there of a task.
 
   Args:
-    name: of the task; see `sources.load` for it and what follows.
+    name: of the task; see `datasets.load` for it and what follows.
+    folder: `data.dir`.
+    source: `data.source`.
+    seed: `data.seed`.
+    family: of preprocessing; "": the task's own.
+    image_size: (height, width) that the backbone sees.
+    cache_dir: that holds the prepared caches; None: the default.
     deep: decodes every image and reads all of the caches; otherwise files are
       only looked for, and a few decoded.
+    workers: threads that decode; 0: a few more than there are processors.
+    multi_label: images may have several classes.
   """
   task = None if ":" in source else tasks.get(name)
   if task and not datasets.is_there(task, folder, source):
@@ -79,10 +88,15 @@ def look(
       datasets.how_to_get(task, Path(folder)),
     )
   state = State()
-  for split in ("train", "val", "trainval", "test"):
+  for split in SPLITS:
     try:
       examples = datasets.open_split(
-        name, split, source=source, folder=folder, seed=seed
+        name,
+        split,
+        source=source,
+        folder=folder,
+        seed=seed,
+        multi_label=multi_label,
       )
     except parts.NoImages:
       continue
@@ -95,40 +109,43 @@ def look(
     geometry = Geometry(
       family or datasets.own_family(name, source),
       image_size,
-      split in ("train", "trainval"),
+      split in TRAINING_SPLITS,
     )
-    path = cache.place(
-      examples,
-      geometry,
-      cache_dir,
-      datasets.title(name, split, source, geometry),
-    )
-    faults = [*_faults(examples, geometry, deep, workers)]
+    title = datasets.title(name, split, source, geometry)
+    path = prepared.place(examples, geometry, cache_dir, title)
+    faults = list(_image_faults(examples, geometry, deep, workers))
     if path.exists():
       state.prepared.append(split)
-      try:
-        (cache.open_cache(path, deep) if deep else cache.read_meta(path))
-      except ValueError as error:
-        faults.append(str(error))
+      faults += _cache_faults(path, deep)
     if faults:
       state.state = BROKEN
       state.notes += [f"{split}: {fault}" for fault in faults]
     state.images[split] = len(examples)
     if split == "train":
-      state.num_classes = examples.num_classes
-      counts = np.bincount(examples.labels)
-      counts = counts[counts > 0]
-      state.classes = len(counts)
-      state.smallest, state.largest = int(counts.min()), int(counts.max())
+      _count_classes(state, examples)
   if task:
     state.notes += _differences(task, state)
   return state
 
 
-def _faults(
+def _count_classes(state: State, examples: Examples) -> None:
+  """Fills in what the labels of the training images tell."""
+  labels = examples.labels
+  if labels.ndim == 2:  # zeros and ones [N, K]
+    counts = labels.sum(axis=0, dtype=np.int64)
+  else:
+    counts = np.bincount(labels)
+  counts = counts[counts > 0]
+  state.num_classes = examples.num_classes
+  state.classes = len(counts)
+  state.smallest = int(counts.min())
+  state.largest = int(counts.max())
+
+
+def _image_faults(
   examples: Examples, geometry: Geometry, deep: bool, workers: int
 ) -> Iterator[str]:
-  """What is wrong with images; at most one line for each kind of fault."""
+  """Yields what is wrong with images; one line at most for a kind of fault."""
   if isinstance(examples.read, image_files.Files):
     missing = examples.read.missing()
     if missing:
@@ -140,12 +157,11 @@ def _faults(
   if not deep:
     chosen = np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int))
     examples = decoding.subset(examples, chosen.tolist())
+  bad = []
   with decoding.quiet():
-    bad = [
-      image
-      for image in decoding.fitted(examples, geometry, None, workers=workers)
-      if isinstance(image, str)
-    ]
+    for image in decoding.fitted(examples, geometry, None, workers=workers):
+      if isinstance(image, str):  # why it could not be decoded
+        bad.append(image)
   if bad:
     yield (
       f"{len(bad)} of {len(examples)} images that were decoded are bad: "
@@ -153,9 +169,22 @@ def _faults(
     )
 
 
+def _cache_faults(path: Path, deep: bool) -> list[str]:
+  """Returns what is wrong with a prepared cache."""
+  try:
+    if deep:
+      prepared.open_cache(path, deep)
+    else:
+      prepared.read_meta(path)
+  except ValueError as error:
+    return [str(error)]
+  return []
+
+
 def _differences(task: tasks.Task, state: State) -> Iterator[str]:
-  """What is not as the table of tasks says."""
-  for split, count in zip(("train", "val", "test"), task.sizes):
+  """Yields what is not as the table of tasks says."""
+  # `sizes` is () where they depend on the user's copy.
+  for split, count in zip(("train", "val", "test"), task.sizes, strict=False):
     if state.images.get(split, count) != count:
       yield f"{split}: {state.images[split]} images, as published {count}"
   if state.num_classes > state.classes > 0:

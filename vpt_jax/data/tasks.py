@@ -1,4 +1,4 @@
-"""Every task that a config can name, in one table."""
+"""Lists every task that a config can name, in one table."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from vpt_jax.utils import lookup
 
 
 class Slice(NamedTuple):
-  """Where images come from in tensorflow-datasets: some percent of a split.
+  """Some percent of a split of tensorflow-datasets, where images come from.
 
   Counts are rounded down, n * percent // 100; with `closest` as tfds rounds
   its own percent slices.
@@ -45,7 +45,7 @@ class Task:
     tfds: "name:version" or "name/config:version" in tensorflow-datasets: what
       its current release can prepare; "" if it is not there.
     published: the version that the papers used, where it is another.
-    label: name of a function in `labels.py`.
+    label: name of a function in `sources/tfds_labels.py`.
     scale: what the pixels stored by tfds are multiplied with.
     parts: where images come from in tfds; None if `tfds` is "".
     limits: how many images of `train` and of `val` count, the first ones in
@@ -82,14 +82,14 @@ class Task:
 
 
 def _rest(percent: int, test: str = "test") -> Slices:
-  """No validation images of its own: those of train above `percent`."""
+  """Returns parts whose validation is what is above `percent` of train."""
   return Slices(
     Slice("train", 0, percent), Slice("train", percent), Slice(test)
   )
 
 
 def _thirds(first: int, second: int) -> Slices:
-  """All three parts from a single split, cut at these percents."""
+  """Returns three parts of a single split, which is cut at these percents."""
   return Slices(
     Slice("train", 0, first),
     Slice("train", first, second),
@@ -105,102 +105,124 @@ _NORB = Slices(
 )
 
 
-def _vtab(group: str, **rows: tuple) -> dict[str, Task]:
-  """Rows (K, folder of its pack, data, parts, test images[, label])."""
-  return {
-    name: Task(
-      classes,
-      folder=f"vtab-1k/{folder}",
-      group=group,
-      suite="vtab",
-      parts=parts,
-      limits=(800, 200),
-      sizes=(800, 200, test),
-      label=label[0] if label else "label",
-      **ORIGINS[data],
-    )
-    for name, (classes, folder, data, parts, test, *label) in rows.items()
-  }
+def _vtab(
+  group: str,
+  num_classes: int,
+  folder: str,
+  origin: str,
+  parts: Slices,
+  test_images: int,
+  label: str = "label",
+) -> Task:
+  """Returns a task of VTAB-1k: 800 images to train, 200 to validate.
+
+  Args:
+    group: natural, specialized or structured.
+    num_classes: K.
+    folder: of its pack, below `vtab-1k`.
+    origin: a key of `ORIGINS`.
+    parts: where images come from in tfds.
+    test_images: how many there are.
+    label: see `Task`.
+  """
+  return Task(
+    num_classes,
+    folder=f"vtab-1k/{folder}",
+    group=group,
+    suite="vtab",
+    parts=parts,
+    limits=(800, 200),
+    sizes=(800, 200, test_images),
+    label=label,
+    **ORIGINS[origin],
+  )
 
 
 # Folders are named as in the vtab-1k packs that circulate among researchers.
 # Parts and labels are those of google-research/task_adaptation as VPT ships it.
 _VTAB = {
-  **_vtab(
-    "natural",
-    caltech101=(102, "caltech101", "caltech101", _rest(90), 6084),
-    cifar100=(100, "cifar", "cifar100", _rest(90), 10000),
-    dtd=(47, "dtd", "dtd", _OWN, 1880),
-    oxford_flowers102=(102, "oxford_flowers102", "flowers", _OWN, 6149),
-    oxford_iiit_pet=(37, "oxford_iiit_pet", "pets", _rest(80), 3669),
-    sun397=(397, "sun397", "sun397", _OWN, 21750),
-    svhn=(10, "svhn", "svhn", _rest(90), 26032),
+  "caltech101": _vtab(
+    "natural", 102, "caltech101", "caltech101", _rest(90), 6084
   ),
-  **_vtab(
-    "specialized",
-    diabetic_retinopathy=(
-      5,
-      "diabetic_retinopathy",
-      "retinopathy",
-      _OWN,
-      42670,
-    ),
-    eurosat=(10, "eurosat", "eurosat", _thirds(60, 80), 5400),
-    patch_camelyon=(2, "patch_camelyon", "patch_camelyon", _OWN, 32768),
-    resisc45=(45, "resisc45", "resisc45", _thirds(60, 80), 6300),
+  "cifar100": _vtab("natural", 100, "cifar", "cifar100", _rest(90), 10000),
+  "dtd": _vtab("natural", 47, "dtd", "dtd", _OWN, 1880),
+  "oxford_flowers102": _vtab(
+    "natural", 102, "oxford_flowers102", "flowers", _OWN, 6149
   ),
-  **_vtab(
+  "oxford_iiit_pet": _vtab(
+    "natural", 37, "oxford_iiit_pet", "pets", _rest(80), 3669
+  ),
+  "sun397": _vtab("natural", 397, "sun397", "sun397", _OWN, 21750),
+  "svhn": _vtab("natural", 10, "svhn", "svhn", _rest(90), 26032),
+  "diabetic_retinopathy": _vtab(
+    "specialized", 5, "diabetic_retinopathy", "retinopathy", _OWN, 42670
+  ),
+  "eurosat": _vtab(
+    "specialized", 10, "eurosat", "eurosat", _thirds(60, 80), 5400
+  ),
+  "patch_camelyon": _vtab(
+    "specialized", 2, "patch_camelyon", "patch_camelyon", _OWN, 32768
+  ),
+  "resisc45": _vtab(
+    "specialized", 45, "resisc45", "resisc45", _thirds(60, 80), 6300
+  ),
+  "clevr_count": _vtab(
     "structured",
-    clevr_count=(
-      8,
-      "clevr_count",
-      "clevr",
-      _rest(90, "validation"),
-      15000,
-      "clevr_count",
-    ),
-    clevr_distance=(
-      6,
-      "clevr_dist",
-      "clevr",
-      _rest(90, "validation"),
-      15000,
-      "clevr_distance",
-    ),
-    dmlab=(6, "dmlab", "dmlab", _OWN, 22735),
-    dsprites_location=(
-      16,
-      "dsprites_loc",
-      "dsprites",
-      _thirds(80, 90),
-      73728,
-      "dsprites_x",
-    ),
-    dsprites_orientation=(
-      16,
-      "dsprites_ori",
-      "dsprites",
-      _thirds(80, 90),
-      73728,
-      "dsprites_orientation",
-    ),
-    kitti=(4, "kitti", "kitti", _OWN, 711, "kitti_distance"),
-    smallnorb_azimuth=(
-      18,
-      "smallnorb_azi",
-      "smallnorb",
-      _NORB,
-      12150,
-      "smallnorb_azimuth",
-    ),
-    smallnorb_elevation=(
-      9,
-      "smallnorb_ele",
-      "smallnorb",
-      _NORB,
-      12150,
-      "smallnorb_elevation",
-    ),
+    8,
+    "clevr_count",
+    "clevr",
+    _rest(90, "validation"),
+    15000,
+    "clevr_count",
+  ),
+  "clevr_distance": _vtab(
+    "structured",
+    6,
+    "clevr_dist",
+    "clevr",
+    _rest(90, "validation"),
+    15000,
+    "clevr_distance",
+  ),
+  "dmlab": _vtab("structured", 6, "dmlab", "dmlab", _OWN, 22735),
+  "dsprites_location": _vtab(
+    "structured",
+    16,
+    "dsprites_loc",
+    "dsprites",
+    _thirds(80, 90),
+    73728,
+    "dsprites_x",
+  ),
+  "dsprites_orientation": _vtab(
+    "structured",
+    16,
+    "dsprites_ori",
+    "dsprites",
+    _thirds(80, 90),
+    73728,
+    "dsprites_orientation",
+  ),
+  "kitti": _vtab(
+    "structured", 4, "kitti", "kitti", _OWN, 711, "kitti_distance"
+  ),
+  "smallnorb_azimuth": _vtab(
+    "structured",
+    18,
+    "smallnorb_azi",
+    "smallnorb",
+    _NORB,
+    12150,
+    "smallnorb_azimuth",
+  ),
+  "smallnorb_elevation": _vtab(
+    "structured",
+    9,
+    "smallnorb_ele",
+    "smallnorb",
+    _NORB,
+    12150,
+    "smallnorb_elevation",
   ),
 }
 
@@ -216,9 +238,10 @@ def _fgvc(
   num_classes: int,
   images: str,
   sizes: tuple[int, ...],
-  more: str = "",
-  **data: Any,
+  more_steps: str = "",
+  **fields: Any,
 ) -> Task:
+  """Returns a task of FGVC, with VPT's lists; `fields` are others of `Task`."""
   folder = f"fgvc/{name}"
   return Task(
     num_classes,
@@ -228,8 +251,8 @@ def _fgvc(
     preprocess="fgvc",
     images=images,
     sizes=sizes,
-    manual=_FGVC_STEPS.format(folder=folder, more=more),
-    **data,
+    manual=_FGVC_STEPS.format(folder=folder, more=more_steps),
+    **fields,
   )
 
 
@@ -283,11 +306,12 @@ _FGVC = {
 
 def _pgn(
   num_classes: int,
-  data: str,
+  origin: str,
   parts: Slices,
   sizes: tuple[int, ...],
-  **more: Any,
+  **fields: Any,
 ) -> Task:
+  """Returns a task of PGN; `fields` of `Task` go before those of `ORIGINS`."""
   return Task(
     num_classes,
     "tfds",
@@ -295,7 +319,7 @@ def _pgn(
     preprocess="pgn",
     parts=parts,
     sizes=sizes,
-    **ORIGINS[data] | more,
+    **ORIGINS[origin] | fields,
   )
 
 
@@ -353,7 +377,7 @@ TASKS: dict[str, Task] = {
 
 
 def get(name: str) -> Task:
-  """The task of that name.
+  """Returns the task of that name.
 
   Raises:
     ValueError: unknown name, with the nearest known one.

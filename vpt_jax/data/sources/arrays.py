@@ -1,4 +1,4 @@
-"""Sources that are arrays: in memory, in an npz, scikit-learn's digits."""
+"""Reads sources that are arrays: in memory, in an npz, or digits."""
 
 from collections.abc import Callable
 import os
@@ -9,40 +9,64 @@ import zlib
 import numpy as np
 
 from vpt_jax.data.examples import Examples, Split
-from vpt_jax.data.sources import parts as parting
+from vpt_jax.data.sources import parts as parts_lib
 from vpt_jax.data.sources.parts import NAMES, Parts
 
 
 def from_arrays(
   images: np.ndarray, labels: np.ndarray, num_classes: int | None = None
 ) -> Split:
-  """A split of arrays in memory.
+  """Returns a split of arrays in memory.
 
   Args:
     images: uint8 [N, H, W, 3], or [N, H, W] for grey.
-    labels: integers [N].
-    num_classes: K; the largest label plus one if not given.
+    labels: integers [N]; where images may have several classes, zeros and
+      ones [N, K].
+    num_classes: K; if not given, the largest label plus one.
 
   Raises:
     ValueError: wrong type or shape, no image, or a label out of range.
   """
-  images, labels = check_images(images), np.asarray(labels)
+  images = check_images(images)
+  labels = np.asarray(labels)
+  if labels.ndim == 2:
+    return _with_several_classes(images, labels, num_classes)
   if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
     raise ValueError(
       f"labels must be integers [{len(images)}], got "
       f"{labels.dtype} {list(labels.shape)}"
     )
-  k = int(labels.max()) + 1 if num_classes is None else num_classes
-  bad = np.flatnonzero((labels < 0) | (labels >= k))
-  if len(bad):
+  if num_classes is None:
+    num_classes = int(labels.max()) + 1
+  outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+  if len(outside):
     raise ValueError(
-      f"label {labels[bad[0]]} of image {bad[0]} is out of range 0..{k - 1}"
+      f"label {labels[outside[0]]} of image {outside[0]} is out of "
+      f"range 0..{num_classes - 1}"
     )
-  return Split(images, labels.astype(np.int32), k)
+  return Split(images, labels.astype(np.int32), num_classes)
+
+
+def _with_several_classes(
+  images: np.ndarray, labels: np.ndarray, num_classes: int | None
+) -> Split:
+  """Returns a split whose labels are zeros and ones [N, K]."""
+  wanted = (len(images), num_classes or labels.shape[1])
+  if labels.shape != wanted or labels.dtype.kind not in "biu":
+    raise ValueError(
+      f"labels of several classes must be zeros and ones {list(wanted)}, got "
+      f"{labels.dtype} {list(labels.shape)}"
+    )
+  if not np.isin(labels, (0, 1)).all():
+    raise ValueError(
+      "labels of several classes must be zeros and ones, got values from "
+      f"{labels.min()} to {labels.max()}"
+    )
+  return Split(images, labels.astype(np.uint8), labels.shape[1])
 
 
 def check_images(images: np.ndarray) -> np.ndarray:
-  """uint8 [N, H, W, 3] from that, or from grey [N, H, W] or [N, H, W, 1].
+  """Returns uint8 [N, H, W, 3], from that or from grey [N, H, W(, 1)].
 
   Raises:
     ValueError: another type or shape, or no image.
@@ -50,22 +74,24 @@ def check_images(images: np.ndarray) -> np.ndarray:
   images = np.asarray(images)
   if images.ndim == 3:
     images = images[..., None]
-  if (
-    images.dtype != np.uint8
-    or images.ndim != 4
-    or images.shape[-1] not in (1, 3)
-  ):
+  is_image = images.ndim == 4 and images.shape[-1] in (1, 3)
+  if images.dtype != np.uint8 or not is_image:
     raise ValueError(
       "images must be uint8 [N, H, W, 3] or [N, H, W], got "
       f"{images.dtype} {list(images.shape)}"
     )
   if not len(images):
     raise ValueError("no images")
-  return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+  if images.shape[-1] == 1:
+    return np.repeat(images, 3, axis=-1)
+  return images
 
 
 def digits(split: str) -> Examples:
-  """scikit-learn's 8 x 8 digits, 800 / 200 / 797 by a fixed permutation."""
+  """Returns scikit-learn's 8 x 8 digits.
+
+  800 / 200 / 797 images of train, val and test, by a fixed permutation.
+  """
   from sklearn.datasets import load_digits  # slow to import, seldom needed
 
   data = load_digits()
@@ -76,7 +102,9 @@ def digits(split: str) -> Examples:
     "trainval": order[:1000],
     "test": order[1000:],
   }[split]
-  images = np.round(data.images[part] * (255 / 16)).astype(np.uint8)[..., None]
+  # Their 17 shades of grey become those of 8 bits.
+  pixels = np.round(data.images[part] * (255 / 16)).astype(np.uint8)
+  images = pixels[..., None]
   return Examples(
     [f"digits[{i}]" for i in part],
     data.target[part].astype(np.int32),
@@ -90,91 +118,129 @@ def digits(split: str) -> Examples:
 def jpeg_npz(
   path: Path, split: str, num_classes: int, class_names: tuple[str, ...]
 ) -> Examples:
-  """JPEG bytes in one npz: `jpeg_bytes`, `offsets`, `labels`, `split`.
+  """Reads JPEG bytes in one npz: `jpeg_bytes`, `offsets`, `labels`, `split`.
 
   Raises:
     parts.NoImages: there are none for this split.
-    ValueError: it is missing or damaged.
+    ValueError: the file is missing or damaged.
   """
   if not path.is_file():
     raise ValueError(f"{path} is missing; set config.data.dir to its folder")
-  arrays = _read(path, ("jpeg_bytes", "offsets", "labels", "split"))
-  data, offsets = arrays["jpeg_bytes"].tobytes(), arrays["offsets"]
-  part = np.concatenate(
-    [np.flatnonzero(arrays["split"] == name) for name in parting.of(split)]
+  arrays = _read_arrays(path, ("jpeg_bytes", "offsets", "labels", "split"))
+  data = arrays["jpeg_bytes"].tobytes()
+  offsets = arrays["offsets"]
+  chosen = np.concatenate(
+    [np.flatnonzero(arrays["split"] == part) for part in parts_lib.of(split)]
   )
-  if not len(part):
-    raise parting.NoImages(f"{path} has no images of split {split!r}")
-  return _examples(
-    path,
-    part,
-    arrays["labels"][part],
-    num_classes,
-    lambda i: data[offsets[i] : offsets[i + 1]],
-    class_names,
-  )
+  if not len(chosen):
+    raise parts_lib.NoImages(f"{path} has no images of split {split!r}")
+
+  def read(i: int) -> bytes:
+    return data[offsets[i] : offsets[i + 1]]
+
+  labels = arrays["labels"][chosen].astype(np.int32)
+  return _examples(path, chosen, labels, num_classes, read, class_names)
 
 
-def npz(path: Path, split: str, seed: int) -> Examples:
-  """`npz:PATH`: arrays `images` and `labels`, maybe `split`.
+def npz(
+  path: Path, split: str, seed: int, multi_label: bool = False
+) -> Examples:
+  """Reads `npz:PATH`: arrays `images` and `labels`, maybe `split`.
 
-  Images are uint8 [N, H, W, 3] or [N, H, W], labels integers or names [N], the
-  parts names [N] such as train, val and test; without them the images are
-  parted as those of `folders.folder`.
+  Images are uint8 [N, H, W, 3] or [N, H, W]; labels integers or names [N] or,
+  where images may have several classes, zeros and ones [N, K]; the parts are
+  names [N] such as train, val and test. Without them images are divided as
+  those of a folder.
+
+  Args:
+    path: of the npz.
+    split: train, val, trainval or test.
+    seed: of the division into parts.
+    multi_label: labels are zeros and ones.
 
   Raises:
-    ValueError: it is missing or damaged, or an array cannot be used.
+    ValueError: the file is missing or damaged, or an array cannot be used.
   """
   if not path.is_file():
     raise ValueError(f"{path} is missing; expected npz:PATH")
-  arrays = _read(path, ("images", "labels"), ("split",))
-  images, labels = arrays["images"], arrays["labels"]
+  arrays = _read_arrays(path, ("images", "labels"), ("split",))
+  images = arrays["images"]
   try:
     check_images(images[:1])
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
-  images = images[..., None] if images.ndim == 3 else images
-  if (
-    labels.shape != (len(images),)
-    or labels.dtype.kind not in "iuU"
-    or (labels.dtype.kind == "i" and labels.min() < 0)
-  ):
+  if images.ndim == 3:
+    images = images[..., None]
+  labels = _checked_labels(path, arrays["labels"], len(images))
+  if multi_label != (labels.ndim == 2):
+    wanted = "zeros and ones [N, K]" if multi_label else "one class an image"
     raise ValueError(
-      f"{path}: labels must be integers from 0 on, or names, "
-      f"[{len(images)}], got {labels.dtype} "
-      f"{list(labels.shape)}"
+      f"{path}: labels are {list(labels.shape)}; config.problem wants {wanted}"
     )
-  of_image = [""] * len(images)
-  if "split" in arrays:
-    of_image = [NAMES.get(part) for part in arrays["split"].ravel().tolist()]
-    if len(of_image) != len(images) or None in of_image:
-      raise ValueError(
-        f"{path}: split must be names [{len(images)}] out of {', '.join(NAMES)}"
-      )
+  part_of_image = _checked_parts(path, arrays.get("split"), len(images))
   parts: Parts = {}
-  for i, (label, part) in enumerate(zip(labels.tolist(), of_image)):
+  for i, (label, part) in enumerate(
+    zip(labels.tolist(), part_of_image, strict=True)
+  ):
+    if labels.ndim == 2:
+      label = tuple(np.flatnonzero(label).tolist())
     parts.setdefault(part, []).append((str(i), label))
-  rows, num_classes, names = parting.select(parts, split, str(path), seed)
+  selected = parts_lib.select(parts, split, str(path), seed)
   return _examples(
     path,
-    np.array([int(i) for i, _ in rows]),
-    np.array([label for _, label in rows]),
-    num_classes,
+    np.array([int(name) for name in selected.names]),
+    selected.labels,
+    selected.num_classes,
     images.__getitem__,
-    names,
+    selected.class_names,
   )
 
 
-def _read(
-  path: Path, names: tuple[str, ...], more: tuple[str, ...] = ()
+def _checked_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
+  """Returns integers from 0 on or names [N], or zeros and ones [N, K]."""
+  is_vector = labels.shape == (count,) and labels.dtype.kind in "iuU"
+  if is_vector and labels.dtype.kind == "i":
+    is_vector = labels.min() >= 0
+  is_matrix = (
+    labels.ndim == 2
+    and len(labels) == count
+    and labels.dtype.kind in "biu"
+    and np.isin(labels, (0, 1)).all()
+  )
+  if not is_vector and not is_matrix:
+    raise ValueError(
+      f"{path}: labels must be integers from 0 on, or names, [{count}], or "
+      f"zeros and ones [{count}, K], got {labels.dtype} {list(labels.shape)}"
+    )
+  return labels
+
+
+def _checked_parts(
+  path: Path, split: np.ndarray | None, count: int
+) -> list[str]:
+  """Returns the part of every image; "" for all if they are not divided."""
+  if split is None:
+    return [""] * count
+  parts = [NAMES.get(name) for name in split.ravel().tolist()]
+  if len(parts) != count or None in parts:
+    raise ValueError(
+      f"{path}: split must be names [{count}] out of {', '.join(NAMES)}"
+    )
+  return parts
+
+
+def _read_arrays(
+  path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
+  """Returns the named arrays of an npz.
+
+  Raises:
+    ValueError: the file cannot be read, or lacks one that is required.
+  """
   try:
     with np.load(path, allow_pickle=False) as file:
-      return {
-        name: file[name]
-        for name in (*names, *more)
-        if name in names or name in file
-      }
+      wanted = [*required, *(name for name in optional if name in file)]
+      return {name: file[name] for name in wanted}
   except (
     OSError,
     KeyError,
@@ -188,23 +254,27 @@ def _read(
 
 def _examples(
   path: Path,
-  part: np.ndarray,
+  chosen: np.ndarray,
   labels: np.ndarray,
   num_classes: int,
   read: Callable[[int], bytes | np.ndarray],
   class_names: tuple[str, ...],
 ) -> Examples:
-  """Images number `part` of a file."""
+  """Returns the images whose numbers in a file are `chosen`."""
   stat = os.stat(path)
-  identity = parting.digest(
-    f"{stat.st_size} {stat.st_mtime_ns} {class_names} {part.tolist()} "
+  identity = parts_lib.digest(
+    f"{stat.st_size} {stat.st_mtime_ns} {class_names} {chosen.tolist()} "
     f"{labels.tolist()}"
   )
+
+  def read_chosen(i: int) -> bytes | np.ndarray:
+    return read(chosen[i])
+
   return Examples(
-    [f"image {i}" for i in part],
-    labels.astype(np.int32),
+    [f"image {i}" for i in chosen],
+    labels,
     num_classes,
-    lambda i: read(part[i]),
+    read_chosen,
     str(path),
     identity,
     class_names,

@@ -1,4 +1,4 @@
-"""A source that is a CSV of paths and labels."""
+"""Reads a source that is a CSV of paths and labels."""
 
 from collections.abc import Iterator
 import csv
@@ -8,67 +8,114 @@ import re
 
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files
-from vpt_jax.data.sources.parts import NAMES, Parts
+from vpt_jax.data.sources.parts import Label, NAMES, Parts
+
+# Between the classes of an image that may have several.
+SEPARATOR = "|"
+
+# (path, label, part), as text.
+Row = tuple[str, str, str]
 
 
-def read_csv(path: Path, split: str, seed: int) -> Examples:
-  """`csv:PATH`: columns path, label and, if the parts are given, split.
+def read_csv(
+  path: Path, split: str, seed: int, multi_label: bool = False
+) -> Examples:
+  """Reads `csv:PATH`: columns path, label and, if there are parts, split.
 
-  Paths are relative to the CSV's folder, or absolute. Labels are integers or
-  names. Without column split the rows are parted as those of `folder`.
+  Paths are relative to the CSV's folder, or absolute. Classes are integers or
+  names. Without a column split the rows are divided as those of a folder.
+
+  Args:
+    path: of the CSV.
+    split: train, val, trainval or test.
+    seed: of the division into parts.
+    multi_label: a label is any number of classes, `a|b|c`; an empty one is an
+      image of none.
 
   Raises:
     ValueError: naming the file and the line.
   """
   try:
     with path.open(encoding="utf-8-sig", newline="") as file:
-      rows = _read_table(
-        csv.reader(file, skipinitialspace=True, strict=True), path.parent
-      )
+      reader = csv.reader(file, skipinitialspace=True, strict=True)
+      rows = _read_rows(reader, path.parent, multi_label)
   except FileNotFoundError:
     raise ValueError(f"{path} is missing; expected csv:PATH") from None
   except (OSError, ValueError, csv.Error) as error:
     raise ValueError(f"{path}: {error}") from None
-  integers = all(re.fullmatch("[0-9]{1,9}", label) for _, label, _ in rows)
   parts: Parts = {}
-  for name, label, part in rows:
-    parts.setdefault(part, []).append((name, int(label) if integers else label))
-  return image_files.files(
+  labels = _parsed_labels([label for _, label, _ in rows], multi_label)
+  for (name, _, part), label in zip(rows, labels, strict=True):
+    parts.setdefault(part, []).append((name, label))
+  return image_files.from_parts(
     parts, split, path.parent, str(path), seed, upright=True
   )
 
 
-def _read_table(
-  reader: Iterator[list[str]], base: Path
-) -> list[tuple[str, str, str]]:
-  """Rows (path, label, part), each path once."""
+def _parsed_labels(texts: list[str], multi_label: bool) -> list[Label]:
+  """Returns labels with classes as integers, if all are; else as names."""
+  lists = []
+  for text in texts:
+    classes = text.split(SEPARATOR) if multi_label else [text]
+    lists.append([name.strip() for name in classes if name.strip()])
+  is_number = re.compile("[0-9]{1,9}").fullmatch
+  integers = all(is_number(name) for classes in lists for name in classes)
+  labels: list[Label] = []
+  for classes in lists:
+    values = tuple(int(name) if integers else name for name in classes)
+    labels.append(values if multi_label else values[0])
+  return labels
+
+
+def _read_rows(
+  reader: Iterator[list[str]], base: Path, multi_label: bool
+) -> list[Row]:
+  """Returns the rows, each path once.
+
+  Raises:
+    ValueError: naming the line.
+  """
   head = [name.strip().lower() for name in next(reader, [])]
   if not {"path", "label"} <= set(head):
     raise ValueError(
       f"the first line is {head}; expected 'path,label' or 'path,label,split'"
     )
-  rows: dict[str, tuple[str, str, str]] = {}
-  for cells in filter(None, reader):
+  rows: dict[str, Row] = {}
+  for cells in reader:
+    if not cells:  # an empty line
+      continue
     where = f"line {reader.line_num}"
-    if len(cells) != len(head):
-      raise ValueError(
-        f"{where}: {len(cells)} columns, expected {len(head)}; "
-        "quote a path that has a comma"
-      )
-    row = dict(zip(head, cells))
-    name, label = row["path"], row["label"].strip()
-    part = NAMES.get(row["split"].strip().lower()) if "split" in row else ""
-    if not name or "\0" in name or not label or part is None:
-      raise ValueError(
-        f"{where}: {row}; expected a path, a label and, if "
-        "there is a split, train, val or test"
-      )
-    if re.fullmatch("-[0-9]+", label):
-      raise ValueError(f"{where}: label {label} is negative")
-    first = rows.setdefault(os.path.normpath(base / name), (name, label, part))
+    row = _read_row(head, cells, where, multi_label)
+    name, label, part = row
+    first = rows.setdefault(os.path.normpath(base / name), row)
     if first[1:] != (label, part):
       raise ValueError(
         f"{where}: {name!r} has label {label!r}, part {part!r}; "
         f"further up it has {first[1]!r}, {first[2]!r}"
       )
   return list(rows.values())
+
+
+def _read_row(
+  head: list[str], cells: list[str], where: str, multi_label: bool
+) -> Row:
+  if len(cells) != len(head):
+    raise ValueError(
+      f"{where}: {len(cells)} columns, expected {len(head)}; "
+      "quote a path that has a comma"
+    )
+  row = dict(zip(head, cells, strict=True))
+  name = row["path"]
+  label = row["label"].strip()
+  part = ""
+  if "split" in row:
+    part = NAMES.get(row["split"].strip().lower())
+  has_label = bool(label) or multi_label
+  if not name or "\0" in name or not has_label or part is None:
+    raise ValueError(
+      f"{where}: {row}; expected a path, a label and, if "
+      "there is a split, train, val or test"
+    )
+  if re.fullmatch("-[0-9]+", label):
+    raise ValueError(f"{where}: label {label} is negative")
+  return name, label, part

@@ -1,4 +1,4 @@
-"""Sources that are image files: vtab-1k packs, VPT's json splits, folders."""
+"""Reads sources that are image files: vtab-1k packs, VPT's lists, folders."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,12 @@ import logging
 import os
 from pathlib import Path
 import re
+from typing import Any
 
 import numpy as np
 
 from vpt_jax.data.examples import Examples
-from vpt_jax.data.sources import parts as parting
+from vpt_jax.data.sources import parts as parts_lib
 from vpt_jax.data.sources.parts import Label, NAMES, Parts
 from vpt_jax.data.transforms import decode
 
@@ -25,25 +26,28 @@ PACK_LISTS = {
   "trainval": "train800val200.txt",
   "test": "test.txt",
 }
-IMAGES = {
-  ".avif",
-  ".bmp",
-  ".gif",
-  ".jfif",
-  ".jpeg",
-  ".jpg",
-  ".pgm",
-  ".png",
-  ".ppm",
-  ".tif",
-  ".tiff",
-  ".webp",
-}
+# Endings of image files, in lower case.
+SUFFIXES = frozenset(
+  {
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+  }
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Reads image files.
+  """Reads image files by number.
 
   Attributes:
     base: the folder that names are relative to.
@@ -56,39 +60,46 @@ class Files:
   upright: bool
 
   def __call__(self, i: int) -> bytes | np.ndarray:
+    """Returns file i as it is stored, or decoded and turned upright."""
     data = (self.base / self.names[i]).read_bytes()
     return decode.decode_image(data, upright=True) if self.upright else data
 
   def missing(self) -> list[str]:
-    """Names of files that are not there."""
+    """Returns the names of files that do not exist."""
     return [name for name in self.names if not (self.base / name).exists()]
 
 
 def pack(
   folder: Path, split: str, num_classes: int, class_names: tuple[str, ...] = ()
 ) -> Examples:
-  """A folder in the layout of the vtab-1k packs.
+  """Reads a folder in the layout of the vtab-1k packs.
 
   Raises:
     ValueError: what is missing or wrong, with the file and the line.
   """
   path = folder / PACK_LISTS[split]
   if not path.is_file():
+    lists = ",".join(PACK_LISTS.values())
     raise ValueError(
-      f"{path} is missing; expected the vtab-1k layout: {folder}/"
-      f"{{{','.join(PACK_LISTS.values())}}} with lines 'PATH LABEL', paths "
-      "relative to that folder; config.data.dir names the folder above "
-      "'vtab-1k'"
+      f"{path} is missing; expected the vtab-1k layout: {folder}/{{{lists}}} "
+      "with lines 'PATH LABEL', paths relative to that folder; "
+      "config.data.dir names the folder above 'vtab-1k'"
     )
   rows = list(read_list(path, num_classes))
   if not rows:
     raise ValueError(f"{path} lists no image")
-  names, labels = zip(*rows)
-  return _files(names, labels, num_classes, folder, str(path), class_names)
+  return _from_files(
+    [name for name, _ in rows],
+    np.array([label for _, label in rows], np.int32),
+    num_classes,
+    folder,
+    str(path),
+    class_names,
+  )
 
 
 def read_list(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
-  """Lines `PATH LABEL` of a pack's list as (path below its folder, label).
+  """Yields (path below the list's folder, label) of lines `PATH LABEL`.
 
   Raises:
     ValueError: naming the list and the line.
@@ -105,11 +116,11 @@ def read_list(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
       raise ValueError(
         f"{where}: label {label} is out of range 0..{num_classes - 1}"
       )
-    yield _inside(name, where), int(label)
+    yield _checked_path(name, where), int(label)
 
 
-def _inside(name: str, where: str) -> str:
-  """The normalised path, if it stays in the folder that it is relative to.
+def _checked_path(name: str, where: str) -> str:
+  """Returns the normalised path if it stays in the folder it is relative to.
 
   By name alone: a link inside the folder may point to another disk.
   """
@@ -126,39 +137,43 @@ def json_splits(
   seed: int,
   images: str = "",
   class_names: tuple[str, ...] = (),
+  multi_label: bool = False,
 ) -> Examples:
-  """VPT's FGVC splits: train.json, test.json, maybe val.json, {file: class}.
+  """Reads VPT's FGVC lists: train.json, test.json, maybe val.json.
 
+  Each is {file: class} or, if images may have several, {file: [class, ...]}.
   Files are relative to the subfolder `images`. Classes are numbered in their
   sorted order. Without val.json it is a tenth of every class of train.json.
 
   Raises:
     ValueError: what is missing or wrong, with the file.
   """
-  parts: Parts = {
-    part: read_json(folder / f"{part}.json")
-    for part in ("train", "val", "test")
-    if part != "val" or (folder / "val.json").is_file()
-  }
+  parts: Parts = {}
+  for part in ("train", "val", "test"):
+    path = folder / f"{part}.json"
+    if part != "val" or path.is_file():
+      parts[part] = read_json(path, multi_label)
   known: dict[str, Label] = {}
   for part, rows in parts.items():
-    shared = [
-      name for name, label in rows if known.setdefault(name, label) != label
-    ]
-    if shared:
-      raise ValueError(
-        f"{folder / part}.json: {shared[0]!r} has another class "
-        "than in the other files"
-      )
-  if len(known) < sum(map(len, parts.values())):
+    for name, label in rows:
+      if known.setdefault(name, label) != label:
+        raise ValueError(
+          f"{folder / part}.json: {name!r} has another class than in the "
+          "other files"
+        )
+  if len(known) < sum(len(rows) for rows in parts.values()):
     log.warning("%s: files are in two of %s", folder, ", ".join(parts))
-  return files(
+  return from_parts(
     parts, split, folder / images, str(folder), seed, num_classes, class_names
   )
 
 
-def read_json(path: Path) -> list[tuple[str, Label]]:
-  """Rows (file, class) of {file: class}, all integers or all strings.
+def read_json(path: Path, multi_label: bool = False) -> list[tuple[str, Label]]:
+  """Returns rows (file, class); classes are all integers or all names.
+
+  Args:
+    path: of a file with {file: class}.
+    multi_label: it has {file: [class, ...]} instead.
 
   Raises:
     ValueError: naming the file and the entry.
@@ -177,28 +192,49 @@ def read_json(path: Path) -> list[tuple[str, Label]]:
     raise ValueError(
       f"{path}: expected {{file: class}}, with one file at least"
     )
-  names: set[str] = set()
-  for name, label in rows:
-    # Exactly these: True is an int too.
-    if type(label) not in (int, str) or "\0" in name or not name:
+  checked: dict[str, Label] = {}
+  kinds: set[type] = set()
+  for name, value in rows:
+    label = _checked_label(value, multi_label)
+    if label is None or "\0" in name or not name:
+      expected = "a list of classes" if multi_label else "an integer or a name"
       raise ValueError(
-        f"{path}: entry {name!r}: {str(label)[:40]!r}; expected "
-        "a path and an integer or a name"
+        f"{path}: entry {name!r}: {str(value)[:40]!r}; expected a path and "
+        f"{expected}"
       )
-    if type(label) is not type(rows[0][1]):
+    kinds.update(type(one) for one in parts_lib.classes_of(label))
+    if len(kinds) > 1:
       raise ValueError(f"{path}: some classes are integers, others are names")
-    if name in names:
+    if name in checked:
       raise ValueError(f"{path}: {name!r} is in it twice")
-    names.add(name)
-  return [(_inside(name, str(path)), label) for name, label in rows]
+    checked[name] = label
+  return [
+    (_checked_path(name, str(path)), label) for name, label in checked.items()
+  ]
+
+
+def _checked_label(value: Any, multi_label: bool) -> Label | None:
+  """Returns the label of a JSON value; None if it is none."""
+  values = value if multi_label else [value]
+  # Exactly these types: True is an int too.
+  if not isinstance(values, list) or any(
+    type(one) not in (int, str) for one in values
+  ):
+    return None
+  return tuple(values) if multi_label else value
 
 
 def folder(path: Path, split: str, seed: int, num_classes: int = 0) -> Examples:
-  """`folder:PATH`: a subfolder for each class, in sorted order.
+  """Reads `folder:PATH`: a subfolder for each class, in sorted order.
 
-  Below train/, val/ and test/ (also training/, validation/, valid/), or
-  without them parted at random by `seed`, 80/10/10 % of every class. There are
-  `num_classes`, if that is not 0.
+  Classes are below train/, val/ and test/ (also training/, validation/,
+  valid/), or without them divided at random by `seed`, 80/10/10 % of each.
+
+  Args:
+    path: the folder.
+    split: train, val, trainval or test.
+    seed: of the division.
+    num_classes: expected K; 0: any above one.
 
   Raises:
     ValueError: no such folder, or its classes cannot be trained on.
@@ -209,31 +245,37 @@ def folder(path: Path, split: str, seed: int, num_classes: int = 0) -> Examples:
       "PATH/CLASS/IMAGE or PATH/{train,val,test}/CLASS/IMAGE"
     )
   path = path.absolute()
-  ignored, above = Counter(), Counter()
-  tops = _subfolders(path, above)
-  names = [top.name.lower() for top in tops]
-  if "train" in map(NAMES.get, names) and NAMES.keys() >= set(names):
-    parts: Parts = {}
-    for top in tops:
-      part = NAMES[top.name.lower()]
-      if part in parts:
-        raise ValueError(f"{path} has two folders for {part}: {names}")
-      parts[part] = _classes_below(top, path, ignored)
-    ignored += above
-    if parts.keys() == {"train"}:
-      parts = {"": parts["train"]}
-  else:
-    parts = {"": _classes_below(path, path, ignored)}
+  ignored: Counter[str] = Counter()
+  parts = _parts_of_folder(path, ignored)
   if ignored:
-    log.info(
-      "%s: ignored %s",
-      path,
-      ", ".join(f"{n} {kind}" for kind, n in sorted(ignored.items())),
-    )
-  return files(parts, split, path, str(path), seed, num_classes, upright=True)
+    kinds = [f"{count} {kind}" for kind, count in sorted(ignored.items())]
+    log.info("%s: ignored %s", path, ", ".join(kinds))
+  return from_parts(
+    parts, split, path, str(path), seed, num_classes, upright=True
+  )
+
+
+def _parts_of_folder(path: Path, ignored: Counter[str]) -> Parts:
+  """Returns the rows of a folder by part; "" if it is not divided."""
+  ignored_above: Counter[str] = Counter()
+  tops = _subfolders(path, ignored_above)
+  part_names = [NAMES.get(top.name.lower()) for top in tops]
+  if "train" not in part_names or None in part_names:
+    return {"": _classes_below(path, path, ignored)}
+  parts: Parts = {}
+  for top, part in zip(tops, part_names, strict=True):
+    if part in parts:
+      names = [top.name.lower() for top in tops]
+      raise ValueError(f"{path} has two folders for {part}: {names}")
+    parts[part] = _classes_below(top, path, ignored)
+  ignored.update(ignored_above)
+  if parts.keys() == {"train"}:
+    return {"": parts["train"]}
+  return parts
 
 
 def _subfolders(path: Path, ignored: Counter[str]) -> list[Path]:
+  """Returns the subfolders, sorted; counts what else there is."""
   folders = []
   for entry in sorted(path.iterdir()):
     if entry.name.startswith((".", "__MACOSX")):
@@ -247,19 +289,20 @@ def _subfolders(path: Path, ignored: Counter[str]) -> list[Path]:
 
 def _classes_below(
   top: Path, root: Path, ignored: Counter[str]
-) -> list[tuple[str, str]]:
-  """Rows (path below the root, class) of TOP/CLASS/.../IMAGE."""
-  rows, empty = [], []
-  for place in _subfolders(top, ignored):
-    files = sorted(_images_below(place, root, ignored))
-    rows += [(name, place.name) for name in files]
-    if not files:
-      empty.append(place.name)
+) -> list[tuple[str, Label]]:
+  """Returns rows (path below the root, class) of TOP/CLASS/.../IMAGE."""
+  rows: list[tuple[str, Label]] = []
+  empty = []
+  for class_folder in _subfolders(top, ignored):
+    names = sorted(_images_below(class_folder, root, ignored))
+    rows += [(name, class_folder.name) for name in names]
+    if not names:
+      empty.append(class_folder.name)
   if empty:
     raise ValueError(
       f"{top}: {len(empty)} class folders without images, such as "
       f"{empty[0]!r}; fill or remove them. Images end in "
-      f"{', '.join(sorted(IMAGES))}"
+      f"{', '.join(sorted(SUFFIXES))}"
     )
   if not rows:
     raise ValueError(f"{top} has no class folders; expected CLASS/IMAGE in it")
@@ -267,37 +310,48 @@ def _classes_below(
 
 
 def _images_below(
-  place: Path, root: Path, ignored: Counter[str]
+  class_folder: Path, root: Path, ignored: Counter[str]
 ) -> Iterator[str]:
-  """Images anywhere in a class folder; links are followed, but no folder is
-  entered twice."""
-  seen = {
-    (stat.st_dev, stat.st_ino)
-    for stat in (path.stat() for path in (place, *place.parents))
-  }
-  todo = [str(place)]
+  """Yields images anywhere in a class folder, as paths below the root.
+
+  Links are followed, but no folder is entered twice.
+  """
+  entered = set()
+  for path in (class_folder, *class_folder.parents):
+    entered.add(_identity(path))
+  todo = [str(class_folder)]
   while todo:
     for entry in os.scandir(todo.pop()):
       suffix = os.path.splitext(entry.name)[1].lower()
       if entry.name.startswith("."):
         ignored["hidden"] += 1
       elif os.path.isdir(entry.path):
-        stat = os.stat(entry.path)
-        if (stat.st_dev, stat.st_ino) in seen:
+        if _identity(entry.path) in entered:
           ignored["folders that links lead to again"] += 1
         else:
-          seen.add((stat.st_dev, stat.st_ino))
+          entered.add(_identity(entry.path))
           todo.append(entry.path)
-      # A broken link is an image that is missing; a pipe is none.
-      elif suffix in IMAGES and (
-        os.path.isfile(entry.path) or not os.path.exists(entry.path)
-      ):
+      elif suffix in SUFFIXES and _is_file_or_broken_link(entry.path):
         yield entry.path[len(str(root)) + 1 :]
       else:
         ignored[suffix or entry.name] += 1
 
 
-def files(
+def _identity(path: str | Path) -> tuple[int, int]:
+  """Returns what tells a folder from others, whatever links lead to it."""
+  stat = os.stat(path)
+  return stat.st_dev, stat.st_ino
+
+
+def _is_file_or_broken_link(path: str) -> bool:
+  """Returns True for a file, and for a link to an image that is missing.
+
+  A broken link is an error later; a pipe is no image.
+  """
+  return os.path.isfile(path) or not os.path.exists(path)
+
+
+def from_parts(
   parts: Parts,
   split: str,
   base: Path,
@@ -307,23 +361,33 @@ def files(
   class_names: tuple[str, ...] = (),
   upright: bool = False,
 ) -> Examples:
-  """One split of files below `base`; see `parts.select`.
+  """Returns one split of files below `base`; see `parts.select`.
 
   Args:
+    parts: rows (path below `base`, label) by part.
+    split: train, val, trainval or test.
+    base: the folder.
+    origin: what the rows are from, for errors.
+    seed: of the division into parts.
+    num_classes: expected K; 0: any above one.
+    class_names: of the classes; () takes what the labels say.
     upright: images are turned as their EXIF data say.
   """
-  rows, num_classes, classes = parting.select(
-    parts, split, origin, seed, num_classes
-  )
-  names, labels = zip(*rows)
-  return _files(
-    names, labels, num_classes, base, origin, class_names or classes, upright
+  selected = parts_lib.select(parts, split, origin, seed, num_classes)
+  return _from_files(
+    selected.names,
+    selected.labels,
+    selected.num_classes,
+    base,
+    origin,
+    class_names or selected.class_names,
+    upright,
   )
 
 
-def _files(
+def _from_files(
   names: Sequence[str],
-  labels: Sequence[int],
+  labels: np.ndarray,
   num_classes: int,
   base: Path,
   origin: str,
@@ -331,7 +395,7 @@ def _files(
   upright: bool = False,
 ) -> Examples:
   lines = [f"{upright} {class_names}"]
-  for name, label in zip(names, labels):
+  for name, label in zip(names, labels.tolist(), strict=True):
     try:
       stat = os.stat(base / name)
       lines.append(f"{name}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}")
@@ -339,10 +403,10 @@ def _files(
       lines.append(f"{name}\0{label}")
   return Examples(
     names,
-    np.array(labels, np.int32),
+    labels,
     num_classes,
     Files(base, names, upright),
     origin,
-    parting.digest("\n".join(lines)),
+    parts_lib.digest("\n".join(lines)),
     class_names,
   )

@@ -1,6 +1,6 @@
-"""Data sets prepared by tensorflow-datasets, read without TensorFlow."""
+"""Reads data sets that tensorflow-datasets prepared, without TensorFlow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import functools
 import io
 import json
@@ -38,27 +38,30 @@ class Span(NamedTuple):
 
 
 def span(part: Slice, count: int, limit: int | None = None) -> Span:
-  """The examples that a slice of a split of `count` examples is.
+  """Returns the examples that a slice of a split of `count` examples is.
 
   Args:
     part: of which split, and how much.
     count: number of examples in that split.
     limit: how many of them count, the first ones; None: all.
   """
-  # tfds rounds a half to the even number, as Python does.
-  cut = (
-    (lambda percent: round(percent * count / 100))
-    if part.closest
-    else (lambda percent: count * percent // 100)
-  )
-  first, stop = cut(part.start), cut(part.stop)
-  return Span(
-    part.split, first, stop if limit is None else min(stop, first + limit)
-  )
+  first = _cut(part, part.start, count)
+  stop = _cut(part, part.stop, count)
+  if limit is not None:
+    stop = min(stop, first + limit)
+  return Span(part.split, first, stop)
+
+
+def _cut(part: Slice, percent: int, count: int) -> int:
+  """Returns how many of `count` examples are below a percentage."""
+  if part.closest:
+    # tfds rounds a half to the even number, as Python does.
+    return round(percent * count / 100)
+  return count * percent // 100
 
 
 def spans(task: Task, split: str, counts: Mapping[str, int]) -> list[Span]:
-  """Which stored examples a split of a task is.
+  """Returns which stored examples a split of a task is.
 
   Args:
     task: see `tasks.py`.
@@ -70,24 +73,25 @@ def spans(task: Task, split: str, counts: Mapping[str, int]) -> list[Span]:
   """
   if split not in SPLITS:
     raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-  limits = dict(zip(("train", "val"), task.limits))
-  out = []
+  train_limit, val_limit = task.limits
+  limits = {"train": train_limit, "val": val_limit}
+  found = []
   for name in SPLITS[split]:
     part = getattr(task.parts, name)
     if part.split not in counts:
       raise ValueError(
-        f"split {part.split!r} of {task.tfds} is missing; there "
-        f"are {', '.join(counts)}; prepare it again"
+        f"split {part.split!r} of {task.tfds} is missing; there are "
+        f"{', '.join(counts)}; prepare it again"
       )
-    out.append(span(part, counts[part.split], limits.get(name)))
-  return out
+    found.append(span(part, counts[part.split], limits.get(name)))
+  return found
 
 
 def examples(task: Task, split: str, folder: str | os.PathLike) -> Examples:
-  """A split of a task, from array_record or tfrecord files.
+  """Reads a split of a task from array_record or tfrecord files.
 
   All labels are read here, in one pass over the files, and those of a large
-  split remembered in the cache; images as they are asked for, from any thread.
+  split are cached; images are read as they are asked for, from any thread.
 
   Args:
     task: see `tasks.py`.
@@ -105,66 +109,59 @@ def examples(task: Task, split: str, folder: str | os.PathLike) -> Examples:
     )
   stored = Stored(find(task, folder))
   chosen = spans(task, split, stored.counts)
-  rows = [(name, i) for name, first, stop in chosen for i in range(first, stop)]
+  rows: list[tuple[str, int]] = []  # (stored split, number in it)
+  for name, first, stop in chosen:
+    rows += [(name, i) for i in range(first, stop)]
   if not rows:
     raise ValueError(
       f"{stored.path} has no image for {split}; it stores {stored.counts}"
     )
-  key, function = tfds_labels.LABELS[task.label]
 
-  def numbers() -> np.ndarray:
+  def read_labels() -> np.ndarray:
     log.info("reading %d labels of %s from %s", len(rows), split, stored.path)
-    return np.array(
-      [
-        _label(stored, name, i, key, function, task.num_classes)
-        for name, i in rows
-      ],
-      np.int32,
-    )
+    labels = [_label(stored, name, i, task) for name, i in rows]
+    return np.array(labels, np.int32)
 
   def read(i: int) -> bytes | np.ndarray:
     image = stored.value(*rows[i], "image")
     return image if task.scale == 1 else _scaled(image, task.scale)
 
   which = " + ".join(f"{s.split}[{s.first}:{s.stop}]" for s in chosen)
+  splits = {s.split for s in chosen}
   identity = (
     f"tfds {stored.name} {which} {task.label} x{task.scale} "
-    f"{stored.fingerprint({s.split for s in chosen})}"
+    f"{stored.fingerprint(splits)}"
   )
+  feature, _ = tfds_labels.LABELS[task.label]
   return Examples(
     [f"{name}[{i}]" for name, i in rows],
-    tfds_labels.remembered(identity, len(rows), numbers),
+    tfds_labels.cached(identity, len(rows), read_labels),
     task.num_classes,
     read,
     str(stored.path),
     identity,
-    task.class_names or stored.class_names(key),
+    task.class_names or stored.class_names(feature),
   )
 
 
-def _label(
-  stored: "Stored",
-  split: str,
-  i: int,
-  key: str,
-  function: Callable[[tfds_labels.Record], int],
-  num_classes: int,
-) -> int:
-  record = {key: stored.value(split, i, key)}
+def _label(stored: "Stored", split: str, i: int, task: Task) -> int:
+  """Returns the checked label of one stored example."""
+  feature, label_of = tfds_labels.LABELS[task.label]
+  record = {feature: stored.value(split, i, feature)}
   try:
-    label = function(record)
+    label = label_of(record)
   except ValueError as error:
     raise ValueError(f"{stored.path}: {split}[{i}]: {error}") from None
-  if not 0 <= label < num_classes:
+  if not 0 <= label < task.num_classes:
     raise ValueError(
       f"{stored.path}: label {label} of {split}[{i}] is out of "
-      f"range 0..{num_classes - 1}"
+      f"range 0..{task.num_classes - 1}"
     )
   return label
 
 
 def _scaled(image: bytes | np.ndarray, scale: int) -> np.ndarray:
-  """[H, W, C] with pixels up to 255 // scale -> the same, up to 255."""
+  """Returns an image [H, W, C] of pixels up to 255 // scale, times scale."""
   if isinstance(image, bytes):
     with Image.open(io.BytesIO(image)) as file:
       image = np.asarray(file)
@@ -175,23 +172,18 @@ def _scaled(image: bytes | np.ndarray, scale: int) -> np.ndarray:
 
 
 def find(task: Task, folder: str | os.PathLike) -> Path:
-  """The folder of a prepared data set, in the version that the papers used if
-  it is there, else in the one that tfds prepares today or a close one.
+  """Returns the folder of a prepared data set.
+
+  It is in the version that the papers used if that is there, else in the one
+  that tfds prepares today, or one of the same major version.
 
   Raises:
     ValueError: it is not there, with the command that prepares it.
   """
-  name, _, pinned = task.tfds.partition(":")
+  name, _, prepared_today = task.tfds.partition(":")
   root = Path(folder).expanduser() / name
-  there = sorted(
-    (
-      path.parent
-      for path in root.glob("*/dataset_info.json")
-      if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
-    ),
-    key=_version,
-  )
-  wanted = [version for version in (task.published, pinned) if version]
+  there = _versions_below(root)
+  wanted = [v for v in (task.published, prepared_today) if v]
   for version in wanted:
     if root / version in there:
       log.info("%s: version %s", root, version)
@@ -207,11 +199,20 @@ def find(task: Task, folder: str | os.PathLike) -> Path:
     )
     return close[-1]
   found = sorted(path.name for path in root.glob("*") if path.is_dir())
+  others = " or ".join(f"{major}.x" for major in sorted(majors))
   raise ValueError(
-    f"{root} has no version {' or '.join(wanted)} (nor another "
-    f"{' or '.join(f'{major}.x' for major in sorted(majors))}); there is "
-    f"{', '.join(found) or 'nothing'}. {how_to_get(task, folder)}"
+    f"{root} has no version {' or '.join(wanted)} (nor another {others}); "
+    f"there is {', '.join(found) or 'nothing'}. {how_to_get(task, folder)}"
   )
+
+
+def _versions_below(root: Path) -> list[Path]:
+  """Returns the folders of all prepared versions, oldest first."""
+  folders = []
+  for info in root.glob("*/dataset_info.json"):
+    if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name):
+      folders.append(info.parent)
+  return sorted(folders, key=_version)
 
 
 def _version(path: Path) -> tuple[int, ...]:
@@ -219,7 +220,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def how_to_get(task: Task, folder: str | os.PathLike) -> str:
-  """What to do to have a data set of tfds below `folder`."""
+  """Returns what to do to have a data set of tfds below `folder`."""
   # Steps for lists in JSON are not for tfds.
   by_hand = "" if task.source == "json" else task.manual
   first = f"First {by_hand}. " if by_hand else ""
@@ -230,7 +231,7 @@ def how_to_get(task: Task, folder: str | os.PathLike) -> str:
 
 
 def prepare_command(task: Task, folder: str | os.PathLike) -> str:
-  """The shell command that downloads and prepares a data set."""
+  """Returns the shell command that downloads and prepares a data set."""
   where = json.dumps(str(Path(folder).expanduser().absolute()))
   return "python -c " + shlex.quote(
     f'import tensorflow_datasets as tfds; tfds.builder("{task.tfds}", '
@@ -239,7 +240,7 @@ def prepare_command(task: Task, folder: str | os.PathLike) -> str:
 
 
 class Stored:
-  """A prepared data set.
+  """A data set that tfds prepared in a folder.
 
   Attributes:
     path: of its files.
@@ -278,21 +279,21 @@ class Stored:
       name: split.num_examples for name, split in self._info.splits.items()
     }
     self._parser = functools.cache(self._new_parser)
-    self._records = functools.cache(self._open)
+    self._records = functools.cache(self._open_records)
 
-  def _open(self, split: str) -> Any:
-    """The serialized examples, as a sequence."""
+  def _open_records(self, split: str) -> Any:
+    """Returns the serialized examples of a split, as a sequence."""
+    info = self._info.splits[split]
     if self._info.file_format.value == "array_record":
       from array_record.python import array_record_data_source
 
       return array_record_data_source.ArrayRecordDataSource(
-        self._info.splits[split].file_instructions
+        info.file_instructions
       )
-    return tfrecord.Records(
-      self._info.splits[split].filepaths, self._info.splits[split].shard_lengths
-    )
+    return tfrecord.Records(info.filepaths, info.shard_lengths)
 
   def _new_parser(self, key: str) -> Any:
+    """Returns a parser of one feature."""
     from tensorflow_datasets.core import example_parser
 
     if key not in self._types:
@@ -303,7 +304,7 @@ class Stored:
     return example_parser.ExampleParserNp({key: self._types[key]})
 
   def value(self, split: str, i: int, key: str) -> Any:
-    """One feature of an example; an image as its encoded bytes.
+    """Returns one feature of an example; an image as its encoded bytes.
 
     Raises:
       ValueError: no such feature, or a damaged file.
@@ -327,7 +328,7 @@ class Stored:
     return value
 
   def fingerprint(self, splits: set[str]) -> str:
-    """Changes when the files of these splits do."""
+    """Returns digits that change when the files of these splits do."""
     lines = [str(self._info.features.to_json())]
     for split in sorted(splits):
       for path in self._info.splits[split].filepaths:
@@ -341,7 +342,7 @@ class Stored:
     return parts.digest("\n".join(lines))[:16]
 
   def class_names(self, key: str) -> tuple[str, ...]:
-    """The classes of feature `key`, () if they are mere numbers."""
+    """Returns the classes of feature `key`; () if they are mere numbers."""
     names = getattr(self._info.features[key], "names", None) or ()
     if all(name.isdecimal() for name in names):
       return ()
@@ -349,7 +350,10 @@ class Stored:
 
 
 def _readable(name: str) -> str:
-  """maple_tree -> maple tree, and SUN397's /p/pub/indoor -> indoor pub."""
+  """Returns a name for people.
+
+  maple_tree becomes maple tree, and SUN397's /p/pub/indoor indoor pub.
+  """
   if name.startswith("/"):
     name = " ".join(reversed(name.split("/")[2:]))
   return name.replace("_", " ")

@@ -1,4 +1,4 @@
-"""TFRecord files: length, its checksum, bytes, their checksum, and so on."""
+"""Reads TFRecord files: length, its checksum, bytes, their checksum, ..."""
 
 import bisect
 from collections.abc import Sequence
@@ -11,64 +11,76 @@ import struct
 
 import numpy as np
 
-_LENGTH = struct.Struct("<Q")
-_HEADER = _LENGTH.size + 4
-_FOOTER = 4
+LENGTH = struct.Struct("<Q")
+CHECKSUM_BYTES = 4
+HEADER_BYTES = LENGTH.size + CHECKSUM_BYTES
+FOOTER_BYTES = CHECKSUM_BYTES
 
 
 class Records(Sequence[bytes]):
   """Records of several files, one after another, in any order and thread.
 
-  A file is opened, and the places of its records found, on first use.
+  A file is opened, and the offsets of its records found, on first use.
   Checksums are not verified; damaged images are found when they are decoded.
   """
 
   def __init__(
     self, paths: Sequence[str | os.PathLike], lengths: Sequence[int]
   ):
-    """Nothing is read yet.
+    """Reads nothing yet.
 
     Args:
       paths: of the files.
-      lengths: records of each.
+      lengths: how many records each has.
     """
-    self._paths, self._lengths = list(map(Path, paths)), list(lengths)
+    self._paths = [Path(path) for path in paths]
+    self._lengths = list(lengths)
+    # Record i is in the first file whose stop is above i.
     self._stops = list(itertools.accumulate(lengths))
-    self._file = functools.cache(self._open)
+    self._opened = functools.cache(self._open)
 
   def __len__(self) -> int:
     return self._stops[-1] if self._stops else 0
 
   def __getitem__(self, i: int) -> bytes:
-    """Record i.
+    """Returns record i.
 
     Raises:
-      IndexError: there is none.
+      IndexError: there is no such record.
       ValueError: its file is missing, cut short or no TFRecord file.
     """
     if not 0 <= i < len(self):
       raise IndexError(f"record {i} of {len(self)}")
-    number = bisect.bisect_right(self._stops, i)
-    data, starts = self._file(number)
-    at = i - self._stops[number] + self._lengths[number]
-    return data[starts[at] + _HEADER : starts[at + 1] - _FOOTER]
+    file_number = bisect.bisect_right(self._stops, i)
+    data, offsets = self._opened(file_number)
+    first_in_file = self._stops[file_number] - self._lengths[file_number]
+    start = offsets[i - first_in_file] + HEADER_BYTES
+    stop = offsets[i - first_in_file + 1] - FOOTER_BYTES
+    return data[start:stop]
 
-  def _open(self, number: int) -> tuple[mmap.mmap, np.ndarray]:
-    """(the bytes of a file, where its N records start and end: [N + 1])."""
-    path = self._paths[number]
+  def _open(self, file_number: int) -> tuple[mmap.mmap, np.ndarray]:
+    """Returns the bytes of a file, and where its N records start [N + 1]."""
+    path = self._paths[file_number]
     try:
       with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
       raise ValueError(f"cannot read {path}: {error}") from None
-    starts = [0]
-    while starts[-1] + _HEADER <= len(data):
-      (length,) = _LENGTH.unpack_from(data, starts[-1])
-      starts.append(starts[-1] + _HEADER + length + _FOOTER)
-    if starts[-1] != len(data) or len(starts) - 1 != self._lengths[number]:
+    offsets = _record_offsets(data)
+    found = len(offsets) - 1
+    expected = self._lengths[file_number]
+    if offsets[-1] != len(data) or found != expected:
       raise ValueError(
-        f"{path} is damaged: {len(starts) - 1} records that end "
-        f"at byte {starts[-1]}; expected "
-        f"{self._lengths[number]} and {len(data)}"
+        f"{path} is damaged: {found} records that end at byte {offsets[-1]}; "
+        f"expected {expected} and {len(data)}"
       )
-    return data, np.array(starts)
+    return data, np.array(offsets)
+
+
+def _record_offsets(data: mmap.mmap) -> list[int]:
+  """Returns where every record starts, and where the last one ends."""
+  offsets = [0]
+  while offsets[-1] + HEADER_BYTES <= len(data):
+    (length,) = LENGTH.unpack_from(data, offsets[-1])
+    offsets.append(offsets[-1] + HEADER_BYTES + length + FOOTER_BYTES)
+  return offsets
