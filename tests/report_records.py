@@ -1,4 +1,4 @@
-"""Made-up records for tests of the report, of the schema of `results.py`."""
+"""Makes records for tests of the report, as `training/records.py` has them."""
 
 import hashlib
 import json
@@ -53,22 +53,22 @@ def base(name, method, task, split, seed, backbone, stage, cell, fields):
   """What all stages have."""
   made = config(method, task, seed, backbone, **fields)
   key = json.dumps([name, stage, split, made], sort_keys=True)
-  return dict(
-    schema=1,
-    id=hashlib.sha256(key.encode()).hexdigest()[:12],
-    stage=stage,
-    name=name,
-    method=method,
-    task=task,
-    split=split,
-    seed=seed,
-    backbone=dict(name=backbone, sha256="ab" * 32),
-    cell=cell,
-    config=made,
-    device="1 x NVIDIA H200",
-    seconds=61.25,
-    versions=dict(jax="0.10.0", flax="0.12.3", numpy="2.3.1"),
-  )
+  return {
+    "schema": 1,
+    "id": hashlib.sha256(key.encode()).hexdigest()[:12],
+    "stage": stage,
+    "name": name,
+    "method": method,
+    "task": task,
+    "split": split,
+    "seed": seed,
+    "backbone": {"name": backbone, "sha256": "ab" * 32},
+    "cell": cell,
+    "config": made,
+    "device": "1 x NVIDIA H200",
+    "seconds": 61.25,
+    "versions": {"jax": "0.10.0", "flax": "0.12.3", "numpy": "2.3.1"},
+  }
 
 
 def record(
@@ -108,31 +108,48 @@ def record(
   loss = [
     2.3 * math.exp(-rate * epoch / epochs) + 0.05 for epoch in range(epochs)
   ]
-  out |= dict(
-    status=status,
-    trainable_params=trained or known[2],
-    total_params=TOTAL,
-    train_images=1000,
-    images_per_second=812.5,
-    group=4,
-    curve=dict(
-      loss=loss,
-      train_top1=[100 * (1 - value / 2.4) for value in loss],
-      lr=[0.1] * epochs,
-    ),
-  )
+  out |= {
+    "status": status,
+    "trainable_params": trained or known[2],
+    "total_params": TOTAL,
+    "train_images": 1000,
+    "images_per_second": 812.5,
+    "group": 4,
+    "curve": {
+      "loss": loss,
+      "train_top1": [100 * (1 - value / 2.4) for value in loss],
+      "lr": [0.1] * epochs,
+    },
+  }
   if status == "done":
-    out |= dict(
-      metric=metric,
-      top1=top1,
-      mean_per_class=top1 - 1,
-      loss=0.3,
-      count=100,
-      classes=list(classes),
-      confusion=confusion
+    out |= {
+      "metric": metric,
+      "top1": top1,
+      "mean_per_class": top1 - 1,
+      "loss": 0.3,
+      "count": 100,
+      "classes": list(classes),
+      "confusion": confusion
       if (confusion or stage == "search")
       else [[0, 0, 45], [0, 1, 5], [1, 0, 15], [1, 1, 35]],
-    )
+    }
+  return out
+
+
+def of_problem(problem, metric, training_score, value, name="vpt_deep", **more):
+  """Returns a record of another problem than classification.
+
+  It has what every problem's records have, and nothing of classification.
+  """
+  out = record(name, **more)
+  out["problem"] = problem
+  curve = out["curve"]
+  curve[training_score] = curve.pop("train_top1")
+  if out["status"] == "done":
+    for field in ("top1", "mean_per_class", "confusion"):
+      del out[field]
+    out["metric"] = metric
+    out[metric] = value
   return out
 
 
@@ -144,8 +161,8 @@ def search(task="eurosat", name="vpt_deep", extra=None, **more):
     [82.0, 88.0, None, 60.0],
   ]
   out = []
-  for rate, line in zip((0.25, 1.0, 25.0), values):
-    for decay, top1 in zip((0.0, 1e-4, 1e-3, 1e-2), line):
+  for rate, line in zip((0.25, 1.0, 25.0), values, strict=True):
+    for decay, top1 in zip((0.0, 1e-4, 1e-3, 1e-2), line, strict=True):
       cell = {"optim.lr": rate, "optim.weight_decay": decay, **(extra or {})}
       fields = {
         field.replace(".", "__"): value for field, value in cell.items()
@@ -177,22 +194,22 @@ def condense(task="eurosat", seed=42):
     (0.3, 36, 88.8, 91.0, 17.62, 50.2),
     (0.1, 12, 75.4, 90.6, 17.58, 49.9),
   )
-  return out | dict(
-    statistic="elementwise_sample_abs",
-    rows=[
-      dict(
-        share=share,
-        prompts=prompts,
-        per_set=[prompts // 12] * 12,
-        top1_as_is=as_is,
-        top1_tuned=tuned,
-        gmacs=gmacs,
-        milliseconds=ms,
-      )
+  return out | {
+    "statistic": "elementwise_sample_abs",
+    "rows": [
+      {
+        "share": share,
+        "prompts": prompts,
+        "per_set": [prompts // 12] * 12,
+        "top1_as_is": as_is,
+        "top1_tuned": tuned,
+        "gmacs": gmacs,
+        "milliseconds": ms,
+      }
       for share, prompts, as_is, tuned, gmacs, ms in shares
     ],
-    oracle={"removal": dict(magnitude=0.64, change=0.5)},
-  )
+    "oracle": {"removal": {"magnitude": 0.64, "change": 0.5}},
+  }
 
 
 def many(tasks, seeds=(42, 44, 82), names=tuple(METHODS), classes=None, **more):

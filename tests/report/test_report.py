@@ -1,4 +1,4 @@
-"""The report: tables, published numbers, and the page in a real browser."""
+"""Tests the tables, the published numbers, and the page in a real browser."""
 
 import base64
 import configparser
@@ -26,7 +26,7 @@ from configs import (
 from configs import pgn as pgn_config
 from tests import report_records as made
 from vpt_jax import config as configs
-from vpt_jax import main
+from vpt_jax import main, problems
 from vpt_jax.backbones import factory as backbones
 from vpt_jax.data import tasks
 from vpt_jax.methods import registry as methods
@@ -36,11 +36,12 @@ from vpt_jax.report import (
   export,
   page,
   published,
+  record_fields,
   result_tables,
   rows,
   suites,
 )
-from vpt_jax.training import records as results
+from vpt_jax.training import records as run_records
 from vpt_jax.utils import trees
 
 VTAB = suites.SUITES[0]
@@ -58,7 +59,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 def write(folder, records):
   """A workdir with these records."""
-  store = results.Store(folder / results.FILE)
+  store = run_records.Store(folder / run_records.FILE)
   for record in records:
     store.add(record)
   return folder
@@ -92,10 +93,10 @@ def test_suites_are_those_of_the_tasks():
 
 
 def test_the_two_means_of_vtab():
-  scores = {task: 90.0 for task in NATURAL}
-  scores |= {task: 60.0 for task in suites.VTAB["Specialized"]}
+  scores = dict.fromkeys(NATURAL, 90.0)
+  scores |= dict.fromkeys(suites.VTAB["Specialized"], 60.0)
   assert column("vtab_19").mean(scores) is None
-  scores |= {task: 30.0 for task in suites.VTAB["Structured"]}
+  scores |= dict.fromkeys(suites.VTAB["Structured"], 30.0)
   # (7 * 90 + 4 * 60 + 8 * 30) / 19 and (90 + 60 + 30) / 3
   assert column("vtab_19").mean(scores) == pytest.approx(1110 / 19)
   assert column("vtab_3").mean(scores) == pytest.approx(60.0)
@@ -273,7 +274,9 @@ def test_published_means_follow_from_published_tasks():
   by_kind = {}
   for group in table["tables"]:
     for line in group["rows"]:
-      scores = dict(zip(table["columns"][group["columns"]], line["values"]))
+      scores = dict(
+        zip(table["columns"][group["columns"]], line["values"], strict=True)
+      )
       # One source of a method and backbone at a time; third hands quote [S].
       tag = group["tag"].replace("N", "S")
       source = json.dumps(
@@ -342,9 +345,9 @@ def test_what_configs_of_ours_are_compared_with(config, kind):
 
 
 def test_ablations_are_not_compared_with_the_method():
-  known = lambda **fields: published.numbers(
-    "vit_b16_in21k", [made.record(**fields)]
-  )
+  def known(**fields):
+    return published.numbers("vit_b16_in21k", [made.record(**fields)])
+
   assert known()["dmlab"][0].value == 46.5
   assert known(vpt__deep=False)["dmlab"][0].value == 40.5
   assert known(vpt__shared=True) == known(vpt__kept=((0,), ())) == {}
@@ -367,9 +370,10 @@ def test_differences_to_published_numbers():
 
 def test_group_means_are_compared_only_when_whole():
   part = [made.record(task=task, top1=80.0) for task in NATURAL[:6]]
-  keys = lambda records: {
-    one.column.key for one in published.compare(a_row(records), VTAB)
-  }
+
+  def keys(records):
+    return {one.column.key for one in published.compare(a_row(records), VTAB)}
+
   assert "natural" not in keys(part)
   assert "natural" in keys([*part, made.record(task="sun397", top1=80.0)])
 
@@ -389,7 +393,7 @@ def test_numbers_of_third_hands_are_never_the_papers():
   assert [one.published.value for one in compared] == [59.23]
   assert compared[0].published.weak and compared[0].difference is None
   found = rows.collect(records)
-  (sheet,) = result_tables.sheets(found)
+  (sheet,) = result_tables.suite_tables(found)
   assert len(sheet.lines) == 1  # neither published nor difference
   assert "59.23" not in result_tables.terminal(records) + export.latex(found)
   for text in (export.markdown(found), export.table_csv(found)):
@@ -418,7 +422,7 @@ def test_other_backbones_have_no_published_numbers():
 
 def test_what_leaves_the_published_protocol_is_said():
   text = result_tables.terminal(
-    [made.record(epochs=10), made.record("linear", **{"image_size": 96})]
+    [made.record(epochs=10), made.record("linear", image_size=96)]
   )
   assert (
     "linear on vit_b16_in21k leaves the published protocol: "
@@ -561,7 +565,7 @@ def test_command_reads_two_workdirs_and_writes_all_files(tmp_path, capsys):
 )
 def test_damaged_records_are_told(tmp_path, capsys, change, message):
   folder = write(tmp_path, [made.record()])
-  path = folder / results.FILE
+  path = folder / run_records.FILE
   path.write_text(change(path.read_text()))
   assert command.main(["", str(folder)]) == 1
   error = capsys.readouterr().err
@@ -603,6 +607,143 @@ def test_assets_are_packaged():
     "runs.js",
     "published.json",
   }
+
+
+# Other problems than classification.
+
+
+class Tags(problems.Problem):
+  """Made up: what the report reads of a problem that it knows nothing about."""
+
+  name = "tags"
+  scores = (
+    problems.Score("mean_average_precision", "mean average precision"),
+    problems.Score("distance", "distance", "mm"),
+  )
+  training_score = problems.Score("train_precision", "training precision")
+
+
+@pytest.fixture(name="tags")
+def _tags(monkeypatch):
+  """Makes records of the problem above."""
+  monkeypatch.setitem(problems.PROBLEMS, "tags", Tags)
+
+  def make(value, metric="mean_average_precision", **more):
+    return made.of_problem("tags", metric, "train_precision", value, **more)
+
+  return make
+
+
+def tagged(tags):
+  """Three seeds of two methods on a task of tags."""
+  out = []
+  for name, start in (("linear", 50.0), ("vpt_deep", 60.0)):
+    for seed, more in ((42, 0.0), (44, 1.0), (82, 2.0)):
+      out.append(tags(start + more, name=name, task="photos", seed=seed))
+  return out
+
+
+def test_scores_of_any_problem_make_rows_and_columns(tags):
+  records = tagged(tags)
+  row = a_row(records)
+  assert row.scores["photos"].mean == pytest.approx(61.0)
+  assert row.scores["photos"].metric.name == "mean_average_precision"
+  text = result_tables.terminal(records)
+  assert "Mean average precision on the test images in percent" in text
+  assert "op-1" not in text
+  line = next(line for line in text.splitlines() if line.startswith("vpt_deep"))
+  assert line.endswith("61.00 \u00b1 1.00")
+
+  found = rows.collect(records)
+  markdown = export.markdown(found)
+  assert (
+    "Mean average precision" in markdown and "61.00 \u00b1 1.00" in markdown
+  )
+  latex = export.latex(found)
+  assert "Mean average precision" in latex and r"$\pm$1.00" in latex
+  lines = list(csv.DictReader(io.StringIO(export.table_csv(found))))
+  assert [
+    (line["column"], line["metric"], float(line["mean"])) for line in lines
+  ] == [
+    ("photos", "mean_average_precision", 51.0),
+    ("photos", "mean_average_precision", 61.0),
+  ]
+
+
+def test_problems_in_one_report_are_told_apart(tags):
+  records = [
+    made.record(task="digits"),
+    *tagged(tags),
+    tags(3.25, metric="distance", task="arm"),
+  ]
+  text = result_tables.terminal(records)
+  assert "Top-1 on the test images in percent" in text
+  assert "Mean average precision instead of top-1: photos." in text
+  assert "Distance (in mm) instead of top-1: arm." in text
+  data = page.data(records, rows.collect(records))
+  (suite,) = data["suites"]
+  assert [column["score"] for column in suite["columns"]] == [
+    "top-1, %",
+    "mean average precision, %",
+    "distance, mm",
+  ]
+  # What is classification's is shown of classification alone.
+  assert [one["task"] for one in data["classes"]] == ["digits"]
+  assert {one["task"]: one["score"] for one in data["curves"]} == {
+    "digits": "training top-1, %",
+    "photos": "training precision, %",
+    "arm": "training precision, %",
+  }
+  assert all(run["score"][0] for one in data["curves"] for run in one["runs"])
+
+
+def test_a_search_of_another_problem(tags):
+  records = []
+  for value, rate in ((40.0, 1.0), (45.0, 2.0)):
+    cell = {"optim.lr": rate}
+    records.append(tags(value, stage="search", split="val", cell=cell))
+  (one,) = details.searches(records)
+  assert (one["metric"], one["unit"]) == ("mean average precision", "%")
+  assert [cell[:3] for cell in one["cells"] if cell[3]] == [[2.0, None, 45.0]]
+
+
+def test_a_condensation_of_another_problem(tags):
+  del tags  # makes the problem known
+  record = made.condense()
+  assert details.condensed([record])[0]["score"] == "top-1, %"
+  record |= {"problem": "tags", "metric": "mean_average_precision"}
+  for row in record["rows"]:
+    row["mean_average_precision_as_is"] = row.pop("top1_as_is")
+    row["mean_average_precision_tuned"] = row.pop("top1_tuned")
+  rows.collect([record])
+  (one,) = details.condensed([record])
+  assert one["score"] == "mean average precision, %"
+  assert (one["rows"][2]["as_is"], one["rows"][2]["tuned"]) == (88.8, 91.0)
+  del record["rows"][1]["mean_average_precision_tuned"]
+  with pytest.raises(ValueError, match=r"precision_tuned' is missing"):
+    rows.collect([record])
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    ({"problem": "tagz"}, r"'problem' is 'tagz', expected one of classif"),
+    ({"problem": ["tags"]}, r"field 'problem' is \['tags'\]"),
+    ({"metric": "top1"}, r"'top1', expected one of mean_average_precision"),
+    ({"metric": "distance"}, r"field 'distance' is missing"),
+    ({"mean_average_precision": None}, r"is None, expected a finite number"),
+  ],
+)
+def test_damaged_records_of_another_problem(tags, change, message):
+  with pytest.raises(ValueError, match=message):
+    rows.collect([tags(50.0) | change])
+
+
+def test_a_diverged_task_is_of_its_problem(tags):
+  records = [tags(50.0, task="photos", status="diverged")]
+  text = result_tables.terminal(records)
+  assert "Mean average precision on the test images" in text
+  assert "diverged" in text
 
 
 # What the page is made of.
@@ -704,7 +845,7 @@ def test_long_curves_are_thinned_and_end_with_the_last_epoch():
   records = [made.record(epochs=1000)]
   found = rows.collect(records)
   run = details.curves(found.rows, page.labels(found.rows))[0]["runs"][0]
-  assert len(run["epoch"]) == len(run["loss"]) <= details.POINTS + 1
+  assert len(run["epoch"]) == len(run["loss"]) <= details.MOST_POINTS + 1
   assert run["epoch"][0] == 1 and run["epoch"][-1] == 1000
   assert run["loss"][0] == float(f"{records[0]['curve']['loss'][0]:.4g}")
 
@@ -712,8 +853,8 @@ def test_long_curves_are_thinned_and_end_with_the_last_epoch():
 def test_configs_are_whole_though_stored_once():
   records = made.many(["eurosat"], names=("vpt_deep", "linear"))
   stored = details.runs(records)
-  for record, line in zip(records, stored["rows"]):
-    assert stored["common"] | line[14] == rows.fields(record)
+  for record, line in zip(records, stored["rows"], strict=True):
+    assert stored["common"] | line[14] == record_fields.flat_config(record)
 
 
 def test_two_thousand_records_are_a_small_page():
@@ -737,7 +878,7 @@ def everything():
   """Records of every section, with texts of a stranger."""
   classes = {"eurosat": ["AnnualCrop", HOSTILE, "\u2028&amp;'\"", "Sea"]}
   records = made.many(["eurosat", "dtd"], classes=classes)
-  records += made.search() + [made.condense()]
+  records += [*made.search(), made.condense()]
   records += [
     made.record("vapt", task="dtd", seed=100, status="diverged"),
     made.record(HOSTILE, 10.0, task="eurosat", backbone=HOSTILE),
@@ -943,6 +1084,34 @@ def test_a_page_of_little_has_few_sections(tmp_path):
   out, log = opened(text, tmp_path, probe=SECTIONS)
   assert out == ["overview", "results-0", "published", "classes", "runs"]
   assert "Uncaught" not in log
+
+
+TITLES = """
+addEventListener("load", () => setTimeout(() => {
+  const texts = (query) => [...document.querySelectorAll(query)].map(
+    (node) => node.textContent);
+  document.body.dataset.seen = JSON.stringify({
+    sections: texts("section > h2"), curves: texts("#curves svg text"),
+    scatter: texts("#parameters svg text")});
+}, 400));
+"""
+
+
+def test_a_page_of_another_problem(tags, tmp_path):
+  records = tagged(tags)
+  text = page.render(records, rows.collect(records))
+  assert "top-1" not in text.split('id="data">')[1].split("</script>")[0]
+  out, log = opened(text, tmp_path, probe=TITLES)
+  assert "Uncaught" not in log
+  assert out["sections"] == [
+    "Overview",
+    "Other tasks",
+    "Parameters and scores",
+    "Learning curves",
+    "Runs",
+  ]
+  assert "training precision, %" in out["curves"]
+  assert "mean average precision, %" in out["scatter"]
 
 
 def test_a_page_of_searches_alone(tmp_path):

@@ -1,147 +1,240 @@
-"""What the page shows of single runs: curves, searches, classes, configs."""
+"""Prepares what the page shows of single runs.
 
-from collections.abc import Sequence
+These are learning curves, searches, confusions, condensations, and the config
+and place of every run; each as JSON for the scripts in `assets`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import json
 import math
 import statistics
 from typing import Any
 
-from vpt_jax.report import rows
-from vpt_jax.report.rows import Record, Row
+from vpt_jax import problems
+from vpt_jax.report import record_fields
+from vpt_jax.report.record_fields import Record
+from vpt_jax.report.rows import Row
 
 Json = dict[str, Any]
 
-POINTS = 200  # of a curve, at most
-MATRIX = 100  # classes of a confusion matrix, at most
-PAIRS = 20  # that are most confused
-SHOWN = 25  # lowest and highest classes, if there are more
-METRICS = {"top1": "top-1", "mean_per_class": "mean per class"}
-RATE, DECAY = "optim.lr", "optim.weight_decay"
+MOST_POINTS = 200  # of a curve
+MOST_IN_MATRIX = 100  # classes of a confusion matrix
+MOST_PAIRS = 20  # of classes that are confused
+SHOWN_CLASSES = 25  # with the lowest and highest accuracy, if there are more
+RATE = "optim.lr"
+DECAY = "optim.weight_decay"
 
 
-def curves(found: Sequence[Row], names: dict[int, str]) -> list[Json]:
-  """Of each row and task, the epochs of each seed, to 4 digits."""
+# Learning curves.
+
+
+def curves(found: Sequence[Row], names: Mapping[int, str]) -> list[Json]:
+  """Returns the epochs of each seed, of each row and task, to 4 digits.
+
+  Args:
+    found: rows.
+    names: {id of a row: short name}.
+  """
   out = []
   for row in found:
     for task in row.scores:
-      runs = [
-        {
-          "seed": record["seed"],
-          "diverged": record["status"] == "diverged",
-          **_curve(record["curve"]),
-        }
-        for record in row.of(task)
-      ]
+      records = row.records_of(task)
+      runs = [_run_curve(record) for record in records]
       runs = [run for run in runs if run["epoch"]]
       if runs:
-        out.append({"task": task, "label": names[id(row)], "runs": runs})
+        score = record_fields.problem(records[0]).training_score
+        out.append(
+          {
+            "task": task,
+            "label": names[id(row)],
+            "score": axis_title(score),
+            "runs": runs,
+          }
+        )
   return out
 
 
-def _curve(curve: Json) -> Json:
-  loss, top1 = curve.get("loss", []), curve.get("train_top1", [])
-  count = max(len(loss), len(top1))
-  step = max(1, math.ceil(count / POINTS))
-  epochs = sorted({*range(0, count, step), *([count - 1] if count else [])})
-  take = lambda values: [
-    _digits(values[epoch]) if epoch < len(values) else None for epoch in epochs
-  ]
+def _run_curve(record: Record) -> Json:
+  """Returns at most MOST_POINTS epochs of a run, the last one among them."""
+  score = record_fields.problem(record).training_score
+  losses = record["curve"].get("loss", [])
+  scores = record["curve"].get(score.name, [])
+  count = max(len(losses), len(scores))
+  epochs = list(range(0, count, max(1, math.ceil(count / MOST_POINTS))))
+  if count and epochs[-1] != count - 1:
+    epochs.append(count - 1)
   return {
+    "seed": record["seed"],
+    "diverged": record["status"] == "diverged",
     "epoch": [epoch + 1 for epoch in epochs],
-    "loss": take(loss),
-    "top1": take(top1),
+    "loss": _taken(losses, epochs),
+    "score": _taken(scores, epochs),
   }
 
 
+def _taken(values: Sequence[Any], epochs: Sequence[int]) -> list[float | None]:
+  """Returns the values of some epochs; None where a value is missing."""
+  return [
+    _digits(values[epoch]) if epoch < len(values) else None for epoch in epochs
+  ]
+
+
 def _digits(value: Any) -> float | None:
-  """To 4 significant digits; None of what is no finite number."""
+  """Returns a number to 4 significant digits; None of no finite number."""
   if isinstance(value, (int, float)) and math.isfinite(value):
     return float(f"{value:.4g}")
   return None
 
 
+def axis_title(score: problems.Score) -> str:
+  """Returns what stands at an axis: "top-1, %"."""
+  return f"{score.title}, {score.unit}" if score.unit else score.title
+
+
+# Searches of hyper-parameters.
+
+
+@dataclasses.dataclass(frozen=True)
+class CellKey:
+  """What tells the cells of a search apart.
+
+  Attributes:
+    rest: fields beside rate and decay, in words; each value makes a map.
+    rate: the learning rate, or None.
+    decay: the weight decay, or None.
+  """
+
+  rest: str
+  rate: float | None
+  decay: float | None
+
+
+@dataclasses.dataclass
+class Cell:
+  """The runs of a cell, one for each seed.
+
+  Attributes:
+    records: of its runs.
+    shortened: it trains for fewer epochs than others (successive halving).
+  """
+
+  records: list[Record] = dataclasses.field(default_factory=list)
+  shortened: bool = False
+
+  @property
+  def done(self) -> list[Record]:
+    """The records of runs that did not diverge."""
+    return [record for record in self.records if record["status"] == "done"]
+
+  @property
+  def mean(self) -> float | None:
+    """The mean score over seeds; None if one diverged: such is no choice."""
+    done = self.done
+    if len(done) < len(self.records):
+      return None
+    return statistics.fmean(record_fields.value(record) for record in done)
+
+
 def searches(records: Sequence[Record]) -> list[Json]:
-  """Of each search, its maps of learning rate and weight decay.
+  """Returns the maps of learning rate and weight decay of each search.
 
   A search is over all cells of a (name, backbone, task, split); further fields
   of its cells make a map each. The chosen cell has the highest mean score over
   seeds, of equals the smallest rate, of those it came first. In a search that
   shortens some of its runs (successive halving) it is one of the others.
   """
-  groups: dict[tuple[str, ...], list[Record]] = {}
+  by_search: dict[tuple[str, ...], list[Record]] = {}
   for record in records:
     if record["stage"] == "search":
       key = (
         record["name"],
-        rows.backbone(record),
+        record_fields.backbone(record),
         record["task"],
         record["split"],
       )
-      groups.setdefault(key, []).append(record)
+      by_search.setdefault(key, []).append(record)
   out = []
-  for (name, backbone, task, split), members in groups.items():
-    cells: dict[tuple[Any, ...], list[Record]] = {}
-    short = set()
-    for record in members:
-      cell = {
-        field: value
-        for field, value in record["cell"].items()
-        if field not in ("task", "seed", "name", "method")
-      }
-      rate, decay = cell.pop(RATE, None), cell.pop(DECAY, None)
-      rest = ", ".join(
-        f"{field}={json.dumps(value)}" for field, value in sorted(cell.items())
+  for (name, backbone, task, split), runs_of_search in by_search.items():
+    cells = _cells(runs_of_search)
+    best = _best(cells)
+    metric = _metric(runs_of_search)
+    for rest in dict.fromkeys(key.rest for key in cells):
+      out.append(
+        {
+          "name": name,
+          "backbone": backbone,
+          "task": task,
+          "split": split,
+          "metric": metric.title,
+          "unit": metric.unit,
+          "rest": rest,
+          "cells": _map(cells, rest, best),
+        }
       )
-      key = rest, _number(rate), _number(decay)
-      cells.setdefault(key, []).append(record)
-      if "epochs" in cell:
-        short.add(key)
-    scores = {
-      cell: [
-        record[record["metric"]]
-        for record in same
-        if record["status"] == "done"
-      ]
-      for cell, same in cells.items()
-    }
-    # A cell with a diverged seed is no choice.
-    done = {
-      cell: statistics.fmean(values)
-      for cell, values in scores.items()
-      if len(values) == len(cells[cell])
-    }
-    best = min(
-      (cell for cell in done if cell not in short or short == set(cells)),
-      key=lambda cell: (-done[cell], cell[1] or 0.0),
-      default=None,
+  return out
+
+
+def _cells(records: Sequence[Record]) -> dict[CellKey, Cell]:
+  cells: dict[CellKey, Cell] = {}
+  for record in records:
+    fields = dict(record["cell"])
+    # These are what rows and runs are of, not what is searched.
+    for field in ("task", "seed", "name", "method"):
+      fields.pop(field, None)
+    rate = _number(fields.pop(RATE, None))
+    decay = _number(fields.pop(DECAY, None))
+    rest = ", ".join(
+      f"{field}={json.dumps(value)}" for field, value in sorted(fields.items())
     )
-    metric = next(
-      (record["metric"] for record in members if record["status"] == "done"),
-      "top1",
-    )
-    out += [
-      {
-        "name": name,
-        "backbone": backbone,
-        "task": task,
-        "split": split,
-        "metric": METRICS[metric],
-        "rest": rest,
-        "cells": [
-          [
-            rate,
-            decay,
-            _digits(done.get((other, rate, decay))),
-            (other, rate, decay) == best,
-            len(scores[other, rate, decay]),
-            len(same),
-          ]
-          for (other, rate, decay), same in cells.items()
-          if other == rest
-        ],
-      }
-      for rest in dict.fromkeys(cell[0] for cell in cells)
-    ]
+    cell = cells.setdefault(CellKey(rest, rate, decay), Cell())
+    cell.records.append(record)
+    if "epochs" in fields:
+      cell.shortened = True
+  return cells
+
+
+def _best(cells: Mapping[CellKey, Cell]) -> CellKey | None:
+  """Returns the chosen cell, see `searches`; None if there is none."""
+  complete = [key for key, cell in cells.items() if not cell.shortened]
+  candidates = []
+  for key in complete or cells:
+    mean = cells[key].mean
+    if mean is not None:
+      rate = 0.0 if key.rate is None else key.rate
+      candidates.append((-mean, rate, key))
+  if not candidates:
+    return None
+  # `min` takes the first of equals; keys are not compared.
+  return min(candidates, key=lambda candidate: candidate[:2])[-1]
+
+
+def _metric(records: Iterable[Record]) -> problems.Score:
+  """Returns the score of a search, which its finished runs name."""
+  records = list(records)
+  for record in records:
+    if record["status"] == "done":
+      return record_fields.metric(record)
+  return record_fields.metric(records[0])
+
+
+def _map(
+  cells: Mapping[CellKey, Cell], rest: str, best: CellKey | None
+) -> list[list[Any]]:
+  """Returns the cells of a map: [rate, decay, mean, is chosen, done, runs]."""
+  out = []
+  for key, cell in cells.items():
+    if key.rest == rest:
+      out.append(
+        [
+          key.rate,
+          key.decay,
+          _digits(cell.mean),
+          key == best,
+          len(cell.done),
+          len(cell.records),
+        ]
+      )
   return out
 
 
@@ -149,143 +242,181 @@ def _number(value: Any) -> float | None:
   return float(value) if isinstance(value, (int, float)) else None
 
 
-def classes(found: Sequence[Row], names: dict[int, str]) -> list[Json]:
-  """Of each row and task, classes and confusions, of all seeds together."""
+# Classes and what they are taken for.
+
+
+def classes(found: Sequence[Row], names: Mapping[int, str]) -> list[Json]:
+  """Returns the confusions of each row and task, of all seeds together.
+
+  Only of problems whose records have them: of classification.
+
+  Args:
+    found: rows.
+    names: {id of a row: short name}.
+  """
   out = []
   for row in found:
     for task in row.scores:
-      same = [record for record in row.of(task) if record.get("confusion")]
-      if same:
-        out.append(
-          {
-            "task": task,
-            "label": names[id(row)],
-            "seeds": len(same),
-            **confusions(same),
-          }
-        )
+      records = row.records_of(task)
+      records = [record for record in records if record.get("confusion")]
+      if records:
+        head = {
+          "task": task,
+          "label": names[id(row)],
+          "seeds": len(records),
+        }
+        out.append(head | confusions(records))
   return out
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassAccuracy:
+  """How often images of a class are recognised.
+
+  Attributes:
+    label: of the class.
+    percent: of its images, to 4 digits.
+    images: of the class.
+  """
+
+  label: int
+  percent: float
+  images: int
+
+
 def confusions(records: Sequence[Record]) -> Json:
-  """Sums over records of one task; accuracies in percent, by class."""
-  pairs: dict[tuple[int, int], int] = {}
-  for record in records:
-    for label, guess, count in record["confusion"]:
-      pairs[label, guess] = pairs.get((label, guess), 0) + count
-  titles = max((record["classes"] for record in records), key=len)
-  count = max(len(titles), 1 + max(max(pair) for pair in pairs))
+  """Returns the sums over the records of one task, as the page shows them.
+
+  Of many classes only those are shown that have the lowest and the highest
+  accuracy and those that are confused most, without the matrix.
+  """
+  pairs = _summed_pairs(records)
+  class_names = max((record["classes"] for record in records), key=len)
+  count = max(len(class_names), 1 + max(map(max, pairs)))
   totals = [0] * count
   for (label, _), images in pairs.items():
     totals[label] += images
-  accuracy = sorted(
-    [
-      _digits(100 * pairs.get((label, label), 0) / totals[label]),
-      label,
-      totals[label],
-    ]
-    for label in range(count)
-    if totals[label]
-  )
-  left_out = max(0, len(accuracy) - 2 * SHOWN)
+
+  accuracies = _accuracies(pairs, totals)
+  left_out = max(0, len(accuracies) - 2 * SHOWN_CLASSES)
   if left_out:
-    accuracy = accuracy[:SHOWN] + accuracy[-SHOWN:]
-  wrong = sorted(
-    (
-      (images, label, guess)
-      for (label, guess), images in pairs.items()
-      if label != guess
-    ),
-    key=lambda one: (-one[0], *one[1:]),
-  )
-  wrong = [
-    [label, guess, images, totals[label]]
-    for images, label, guess in wrong[:PAIRS]
-  ]
-  matrix = (
-    []
-    if count > MATRIX
-    else [
-      [label, guess, images]
-      for (label, guess), images in sorted(pairs.items())
-      if images
-    ]
-  )
-  shown = (
-    range(count)
-    if count <= MATRIX
-    else {one[1] for one in accuracy}
-    | {part for one in wrong for part in one[:2]}
-  )
+    accuracies = accuracies[:SHOWN_CLASSES] + accuracies[-SHOWN_CLASSES:]
+  wrong = _most_confused(pairs, totals)
+  shown: Iterable[int] = range(count)
+  matrix = [[*pair, images] for pair, images in sorted(pairs.items()) if images]
+  if count > MOST_IN_MATRIX:
+    matrix = []
+    shown = {accuracy.label for accuracy in accuracies}
+    for label, guess, *_ in wrong:
+      shown |= {label, guess}
   return {
     "count": count,
     "totals": totals if matrix else [],
-    "accuracy": accuracy,
+    "accuracy": [
+      [accuracy.percent, accuracy.label, accuracy.images]
+      for accuracy in accuracies
+    ],
     "left_out": left_out,
     "wrong": wrong,
     "matrix": matrix,
-    "titles": {
-      label: str(titles[label]) if label < len(titles) else str(label)
-      for label in shown
-    },
+    "titles": {label: _class_title(class_names, label) for label in shown},
   }
+
+
+Pairs = Mapping[tuple[int, int], int]  # {(label, prediction): images}
+
+
+def _summed_pairs(records: Sequence[Record]) -> Pairs:
+  out: dict[tuple[int, int], int] = {}
+  for record in records:
+    for label, guess, images in record["confusion"]:
+      out[label, guess] = out.get((label, guess), 0) + images
+  return out
+
+
+def _accuracies(pairs: Pairs, totals: Sequence[int]) -> list[ClassAccuracy]:
+  """Returns the accuracy of each class that has images, the lowest first."""
+  out = []
+  for label, images in enumerate(totals):
+    if images:
+      percent = _digits(100 * pairs.get((label, label), 0) / images)
+      out.append(ClassAccuracy(label, percent, images))
+  return sorted(out, key=lambda accuracy: (accuracy.percent, accuracy.label))
+
+
+def _most_confused(pairs: Pairs, totals: Sequence[int]) -> list[list[int]]:
+  """Returns [label, prediction, images, images of the class], most first."""
+  wrong = []
+  for (label, guess), images in pairs.items():
+    if label != guess:
+      wrong.append([label, guess, images, totals[label]])
+  wrong.sort(key=lambda pair: (-pair[2], pair[0], pair[1]))
+  return wrong[:MOST_PAIRS]
+
+
+def _class_title(class_names: Sequence[Any], label: int) -> str:
+  return str(class_names[label] if label < len(class_names) else label)
+
+
+# Condensations.
 
 
 def condensed(records: Sequence[Record]) -> list[Json]:
-  """The records of stage condense."""
-  return [
-    {
-      "label": f"{record['name']} on {rows.backbone(record)}, "
-      f"{record['task']}, seed {record['seed']}",
-      "statistic": record["statistic"],
-      "split": record["split"],
-      "batch": record["config"].get("batch_size"),
-      "device": record["device"],
-      "rows": [
-        {field: row[field] for field in rows.SHARE} for row in record["rows"]
-      ],
-    }
-    for record in records
-    if record["stage"] == "condense"
-  ]
+  """Returns the shares of prompts of each condensation, with their scores."""
+  out = []
+  for record in records:
+    if record["stage"] != "condense":
+      continue
+    as_is, tuned = record_fields.share_scores(record)
+    shares = []
+    for row in record["rows"]:
+      share = {field: row[field] for field in record_fields.CONDENSED_SHARE}
+      shares.append(share | {"as_is": row[as_is], "tuned": row[tuned]})
+    out.append(
+      {
+        "label": f"{record['name']} on {record_fields.backbone(record)}, "
+        f"{record['task']}, seed {record['seed']}",
+        "statistic": record["statistic"],
+        "score": axis_title(record_fields.metric(record)),
+        "split": record["split"],
+        "batch": record["config"].get("batch_size"),
+        "device": record["device"],
+        "rows": shares,
+      }
+    )
+  return out
+
+
+# Where and how each run was made.
 
 
 def runs(records: Sequence[Record]) -> Json:
-  """Where and how each run was made; configs, what all share only once."""
-  configs = [rows.fields(record) for record in records]
-  first = configs[0] if configs else {}
-  common = {
-    field: value
-    for field, value in first.items()
-    if all(config.get(field) == value for config in configs)
-  }
-  devices, versions = {}, {}
+  """Returns a line for each record; what all configs share only once."""
+  configs = [record_fields.flat_config(record) for record in records]
+  common = _common(configs)
+  devices: dict[str, int] = {}  # {text: its index}
+  versions: dict[str, int] = {}
   lines = []
-  for record, config in zip(records, configs):
-    where = devices.setdefault(record["device"], len(devices))
-    software = versions.setdefault(
-      ", ".join(
-        f"{name} {version}" for name, version in record["versions"].items()
-      ),
-      len(versions),
+  for record, config in zip(records, configs, strict=True):
+    software = ", ".join(
+      f"{name} {version}" for name, version in record["versions"].items()
     )
-    score = record[record["metric"]] if record.get("status") == "done" else None
     lines.append(
       [
         record["id"],
         record["stage"],
         record["name"],
-        rows.backbone(record),
+        record_fields.backbone(record),
         record["task"],
         record["split"],
         record["seed"],
         record.get("status", "done"),
-        score,
+        _final_score(record),
         round(record["seconds"], 1),
         record.get("images_per_second"),
         record.get("group"),
-        where,
-        software,
+        devices.setdefault(record["device"], len(devices)),
+        versions.setdefault(software, len(versions)),
         {
           field: value for field, value in config.items() if field not in common
         },
@@ -297,3 +428,21 @@ def runs(records: Sequence[Record]) -> Json:
     "versions": list(versions),
     "rows": lines,
   }
+
+
+def _common(configs: Sequence[Mapping[str, str]]) -> dict[str, str]:
+  """Returns the fields that have one value in all configs."""
+  if not configs:
+    return {}
+  out = {}
+  for field, value in configs[0].items():
+    if all(config.get(field) == value for config in configs):
+      out[field] = value
+  return out
+
+
+def _final_score(record: Record) -> float | None:
+  """Returns a run's score; None of a condensation, which has several."""
+  if record["stage"] == "condense":
+    return None
+  return record_fields.value(record)

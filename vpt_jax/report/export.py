@@ -1,19 +1,25 @@
-"""The tables as Markdown, LaTeX and CSV."""
+"""Writes the tables as Markdown, LaTeX and CSV."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import csv
 import io
 import itertools
 import re
+from typing import Any
 
 from vpt_jax.report import published, result_tables
-from vpt_jax.report.rows import Results
+from vpt_jax.report.result_tables import Line, SuiteTable
+from vpt_jax.report.rows import Results, Row
+from vpt_jax.report.suites import Column
 
+PLUS_MINUS = "\u00b1"
+
+# What stands for characters that LaTeX takes for commands.
 LATEX = {
   "\\": r"\textbackslash{}",
   "~": r"\textasciitilde{}",
   "^": r"\textasciicircum{}",
-  "\u00b1": r"$\pm$",
+  PLUS_MINUS: r"$\pm$",
   # A line that starts with one would be an option of the line's end.
   "[": "{[}",
   "]": "{]}",
@@ -24,137 +30,164 @@ LATEX = {
 }
 
 
+# Markdown.
+
+
 def markdown(found: Results) -> str:
-  """All tables, and every published number beside ours."""
-  out = ["# Results", "", *_notes(result_tables.general(found))]
-  for sheet in result_tables.sheets(found):
-    out += [
-      f"## {sheet.suite.title}",
-      "",
-      *_grid(
-        [*result_tables.HEAD, *map(result_tables.heading, sheet.columns)],
-        [[*line.head, *line.cells] for line in sheet.lines],
-        2,
-      ),
-      "",
-      *_notes(sheet.notes),
-    ]
-  lines = [
-    [
-      one.row.name,
-      one.row.backbone,
-      one.column.title,
-      f"{one.ours:.2f}",
-      one.published.text,
-      "-" if one.difference is None else f"{one.difference:+.2f}",
-      one.published.label,
-      one.published.source,
-    ]
-    for one in result_tables.comparisons(found)
-  ]
-  if lines:
-    out += [
-      "## Beside published numbers",
-      "",
-      *_grid(
-        [
-          "method",
-          "backbone",
-          "task",
-          "ours",
-          "published",
-          "difference",
-          "method as published",
-          "source",
-        ],
-        lines,
-        3,
-      ),
-      "",
-    ]
+  """Returns all tables, and every published number beside the measured one."""
+  out = ["# Results", "", *_bullets(result_tables.general_notes(found))]
+  for table in result_tables.suite_tables(found):
+    headings = map(result_tables.heading, table.columns)
+    lines = [[*line.head, *line.cells] for line in table.lines]
+    out += [f"## {table.suite.title}", ""]
+    out += _grid([*result_tables.HEAD, *headings], lines, result_tables.TEXTS)
+    out += ["", *_bullets(table.notes)]
+  comparisons = _comparison_lines(found)
+  if comparisons:
+    out += ["## Beside published numbers", ""]
+    out += [*_grid(COMPARISON_HEAD, comparisons, 3), ""]
   return "\n".join(out)
 
 
-def _notes(notes: Sequence[str]) -> list[str]:
-  return [*(f"- {_md(note)}" for note in notes), ""] if notes else []
+COMPARISON_HEAD = (
+  "method",
+  "backbone",
+  "task",
+  "measured",
+  "published",
+  "difference",
+  "method as published",
+  "source",
+)
+
+
+def _comparison_lines(found: Results) -> list[list[str]]:
+  out = []
+  for comparison in result_tables.comparisons(found):
+    difference = "-"
+    if comparison.difference is not None:
+      difference = f"{comparison.difference:+.2f}"
+    out.append(
+      [
+        comparison.row.name,
+        comparison.row.backbone,
+        comparison.column.title,
+        f"{comparison.measured:.2f}",
+        comparison.published.text,
+        difference,
+        comparison.published.label,
+        comparison.published.source,
+      ]
+    )
+  return out
+
+
+def _bullets(notes: Sequence[str]) -> list[str]:
+  if not notes:
+    return []
+  return [*(f"- {_escaped(note)}" for note in notes), ""]
 
 
 def _grid(
-  labels: Sequence[str], lines: Sequence[Sequence[str]], texts: int
+  head: Sequence[str], lines: Sequence[Sequence[str]], texts: int
 ) -> list[str]:
-  rule = ["---"] * texts + ["---:"] * (len(labels) - texts)
-  cells = [map(_md, labels), rule, *(map(_md, line) for line in lines)]
-  return ["| " + " | ".join(line) + " |" for line in cells]
+  """Returns a table whose first `texts` columns are words, not numbers."""
+  rule = ["---"] * texts + ["---:"] * (len(head) - texts)
+  out = [_grid_line(map(_escaped, head)), _grid_line(rule)]
+  for line in lines:
+    out.append(_grid_line(map(_escaped, line)))
+  return out
 
 
-def _md(text: str) -> str:
+def _grid_line(cells: Iterable[str]) -> str:
+  return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+  """Returns a text without what Markdown takes for marks."""
   return re.sub(r"([\\`*|<\[\]]|\b_|_\b)", r"\\\1", text.strip())
 
 
+# LaTeX.
+
+
 def latex(found: Results) -> str:
-  """A tabular of each suite; needs the packages booktabs and graphicx."""
+  """Returns a table of each suite; it needs booktabs and graphicx."""
   out = ["% Needs \\usepackage{booktabs,graphicx}."]
-  for sheet in result_tables.sheets(found):
-    first = len(result_tables.HEAD) + 1
-    above, rules = [r"\multicolumn{%d}{c}{}" % (first - 1)], []
-    for group, members in itertools.groupby(
-      sheet.columns, lambda column: column.group
-    ):
-      count = len(list(members))
-      above.append(r"\multicolumn{%d}{c}{%s}" % (count, _tex(group)))
-      rules.append(r"\cmidrule(lr){%d-%d}" % (first, first + count - 1))
-      first += count
-    labels = [
-      *map(_tex, result_tables.HEAD),
-      *(r"\rotatebox{90}{%s}" % _tex(column.label) for column in sheet.columns),
-    ]
-    ours = lambda line: not line.head[0].startswith(" ")
-    body = [
-      "\\addlinespace\n" * (i > 0 and ours(line))
-      + " & ".join(
-        [
-          _tex(line.head[0]).replace("  ", r"\quad "),
-          *map(_tex, line.head[1:]),
-          *map(_value, line.cells),
-        ]
-      )
-      + r" \\"
-      for i, line in enumerate(sheet.lines)
-    ]
-    out += [
-      "",
-      r"\begin{table}",
-      r"\centering",
-      r"\caption{%s}" % _tex(sheet.suite.title),
-      r"\resizebox{\textwidth}{!}{%",
-      r"\begin{tabular}{llrr%s}" % ("r" * len(sheet.columns)),
-      r"\toprule",
-      " & ".join(above) + r" \\",
-      "".join(rules),
-      " & ".join(labels) + r" \\",
-      r"\midrule",
-      *body,
-      r"\bottomrule",
-      r"\end{tabular}}",
-      "",
-      r"\footnotesize",
-      *(_tex(note) + r"\par" for note in sheet.notes),
-      r"\end{table}",
-    ]
-  return "\n".join(
-    [*out, *(f"% {note}" for note in result_tables.general(found)), ""]
-  )
+  for table in result_tables.suite_tables(found):
+    out += _latex_table(table)
+  out += [f"% {note}" for note in result_tables.general_notes(found)]
+  return "\n".join([*out, ""])
+
+
+def _latex_table(table: SuiteTable) -> list[str]:
+  groups, rules = _latex_groups(table.columns)
+  labels = [_tex(label) for label in result_tables.HEAD]
+  for column in table.columns:
+    labels.append(rf"\rotatebox{{90}}{{{_tex(column.label)}}}")
+  body = []
+  for index, line in enumerate(table.lines):
+    if index and line.is_measured:
+      body.append(r"\addlinespace")
+    body.append(_latex_line(line))
+  notes = [_tex(note) + r"\par" for note in table.notes]
+  return [
+    "",
+    r"\begin{table}",
+    r"\centering",
+    rf"\caption{{{_tex(table.suite.title)}}}",
+    r"\resizebox{\textwidth}{!}{%",
+    rf"\begin{{tabular}}{{llrr{'r' * len(table.columns)}}}",
+    r"\toprule",
+    " & ".join(groups) + r" \\",
+    "".join(rules),
+    " & ".join(labels) + r" \\",
+    r"\midrule",
+    *body,
+    r"\bottomrule",
+    r"\end{tabular}}",
+    "",
+    r"\footnotesize",
+    *notes,
+    r"\end{table}",
+  ]
+
+
+def _latex_groups(columns: Sequence[Column]) -> tuple[list[str], list[str]]:
+  """Returns the headings above the headings, and the rules below them."""
+  before = len(result_tables.HEAD)
+  groups = [rf"\multicolumn{{{before}}}{{c}}{{}}"]
+  rules = []
+  first = before + 1  # LaTeX counts columns from 1
+  for group, same in itertools.groupby(columns, lambda column: column.group):
+    count = len(list(same))
+    groups.append(rf"\multicolumn{{{count}}}{{c}}{{{_tex(group)}}}")
+    rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
+    first += count
+  return groups, rules
+
+
+def _latex_line(line: Line) -> str:
+  name, *rest = line.head
+  cells = [_tex(name).replace(result_tables.INDENT, r"\quad ")]
+  cells += [_tex(text) for text in rest]
+  cells += [_latex_score(text) for text in line.cells]
+  return " & ".join(cells) + r" \\"
 
 
 def _tex(text: str) -> str:
   return "".join(LATEX.get(char, char) for char in text)
 
 
-def _value(text: str) -> str:
-  """A standard deviation is set smaller than its mean."""
-  mean, plus, std = text.partition(" \u00b1 ")
-  return _tex(mean) + (r"{\scriptsize$\pm$%s}" % _tex(std) if plus else "")
+def _latex_score(text: str) -> str:
+  """Returns a score whose standard deviation is set smaller than its mean."""
+  mean, plus, std = text.partition(f" {PLUS_MINUS} ")
+  if not plus:
+    return _tex(mean)
+  return _tex(mean) + rf"{{\scriptsize$\pm${_tex(std)}}}"
 
+
+# CSV.
 
 CSV = (
   "suite",
@@ -173,52 +206,62 @@ CSV = (
   "third_hand",
   "source",
 )
+NO_NUMBER = [""] * 5  # from `published` on
 
 
 def table_csv(found: Results) -> str:
-  """A line per row, task or mean and published number beside it."""
+  """Returns a line for each score or mean and published number beside it."""
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
   writer.writerow(CSV)
-  for sheet in result_tables.sheets(found):
-    for row in result_tables.in_suite(found, sheet.suite):
-      beside = published.compare(row, sheet.suite)
-      for column in sheet.columns:
-        value, score = row.value(column), row.scores.get(column.key)
-        if value is None and score is None:
-          continue
-        ours = [
-          sheet.suite.name,
-          row.name,
-          row.backbone,
-          column.key,
-          *(
-            ["", _short(value), "", "", "", ""]
-            if score is None
-            else [
-              score.metric,
-              _short(score.mean),
-              _short(score.std),
-              score.count,
-              score.diverged,
-              score.trained,
-            ]
-          ),
-        ]
-        theirs = [
-          [
-            one.published.value,
-            one.published.std,
-            _short(one.difference),
-            one.published.weak,
-            one.published.source,
-          ]
-          for one in beside
-          if one.column is column
-        ]
-        writer.writerows([*ours, *line] for line in theirs or [[""] * 5])
+  for table in result_tables.suite_tables(found):
+    for row in result_tables.rows_of_suite(found, table.suite):
+      writer.writerows(_csv_lines(table, row))
   return out.getvalue()
 
 
-def _short(value: float | None) -> float | None:
+def _csv_lines(table: SuiteTable, row: Row) -> list[list[Any]]:
+  beside = published.compare(row, table.suite)
+  lines = []
+  for column in table.columns:
+    if row.value(column) is None and column.key not in row.scores:
+      continue
+    head = [table.suite.name, row.name, row.backbone, column.key]
+    head += _csv_score(row, column)
+    numbers = [
+      _csv_number(comparison)
+      for comparison in beside
+      if comparison.column is column
+    ]
+    for number in numbers or [NO_NUMBER]:
+      lines.append(head + number)
+  return lines
+
+
+def _csv_score(row: Row, column: Column) -> list[Any]:
+  score = row.scores.get(column.key)
+  if score is None:  # a mean over tasks
+    return ["", _rounded(row.value(column)), "", "", "", ""]
+  return [
+    score.metric.name,
+    _rounded(score.mean),
+    _rounded(score.std),
+    score.count,
+    score.diverged,
+    score.trained,
+  ]
+
+
+def _csv_number(comparison: published.Comparison) -> list[Any]:
+  number = comparison.published
+  return [
+    number.value,
+    number.std,
+    _rounded(comparison.difference),
+    number.weak,
+    number.source,
+  ]
+
+
+def _rounded(value: float | None) -> float | None:
   return None if value is None else round(value, 6)

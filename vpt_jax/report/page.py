@@ -1,62 +1,73 @@
-"""The page of results: one HTML file that loads nothing from elsewhere."""
+"""Makes the page of results: one HTML file that loads nothing else."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import statistics
 from typing import Any
 
-from vpt_jax.report import details, published, result_tables, rows, suites
-from vpt_jax.report.rows import Record, Results, Row
-from vpt_jax.report.suites import Suite
+from vpt_jax.report import (
+  details,
+  published,
+  record_fields,
+  result_tables,
+  suites,
+)
+from vpt_jax.report.published import Comparison
+from vpt_jax.report.record_fields import Record
+from vpt_jax.report.rows import Results, Row
+from vpt_jax.report.suites import Column, Suite
 
 Json = dict[str, Any]
 
+SCRIPTS = ("charts.js", "page.js", "runs.js")  # joined in this order
+
 
 def render(records: Sequence[Record], found: Results) -> str:
-  """The page.
+  """Returns the page.
 
   Args:
     records: all of them, searches too.
     found: the rows of the same records.
   """
-  read = lambda name: (published.ASSETS / name).read_text(encoding="utf-8")
-  code = "".join(map(read, ("charts.js", "page.js", "runs.js")))
+  code = "".join(_asset(name) for name in SCRIPTS)
   # No other script than this may run, and nothing may be loaded.
   digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-  page = read("page.html")
+  page = _asset("page.html")
   for mark, text in (
     ("@DIGEST@", digest),
-    ("@STYLE@", read("page.css")),
+    ("@STYLE@", _asset("page.css")),
     ("@CODE@", code),
     ("@DATA@", embed(data(records, found))),
   ):
+    # A mark is there once; a text that was put in before may hold another.
     before, after = page.split(mark)
     page = before + text + after
   return page
 
 
+def _asset(name: str) -> str:
+  return (published.ASSETS / name).read_text(encoding="utf-8")
+
+
 def embed(value: Any) -> str:
-  """JSON that may stand in a script element, whatever texts are in it."""
-  return json.dumps(
+  """Returns JSON that may stand in a script element, whatever texts it has."""
+  text = json.dumps(
     value, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-  ).replace("<", "\\u003c")
+  )
+  return text.replace("<", "\\u003c")
 
 
 def data(records: Sequence[Record], found: Results) -> Json:
-  """All that the page shows."""
+  """Returns all that the page shows."""
   names = labels(found.rows)
+  shown = suites.find(found.tasks)
   return {
     "overview": overview(records, found),
-    "notes": result_tables.general(found),
+    "notes": result_tables.general_notes(found),
     "split": found.split,
-    "suites": [
-      suite_table(found, suite, names)
-      for suite in suites.find(
-        task for row in found.rows for task in row.scores
-      )
-    ],
+    "suites": [suite_data(found, suite, names) for suite in shown],
     "compared": compared(found, names),
     "known": known(found),
     "curves": details.curves(found.rows, names),
@@ -69,173 +80,212 @@ def data(records: Sequence[Record], found: Results) -> Json:
 
 
 def labels(found: Sequence[Row]) -> dict[int, str]:
-  """{id of a row: short name}; with the backbone where there are several."""
+  """Returns {id of a row: short name}, with its backbone if there are several.
+
+  Rows hold dictionaries, so they cannot be keys themselves.
+  """
   several = len({row.backbone for row in found}) > 1
-  return {
-    id(row): f"{row.name} \u00b7 {row.backbone}" if several else row.name
-    for row in found
-  }
+  out = {}
+  for row in found:
+    out[id(row)] = f"{row.name} \u00b7 {row.backbone}" if several else row.name
+  return out
 
 
 def overview(records: Sequence[Record], found: Results) -> list[list[str]]:
-  """(number, what of) for a glance."""
-  stages = [record["stage"] for record in records]
+  """Returns (number, what of) for a glance; no zeros but that of results."""
   shown = [record for row in found.rows for record in row.records]
   searched = [record for record in records if record["stage"] == "search"]
-  lost = [record for record in searched if record["status"] == "diverged"]
+  condensed = [record for record in records if record["stage"] == "condense"]
+  diverged = [record for record in searched if record["status"] == "diverged"]
   # Several are trained at once: each record has its share of the seconds.
   hours = sum(record["seconds"] for record in records) / 3600
   items = [
-    (len(shown), f"results on {found.split}"),
     (len(found.diverged), "of them diverged"),
     (len({record["task"] for record in shown}), "tasks"),
     (len({row.name for row in found.rows}), "methods"),
     (len({row.backbone for row in found.rows}), "backbones"),
     (len(searched), "runs of searches"),
-    (len(lost), "of them diverged"),
-    (stages.count("condense"), "condensations"),
-    (f"{hours:.3g}", "hours of all runs"),
+    (len(diverged), "of them diverged"),
+    (len(condensed), "condensations"),
   ]
-  return [
-    [str(number), what]
-    for number, what in items
-    if number or what.startswith("results")
-  ]
+  out = [[str(len(shown)), f"results on {found.split}"]]
+  out += [[str(number), what] for number, what in items if number]
+  return [*out, [f"{hours:.3g}", "hours of all runs"]]
 
 
-def suite_table(found: Results, suite: Suite, names: dict[int, str]) -> Json:
-  """A suite's rows, and beside each cell the first strong published number."""
+# The tables of suites.
+
+
+def suite_data(found: Results, suite: Suite, names: Mapping[int, str]) -> Json:
+  """Returns a suite's rows, each cell with its strongest published number."""
+  in_suite = result_tables.rows_of_suite(found, suite)
+  columns = [column for column in suite.columns if _has_cell(column, in_suite)]
   sources: list[str] = []
-  columns = [
-    column
-    for column in suite.columns
-    if any(
-      result_tables.cell(row, column)
-      for row in result_tables.in_suite(found, suite)
-    )
-  ]
-  lines = []
-  for row in result_tables.in_suite(found, suite):
-    beside = {}
-    for one in published.compare(row, suite):
-      if not one.published.weak:
-        beside.setdefault(one.column.key, one)
-    cells = []
-    for column in columns:
-      cell: Json = {"text": result_tables.cell(row, column)}
-      if row.value(column) is not None:
-        cell["value"] = _round(row.value(column))
-      score = row.scores.get(column.key)
-      if score and score.mean is not None:
-        cell |= {
-          "std": _round(score.std),
-          "count": score.count,
-          "diverged": score.diverged,
-        }
-      if column.key in beside:
-        one = beside[column.key]
-        if one.published.source not in sources:
-          sources.append(one.published.source)
-        cell |= {
-          "published": one.published.text,
-          "difference": _round(one.difference),
-          "source": sources.index(one.published.source),
-        }
-      cells.append(cell)
-    scores = [row.scores[task] for task in suite.tasks if task in row.scores]
-    lines.append(
-      {
-        "label": names[id(row)],
-        "head": result_tables.head(row, suite),
-        "percent": statistics.fmean(score.percent for score in scores),
-        "trained": [
-          round(row.scores[column.key].trained)
-          if column.key in row.scores
-          else round(statistics.fmean(score.trained for score in scores))
-          for column in columns
-        ],
-        "cells": cells,
-      }
-    )
   return {
     "title": suite.title,
-    "notes": result_tables.notes(found, suite),
+    "notes": result_tables.suite_notes(found, suite),
     "columns": [
       {
         "label": column.label,
         "title": column.title,
         "mean": len(column.tasks),
         "group": column.group,
+        "score": _score_title(in_suite, column),
       }
       for column in columns
     ],
-    "rows": lines,
+    "rows": [
+      _row_data(row, suite, columns, names[id(row)], sources)
+      for row in in_suite
+    ],
     "sources": sources,
   }
 
 
-def compared(found: Results, names: dict[int, str]) -> list[list[Any]]:
-  """Every published number beside ours."""
+def _has_cell(column: Column, in_suite: Sequence[Row]) -> bool:
+  return any(result_tables.cell(row, column) for row in in_suite)
+
+
+def _score_title(in_suite: Sequence[Row], column: Column) -> str:
+  """Returns what the numbers of a column are, for an axis."""
+  metrics = set()
+  for row in in_suite:
+    for task in column.tasks:
+      if task in row.scores and row.scores[task].mean is not None:
+        metrics.add(row.scores[task].metric)
+  if len(metrics) == 1:
+    return details.axis_title(metrics.pop())
+  # A mean over tasks that papers score in different ways.
+  units = {metric.unit for metric in metrics}
+  return f"score, {units.pop()}" if len(units) == 1 else "score"
+
+
+def _row_data(
+  row: Row,
+  suite: Suite,
+  columns: Sequence[Column],
+  label: str,
+  sources: list[str],
+) -> Json:
+  """Returns a line of a suite's table; sources that are new are appended."""
+  beside = published.strongest(published.compare(row, suite))
+  cells = []
+  for column in columns:
+    cells.append(_cell_data(row, column, beside.get(column.key), sources))
+  scores = [row.scores[task] for task in suite.tasks if task in row.scores]
+  mean_trained = statistics.fmean(score.trained for score in scores)
+  trained = []
+  for column in columns:
+    score = row.scores.get(column.key)
+    trained.append(round(mean_trained if score is None else score.trained))
+  return {
+    "label": label,
+    "head": result_tables.head(row, suite),
+    "percent": statistics.fmean(score.percent for score in scores),
+    "trained": trained,
+    "cells": cells,
+  }
+
+
+def _cell_data(
+  row: Row, column: Column, beside: Comparison | None, sources: list[str]
+) -> Json:
+  out: Json = {"text": result_tables.cell(row, column)}
+  value = row.value(column)
+  if value is not None:
+    out["value"] = _rounded(value)
+  score = row.scores.get(column.key)
+  if score is not None and score.mean is not None:
+    out["std"] = _rounded(score.std)
+    out["count"] = score.count
+    out["diverged"] = score.diverged
+  if beside is not None:
+    source = beside.published.source
+    if source not in sources:
+      sources.append(source)
+    out["published"] = beside.published.text
+    out["difference"] = _rounded(beside.difference)
+    out["source"] = sources.index(source)
+  return out
+
+
+# Published numbers.
+
+
+def compared(found: Results, names: Mapping[int, str]) -> list[list[Any]]:
+  """Returns every published number beside the measured one."""
   out = []
-  for one in result_tables.comparisons(found):
-    score = one.row.scores.get(one.column.key)
+  for comparison in result_tables.comparisons(found):
+    score = comparison.row.scores.get(comparison.column.key)
+    number = comparison.published
     out.append(
       [
-        names[id(one.row)],
-        one.column.title,
-        _round(one.ours),
-        _round(score.std) if score else None,
-        one.published.value,
-        one.published.text,
-        _round(one.difference),
-        one.published.label,
-        one.published.source,
+        names[id(comparison.row)],
+        comparison.column.title,
+        _rounded(comparison.measured),
+        None if score is None else _rounded(score.std),
+        number.value,
+        number.text,
+        _rounded(comparison.difference),
+        number.label,
+        number.source,
       ]
     )
   return out
 
 
 def known(found: Results) -> list[list[Any]]:
-  """All published numbers of our backbones and suites, strong and weak."""
-  shown = suites.find(task for row in found.rows for task in row.scores)
+  """Returns all published numbers of these backbones and suites.
+
+  Weak ones are among them.
+  """
+  shown = suites.find(found.tasks)
   out = []
   for backbone in dict.fromkeys(row.backbone for row in found.rows):
     numbers = published.numbers(backbone)
-    out += [
-      [
-        backbone,
-        suite.title,
-        number.label,
-        column.title,
-        number.value,
-        number.text,
-        number.tuned,
-        number.source,
-      ]
-      for suite in shown
-      for column in suite.columns
-      for number in numbers.get(column.key, ())
-    ]
+    for suite in shown:
+      for column in suite.columns:
+        for number in numbers.get(column.key, ()):
+          out.append(_known_number(backbone, suite, column, number))
   return out
 
 
+def _known_number(
+  backbone: str, suite: Suite, column: Column, number: published.Number
+) -> list[Any]:
+  return [
+    backbone,
+    suite.title,
+    number.label,
+    column.title,
+    number.value,
+    number.text,
+    number.tuned,
+    number.source,
+  ]
+
+
 def cost(records: Sequence[Record]) -> Json | None:
-  """The published cost of prompts, if a condensation is of that backbone."""
+  """Returns the published cost of prompts.
+
+  None without a condensation of a backbone that it is known of.
+  """
   table = published.table()["cost"]
-  if not any(
-    record["stage"] == "condense"
-    and rows.backbone(record) in table["backbones"]
+  condensed = {
+    record_fields.backbone(record)
     for record in records
-  ):
+    if record["stage"] == "condense"
+  }
+  if not condensed & set(table["backbones"]):
     return None
+  paper = published.table()["papers"][table["paper"]]
   return {
     "prompts": table["prompts"],
     "gmacs": table["gmacs"],
     "backbone": table["backbones"][0],
-    "source": f"{published.table()['papers'][table['paper']]}, excerpt "
-    f"[{table['tag']}]; {table['note']}",
+    "source": f"{paper}, excerpt [{table['tag']}]; {table['note']}",
   }
 
 
-def _round(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
   return None if value is None else round(value, 4)

@@ -1,4 +1,8 @@
-"""Published numbers beside ours, each with its source."""
+"""Finds the published numbers that belong beside measured ones.
+
+The numbers are in `assets/published.json`, each with its source; the README
+says what is in that file.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -7,12 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vpt_jax.report.rows import plain, Row
+from vpt_jax.report import record_fields
+from vpt_jax.report.record_fields import Record
+from vpt_jax.report.rows import Row
 from vpt_jax.report.suites import Column, Suite
-from vpt_jax.training import records as results
 
 ASSETS = Path(__file__).with_name("assets")
-Record = results.Record
+Json = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,142 +49,158 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A number of ours beside a published one.
+  """A measured score beside a published one.
 
   Attributes:
-    difference: ours - published; None beside a weak number.
+    row: whose score it is.
+    column: the task or mean.
+    measured: percent.
+    published: of the same method, backbone and column.
+    difference: measured - published; None beside a weak number.
   """
 
   row: Row
   column: Column
-  ours: float
+  measured: float
   published: Number
   difference: float | None
 
 
 @functools.cache
-def table() -> dict[str, Any]:
-  """What `published.json` holds."""
+def table() -> Json:
+  """Returns what `published.json` holds."""
   return json.loads((ASSETS / "published.json").read_text(encoding="utf-8"))
 
 
-def conditions(kind: str) -> dict[str, Any] | None:
-  """{field of a config: value} of a published method; None: not one of ours."""
-  entry, where = table()["kinds"][kind], {}
+def conditions(kind: str) -> Json | None:
+  """Returns {field of a config: value} that make a published method.
+
+  None for a method that is not in this repository.
+  """
+  entry = table()["kinds"][kind]
   if entry["where"] is None:
     return None
+  out = {}
   for base in entry.get("like", ()):
-    where |= table()[base]
-  return where | entry["where"]
+    out |= table()[base]
+  return out | entry["where"]
 
 
 def numbers(
   backbone: str, records: Sequence[Record] | None = None
 ) -> dict[str, list[Number]]:
-  """{column's key: published numbers} with a backbone; strong ones first.
+  """Returns {column's key: published numbers}, the strong ones first.
 
   Args:
     backbone: its name.
-    records: only of the method that all of them are of; None: of all.
+    records: only numbers of the method that all of these are of; None: of all
+      methods.
   """
   out: dict[str, list[Number]] = {}
   for group in table()["tables"]:
     if backbone not in group["backbones"]:
       continue
-    keys, weak = (
-      table()["columns"][group["columns"]],
-      (group["tag"] in table()["weak"]),
-    )
+    keys = table()["columns"][group["columns"]]
     for line in group["rows"]:
-      where = conditions(line["kind"])
-      if records is not None and (
-        where is None
-        or not all(
-          fits(record, where | line.get("where", {})) for record in records
-        )
-      ):
+      if records is not None and not _is_method_of(line, records):
         continue
-      for i, key in enumerate(keys):
-        if line["values"][i] is None:
-          continue
-        doubt = line.get("doubts", {}).get(key)
-        notes = [
-          group.get("note"),
-          line.get("note"),
-          doubt and f"{label(line)}, {key}: {doubt}",
-        ]
-        out.setdefault(key, []).append(
-          Number(
-            line["values"][i],
-            line["stds"][i] if "stds" in line else None,
-            label(line),
-            "; ".join(
-              [
-                table()["tags"][group["tag"]].format(
-                  table()["papers"][group["paper"]]
-                )
-                + f" [{group['tag']}]",
-                *filter(None, notes),
-              ]
-            ),
-            weak,
-            line.get("tuned"),
-          )
-        )
-  return {
-    key: sorted(found, key=lambda number: number.weak)
-    for key, found in out.items()
-  }
+      for index, key in enumerate(keys):
+        if line["values"][index] is not None:
+          number = _number(group, line, index, key)
+          out.setdefault(key, []).append(number)
+  for found in out.values():
+    found.sort(key=lambda number: number.weak)
+  return out
+
+
+def _is_method_of(line: Json, records: Sequence[Record]) -> bool:
+  """Returns whether all records are of the method of a published line."""
+  where = conditions(line["kind"])
+  if where is None:
+    return False
+  where = where | line.get("where", {})
+  return all(fits(record, where) for record in records)
+
+
+def _number(group: Json, line: Json, index: int, key: str) -> Number:
+  """Returns number `index` of a published line, which is of column `key`."""
+  doubt = line.get("doubts", {}).get(key)
+  remarks = [
+    group.get("note"),
+    line.get("note"),
+    f"{label(line)}, {key}: {doubt}" if doubt else None,
+  ]
+  paper = table()["papers"][group["paper"]]
+  how_known = table()["tags"][group["tag"]].format(paper)
+  source = "; ".join([f"{how_known} [{group['tag']}]", *filter(None, remarks)])
+  return Number(
+    value=line["values"][index],
+    std=line["stds"][index] if "stds" in line else None,
+    label=label(line),
+    source=source,
+    weak=group["tag"] in table()["weak"],
+    tuned=line.get("tuned"),
+  )
 
 
 def label(line: Mapping[str, Any]) -> str:
-  """A published row's method, as its paper calls it."""
+  """Returns a published line's method, as its paper calls it."""
   name = table()["kinds"][line["kind"]]["label"]
   return f"{name}, {line['prompts']} prompts" if "prompts" in line else name
 
 
-def lookup(config: Mapping[str, Any], field: str) -> Any:
-  """Value of "vpt.num_tokens"; "-" if there is none."""
+def field_value(config: Mapping[str, Any], field: str) -> Any:
+  """Returns a config's value of "vpt.num_tokens"; "-" if there is none."""
+  found: Any = config
   for part in field.split("."):
-    config = config.get(part, "-") if isinstance(config, Mapping) else "-"
-  return config
+    if not isinstance(found, Mapping):
+      return "-"
+    found = found.get(part, "-")
+  return found
 
 
 def fits(record: Record, where: Mapping[str, Any]) -> bool:
-  """Whether a record's config has these values."""
+  """Returns whether a record's config has these values."""
   return all(
-    lookup(record["config"], field) == value for field, value in where.items()
+    field_value(record["config"], field) == value
+    for field, value in where.items()
   )
 
 
 def compare(row: Row, suite: Suite) -> list[Comparison]:
-  """All published numbers of a row's method in a suite, in its order."""
+  """Returns all published numbers of a row's method, in the suite's order."""
   records = [record for record in row.records if record["task"] in suite.tasks]
   known = numbers(row.backbone, records)
   out = []
   for column in suite.columns:
-    ours = row.value(column)
-    if ours is None:
+    measured = row.value(column)
+    if measured is None:
       continue
-    out += [
-      Comparison(
-        row, column, ours, number, None if number.weak else ours - number.value
-      )
-      for number in known.get(column.key, ())
-    ]
+    for number in known.get(column.key, ()):
+      difference = None if number.weak else measured - number.value
+      out.append(Comparison(row, column, measured, number, difference))
+  return out
+
+
+def strongest(compared: Sequence[Comparison]) -> dict[str, Comparison]:
+  """Returns {column's key: its first comparison}, no weak ones."""
+  out: dict[str, Comparison] = {}
+  for comparison in compared:
+    if not comparison.published.weak:
+      out.setdefault(comparison.column.key, comparison)
   return out
 
 
 def deviations(row: Row, suite: Suite) -> list[str]:
-  """Where a row's runs leave the published protocol, for people."""
+  """Returns where a row's runs leave the published protocol, in words."""
   protocol = table()["protocol"].get(suite.name, {})
-  return list(
-    dict.fromkeys(
-      f"{field}={plain(str(lookup(record['config'], field)))} "
-      f"(published: {value})"
-      for record in row.records
-      if record["task"] in suite.tasks
-      for field, value in protocol.items()
-      if lookup(record["config"], field) != value
-    )
-  )
+  out = {}  # in order, each once
+  for record in row.records:
+    if record["task"] not in suite.tasks:
+      continue
+    for field, expected in protocol.items():
+      value = field_value(record["config"], field)
+      if value != expected:
+        shown = record_fields.printable(str(value))
+        out[f"{field}={shown} (published: {expected})"] = None
+  return list(out)

@@ -1,33 +1,51 @@
-"""Tables of results in the papers' form, as text and for the terminal."""
+"""Makes tables of results in the papers' form, and prints them."""
 
 from collections.abc import Sequence
 import dataclasses
 
-from vpt_jax.report import published, rows, suites
+from vpt_jax import problems
+from vpt_jax.report import published, record_fields, rows, suites
 from vpt_jax.report.published import Comparison
-from vpt_jax.report.rows import Results, Row
+from vpt_jax.report.record_fields import Record
+from vpt_jax.report.rows import Results, Row, TaskScore
 from vpt_jax.report.suites import Column, Suite
+from vpt_jax.utils import text_tables
 
 WIDTH = 110  # characters of a terminal's line
+GAP = 2  # spaces between two columns there
 MARK = "\u2020"  # of a mean without the seeds that diverged
+HEAD = ("method", "backbone", "seeds", "tuned/total %")
+TEXTS = 2  # columns of HEAD that are words; the others are numbers
+INDENT = "  "  # of lines that belong to the one above
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """Of a table: method, backbone, seeds, percent tuned, a cell per column."""
+  """A line of a table.
+
+  Attributes:
+    head: method, backbone, seeds and percent of tuned parameters.
+    cells: one for each column.
+  """
 
   head: tuple[str, str, str, str]
   cells: tuple[str, ...]
 
+  @property
+  def is_measured(self) -> bool:
+    """Whether it is a row's, not the published numbers below one."""
+    return not self.head[0].startswith(INDENT)
+
 
 @dataclasses.dataclass(frozen=True)
-class Sheet:
-  """A suite's table.
+class SuiteTable:
+  """The table of a suite.
 
   Attributes:
-    columns: with a cell in every line.
-    lines: ours, each followed by its published numbers and the differences.
-    notes: below it.
+    suite: the benchmark.
+    columns: those shown.
+    lines: of each row, followed by its published numbers and the differences.
+    notes: below the table.
   """
 
   suite: Suite
@@ -36,84 +54,79 @@ class Sheet:
   notes: list[str]
 
 
-HEAD = ("method", "backbone", "seeds", "tuned/total %")
-
-
-def sheets(found: Results, every: bool = True) -> list[Sheet]:
-  """A table of each suite of which there is a result.
+def suite_tables(found: Results, every: bool = True) -> list[SuiteTable]:
+  """Returns a table of each suite of which there is a result.
 
   Args:
     found: the rows.
     every: with all columns of a suite; else those that have a number.
   """
-  tasks = [task for row in found.rows for task in row.scores]
-  return [sheet(found, suite, every) for suite in suites.find(tasks)]
-
-
-def sheet(found: Results, suite: Suite, every: bool) -> Sheet:
-  """The table of one suite."""
-  members = in_suite(found, suite)
-  columns = tuple(
-    column
-    for column in suite.columns
-    if every
-    or any(
-      row.value(column) is not None or column.key in row.scores
-      for row in members
-    )
-  )
-  lines, sources = [], []
-  for row in members:
-    lines.append(
-      Line(head(row, suite), tuple(cell(row, column) for column in columns))
-    )
-    best = {}  # a column's first number is the strongest
-    for comparison in published.compare(row, suite):
-      if not comparison.published.weak:
-        best.setdefault(comparison.column.key, comparison)
-    if best:
-      for comparison in best.values():
-        if comparison.published.source not in sources:
-          sources.append(comparison.published.source)
-      lines += _beside([best.get(column.key) for column in columns], sources)
-  return Sheet(
-    suite,
-    columns,
-    lines,
-    [
-      *notes(found, suite),
-      *(f"[{i}] {source}" for i, source in enumerate(sources, 1)),
-    ],
-  )
-
-
-def _beside(
-  best: Sequence[Comparison | None], sources: list[str]
-) -> list[Line]:
   return [
-    Line(
-      ("  published", "", "", ""),
-      tuple(
-        f"{one.published.text} [{sources.index(one.published.source) + 1}]"
-        if one
-        else ""
-        for one in best
-      ),
-    ),
-    Line(
-      ("  difference", "", "", ""),
-      tuple(f"{one.difference:+.2f}" if one else "" for one in best),
-    ),
+    suite_table(found, suite, every) for suite in suites.find(found.tasks)
   ]
 
 
-def in_suite(found: Results, suite: Suite) -> list[Row]:
-  """The rows with a task of a suite."""
+def suite_table(found: Results, suite: Suite, every: bool) -> SuiteTable:
+  """Returns the table of one suite."""
+  in_table = rows_of_suite(found, suite)
+  columns = suite.columns
+  if not every:
+    columns = tuple(
+      column for column in columns if _has_number(column, in_table)
+    )
+  lines: list[Line] = []
+  sources: list[str] = []
+  for row in in_table:
+    cells = tuple(cell(row, column) for column in columns)
+    lines.append(Line(head(row, suite), cells))
+    beside = published.strongest(published.compare(row, suite))
+    if not beside:
+      continue
+    for comparison in beside.values():
+      if comparison.published.source not in sources:
+        sources.append(comparison.published.source)
+    comparisons = [beside.get(column.key) for column in columns]
+    lines.append(_published_line(comparisons, sources))
+    lines.append(_difference_line(comparisons))
+  notes = suite_notes(found, suite)
+  notes += [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+  return SuiteTable(suite, columns, lines, notes)
+
+
+def _has_number(column: Column, in_table: Sequence[Row]) -> bool:
+  return any(
+    row.value(column) is not None or column.key in row.scores
+    for row in in_table
+  )
+
+
+def _published_line(
+  comparisons: Sequence[Comparison | None], sources: list[str]
+) -> Line:
+  cells = []
+  for comparison in comparisons:
+    if comparison is None:
+      cells.append("")
+    else:
+      number = comparison.published
+      cells.append(f"{number.text} [{sources.index(number.source) + 1}]")
+  return Line((f"{INDENT}published", "", "", ""), tuple(cells))
+
+
+def _difference_line(comparisons: Sequence[Comparison | None]) -> Line:
+  cells = []
+  for comparison in comparisons:
+    cells.append("" if comparison is None else f"{comparison.difference:+.2f}")
+  return Line((f"{INDENT}difference", "", "", ""), tuple(cells))
+
+
+def rows_of_suite(found: Results, suite: Suite) -> list[Row]:
+  """Returns the rows with a task of a suite."""
   return [row for row in found.rows if set(row.scores) & set(suite.tasks)]
 
 
 def head(row: Row, suite: Suite) -> tuple[str, str, str, str]:
-  """What is left of a row's scores; the percentage is a mean over tasks."""
+  """Returns the first cells of a row's line; the percentage is over tasks."""
   scores = [row.scores[task] for task in suite.tasks if task in row.scores]
   counts = sorted({score.count for score in scores})
   percent = sum(score.percent for score in scores) / len(scores)
@@ -122,172 +135,221 @@ def head(row: Row, suite: Suite) -> tuple[str, str, str, str]:
 
 
 def cell(row: Row, column: Column) -> str:
-  """A score or mean; of a mean without all of its tasks how many there are."""
-  value = row.value(column)
+  """Returns a score or a mean in words.
+
+  Of a mean without all of its tasks: how many there are.
+  """
   if column.is_mean:
-    if value is not None:
-      return f"{value:.2f}"
-    there = sum(
-      task in row.scores and row.scores[task].mean is not None
-      for task in column.tasks
-    )
-    return f"{there} of {len(column.tasks)}" if there else ""
+    return _mean_cell(row, column)
   score = row.scores.get(column.key)
   if score is None:
     return ""
-  if value is None:
+  if score.mean is None:
     return "diverged"
   std = "" if score.std is None else f" \u00b1 {score.std:.2f}"
-  return f"{value:.2f}{std}{MARK if score.diverged else ''}"
+  mark = MARK if score.diverged else ""
+  return f"{score.mean:.2f}{std}{mark}"
 
 
-def notes(found: Results, suite: Suite) -> list[str]:
-  """What has to be said with a suite's table."""
-  members = in_suite(found, suite)
-  scores = [
-    row.scores[task]
-    for row in members
-    for task in suite.tasks
-    if task in row.scores
-  ]
-  others = sorted(
-    {
-      task
-      for row in members
-      for task in suite.tasks
-      if task in row.scores and row.scores[task].metric == "mean_per_class"
-    }
-  )
-  out = [
-    f"Top-1 on the {found.split} images in percent, mean \u00b1 sample "
-    "standard deviation over seeds; without \u00b1: one seed."
-  ]
-  if others:
-    out.append(f"Mean per class instead of top-1: {', '.join(others)}.")
-  if any(score.diverged for score in scores):
+def _mean_cell(row: Row, column: Column) -> str:
+  value = row.value(column)
+  if value is not None:
+    return f"{value:.2f}"
+  count = 0
+  for task in column.tasks:
+    if task in row.scores and row.scores[task].mean is not None:
+      count += 1
+  return f"{count} of {len(column.tasks)}" if count else ""
+
+
+def suite_notes(found: Results, suite: Suite) -> list[str]:
+  """Returns what has to be said with a suite's table."""
+  in_table = rows_of_suite(found, suite)
+  out = _metric_notes(found, suite)
+  if any(_has_diverged(row, suite) for row in in_table):
     out.append(f"{MARK} without the seeds that diverged.")
-  means = [column for column in suite.columns if column.is_mean]
-  if any(row.value(column) is None for row in members for column in means):
+  if any(_lacks_a_mean(row, suite) for row in in_table):
     out.append(
       "Means are shown where all of their tasks are there; else how many are."
     )
-  none, weak = [], []
-  for row in members:
+  return out + _published_notes(in_table, suite)
+
+
+def _metric_notes(found: Results, suite: Suite) -> list[str]:
+  """Returns which scores the numbers of a suite's table are."""
+  scores: list[tuple[str, TaskScore]] = []
+  for row in rows_of_suite(found, suite):
+    for task in suite.tasks:
+      if task in row.scores:
+        scores.append((task, row.scores[task]))
+  usual = scores[0][1].usual_metric
+  out = [
+    f"{_capitalised(usual.title)} on the {found.split} images in "
+    f"{_unit_in_words(usual)}, mean \u00b1 sample standard deviation over "
+    "seeds; without \u00b1: one seed."
+  ]
+  others: dict[problems.Score, set[str]] = {}
+  for task, score in scores:
+    # Where all seeds diverged the metric is not known, and there is no number.
+    if score.metric != usual and score.mean is not None:
+      others.setdefault(score.metric, set()).add(task)
+  for metric, tasks in others.items():
+    unit = ""
+    if metric.unit != usual.unit:
+      unit = f" (in {_unit_in_words(metric)})"
+    out.append(
+      f"{_capitalised(metric.title)}{unit} instead of {usual.title}: "
+      f"{', '.join(sorted(tasks))}."
+    )
+  return out
+
+
+def _capitalised(text: str) -> str:
+  return text[:1].upper() + text[1:]
+
+
+def _unit_in_words(score: problems.Score) -> str:
+  return "percent" if score.unit == "%" else score.unit
+
+
+def _has_diverged(row: Row, suite: Suite) -> bool:
+  return any(
+    task in row.scores and row.scores[task].diverged for task in suite.tasks
+  )
+
+
+def _lacks_a_mean(row: Row, suite: Suite) -> bool:
+  return any(
+    column.is_mean and row.value(column) is None for column in suite.columns
+  )
+
+
+def _published_notes(in_table: Sequence[Row], suite: Suite) -> list[str]:
+  """Returns which rows are compared with what, and which are not."""
+  out = []
+  without = []
+  only_weak = []
+  for row in in_table:
+    title = f"{row.name} on {row.backbone}"
     compared = published.compare(row, suite)
     if not compared:
-      none.append(f"{row.name} on {row.backbone}")
-    elif all(one.published.weak for one in compared):
-      weak.append(f"{row.name} on {row.backbone}")
-    off = published.deviations(row, suite)
-    if compared and off:
+      without.append(title)
+      continue
+    if all(comparison.published.weak for comparison in compared):
+      only_weak.append(title)
+    deviations = published.deviations(row, suite)
+    if deviations:
       out.append(
-        f"{row.name} on {row.backbone} leaves the published protocol: "
-        f"{some(off)}."
+        f"{title} leaves the published protocol: {first_few(deviations)}."
       )
-  if none:
-    out.append(f"No published numbers to compare with: {some(none)}.")
-  if weak:
+  if without:
+    out.append(f"No published numbers to compare with: {first_few(without)}.")
+  if only_weak:
     out.append(
-      f"Published numbers only by third hands, not shown here: {some(weak)}."
+      "Published numbers only by third hands, not shown here: "
+      f"{first_few(only_weak)}."
     )
   return out
 
 
-def general(found: Results) -> list[str]:
-  """What has to be said of all tables."""
+def general_notes(found: Results) -> list[str]:
+  """Returns what has to be said of all tables."""
   out = []
   if found.diverged:
-    runs = [
-      rows.plain(
-        f"{record['name']} on {rows.backbone(record)}, "
-        f"{record['task']}, seed {record['seed']}"
+    runs = []
+    for record in found.diverged:
+      runs.append(
+        record_fields.printable(
+          f"{record['name']} on {record_fields.backbone(record)}, "
+          f"{record['task']}, seed {record['seed']}"
+        )
       )
-      for record in found.diverged
-    ]
-    out.append(
-      f"{len(runs)} run{'s' * (len(runs) > 1)} diverged: {some(runs, '; ')}."
-    )
+    counted = _counted(len(runs), "run")
+    out.append(f"{counted} diverged: {first_few(runs, '; ')}.")
   if found.left_out:
+    parts = []
+    for split, count in found.left_out.items():
+      name = record_fields.printable(split)
+      parts.append(f"{_counted(count, 'record')} on {name}")
     out.append(
-      "Left out, as they are not on the split "
-      + found.split
-      + ": "
-      + some(
-        [
-          f"{count} record{'s' * (count > 1)} on {rows.plain(split)}"
-          for split, count in found.left_out.items()
-        ]
-      )
-      + "."
+      f"Left out, as they are not on the split {found.split}: "
+      f"{first_few(parts)}."
     )
   return out
+
+
+def _counted(count: int, noun: str) -> str:
+  return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def heading(column: Column) -> str:
-  """Above a column that has no group's heading above it."""
+  """Returns the heading of a column that has no group's heading above it."""
   return column.title if column.is_mean else column.label
 
 
 def comparisons(found: Results) -> list[Comparison]:
-  """Every published number beside ours."""
-  tasks = [task for row in found.rows for task in row.scores]
-  return [
-    one
-    for suite in suites.find(tasks)
-    for row in in_suite(found, suite)
-    for one in published.compare(row, suite)
-  ]
+  """Returns every published number beside the measured one."""
+  out = []
+  for suite in suites.find(found.tasks):
+    for row in rows_of_suite(found, suite):
+      out += published.compare(row, suite)
+  return out
 
 
-def some(names: Sequence[str], comma: str = ", ", most: int = 12) -> str:
-  """The first few names."""
-  more = [f"and {len(names) - most} more"] if len(names) > most else []
-  return comma.join([*names[:most], *more])
+def first_few(names: Sequence[str], comma: str = ", ", most: int = 12) -> str:
+  """Returns the first few names, and how many more there are."""
+  shown = list(names[:most])
+  if len(names) > most:
+    shown.append(f"and {len(names) - most} more")
+  return comma.join(shown)
 
 
-def terminal(records: Sequence[rows.Record], split: str = "test") -> str:
-  """What a command prints at its end, from all of its records.
+def terminal(records: Sequence[Record], split: str = "test") -> str:
+  """Returns what a command prints at its end, from all of its records.
 
   Raises:
     ValueError: a record that is not of the schema.
   """
   found = rows.collect(records, split)
-  parts = []
-  for table in sheets(found, every=False):
-    parts += [table.suite.title, *_aligned(table), *table.notes, ""]
+  lines = []
+  for table in suite_tables(found, every=False):
+    lines += [table.suite.title, _aligned(table), *table.notes, ""]
   if not found.rows:
-    parts.append(f"no results on the split {split!r}")
-  return "\n".join([*parts, *general(found)]).rstrip() + "\n"
+    lines.append(f"no results on the split {split!r}")
+  lines += general_notes(found)
+  return "\n".join(lines).rstrip() + "\n"
 
 
-def _aligned(table: Sheet) -> list[str]:
-  """Blocks of columns that fit a line, each with the methods before them."""
-  heads = list(zip(HEAD, *(line.head for line in table.lines)))
-  cells = zip(
-    map(heading, table.columns), *(line.cells for line in table.lines)
-  )
-  pad = lambda column, side: [
-    f"{text:{side}{max(map(len, column))}}" for text in column
-  ]
-  left = [
-    "  ".join(texts)
-    for texts in zip(*(pad(column, "<") for column in heads[:2]))
-  ]
-  blocks: list[list[list[str]]] = [[]]
-  for column in [*heads[2:], *cells]:
-    column, block = pad(column, ">"), blocks[-1]
-    width = len(left[0]) + sum(len(other[0]) + 2 for other in block)
-    if block and width + len(column[0]) + 2 > WIDTH:
+def _aligned(table: SuiteTable) -> str:
+  """Returns a table as text: blocks of columns that fit a terminal's line.
+
+  Each block has the methods and backbones before its columns.
+  """
+  lines = [[*HEAD, *map(heading, table.columns)]]
+  lines += [[*line.head, *line.cells] for line in table.lines]
+  blocks = []
+  for block in _blocks(lines):
+    block_lines = []
+    for line in lines:
+      cells = [line[index] for index in block]
+      if any(cells):  # a row may have no published numbers in this block
+        block_lines.append([*line[:TEXTS], *cells])
+    right = range(TEXTS, TEXTS + len(block))
+    blocks.append(text_tables.align(block_lines, right))
+  return "\n\n".join(blocks)
+
+
+def _blocks(lines: Sequence[Sequence[str]]) -> list[list[int]]:
+  """Returns the columns of each block, at least one in each."""
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  names = widths[0] + GAP + widths[1]
+  blocks: list[list[int]] = [[]]
+  taken = names
+  for index in range(TEXTS, len(widths)):
+    needed = GAP + widths[index]
+    if blocks[-1] and taken + needed > WIDTH:
       blocks.append([])
-    blocks[-1].append(column)
-  out = []
-  for block in blocks:
-    out += [
-      "",
-      *(
-        "  ".join([name, *texts]).rstrip()
-        for name, texts in zip(left, zip(*block))
-        if any(map(str.strip, texts))
-      ),
-    ]
-  return out[1:]
+      taken = names
+    blocks[-1].append(index)
+    taken += needed
+  return blocks

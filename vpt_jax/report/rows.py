@@ -1,82 +1,34 @@
-"""From records to rows: mean and standard deviation per method and task."""
+"""Makes the rows of tables from records: mean and deviation over seeds."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import json
-import math
 import statistics
-from typing import Any
 
+from vpt_jax import problems
+from vpt_jax.report import record_fields
+from vpt_jax.report.record_fields import Record
 from vpt_jax.report.suites import Column
-from vpt_jax.training import records as results
-from vpt_jax.utils import trees
 
-Record = results.Record
-
-RESULTS = ("final", "single")  # stages whose scores tables show
-STAGES = (*RESULTS, "search", "condense")
-NUMBER = (int, float)
-Fields = dict[str, type | tuple[type, ...]]
-ALL: Fields = dict(
-  id=str,
-  stage=str,
-  name=str,
-  method=str,
-  task=str,
-  split=str,
-  seed=int,
-  backbone=dict,
-  cell=dict,
-  config=dict,
-  device=str,
-  versions=dict,
-  seconds=NUMBER,
-)
-RUN: Fields = dict(
-  status=str,
-  trainable_params=int,
-  total_params=int,
-  train_images=int,
-  group=int,
-  curve=dict,
-)
-DONE: Fields = dict(
-  metric=str,
-  top1=NUMBER,
-  mean_per_class=NUMBER,
-  loss=NUMBER,
-  count=int,
-  classes=list,
-)
-CONDENSE: Fields = dict(statistic=str, rows=list)
-SHARE: Fields = dict(
-  share=NUMBER,
-  prompts=int,
-  per_set=list,
-  top1_as_is=NUMBER,
-  top1_tuned=NUMBER,
-  gmacs=NUMBER,
-  milliseconds=NUMBER,
-)
-CLASSES = 100_000  # that a label is below
 # Fields that make another method, under whatever name.
-KINDS = ("method", "trainable", "vpt.deep")
-METRICS = ("top1", "mean_per_class")
+METHOD_FIELDS = ("method", "trainable", "vpt.deep")
+# Fields that a search picks: these tell rows apart only if nothing else does.
+SEARCHED = "optim."
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class TaskScore:
   """What the seeds of a row reach on a task.
 
   Attributes:
-    mean: percent; None if all diverged.
-    std: over seeds, sample (n - 1); None of fewer than two.
+    mean: over the seeds that did not diverge; None if all did.
+    std: sample standard deviation over seeds (n - 1); None of fewer than two.
     count: seeds in the mean.
-    diverged: seeds that are not.
-    trained: trainable parameters.
-    percent: of all parameters.
-    metric: top1 or mean_per_class.
+    diverged: seeds that are not in the mean.
+    trained: trainable parameters, the mean over seeds.
+    percent: these in percent of all parameters, the mean over seeds.
+    metric: the score that `mean` and `std` are of.
+    usual_metric: the first score of the problem.
   """
 
   mean: float | None
@@ -85,7 +37,8 @@ class Score:
   diverged: int
   trained: float
   percent: float
-  metric: str
+  metric: problems.Score
+  usual_metric: problems.Score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,30 +46,31 @@ class Row:
   """A method on a backbone.
 
   Attributes:
-    name: what tables call it; with fields that tell it from rows of this name.
+    name: what tables call it, with the fields that tell it from other rows of
+      this name.
     backbone: its name.
     records: of all tasks and seeds.
-    scores: of each task.
+    scores: {task: score}.
   """
 
   name: str
   backbone: str
   records: tuple[Record, ...]
-  scores: dict[str, Score]
+  scores: dict[str, TaskScore]
 
-  def of(self, task: str) -> list[Record]:
-    """The records of a task."""
-    return [record for record in self.records if plain(record["task"]) == task]
+  def records_of(self, task: str) -> list[Record]:
+    """Returns the records of a task."""
+    return [
+      record for record in self.records if record_fields.task(record) == task
+    ]
 
   def value(self, column: Column) -> float | None:
-    """The score or mean of a column; None unless all its tasks are there."""
-    return column.mean(
-      {
-        task: score.mean
-        for task, score in self.scores.items()
-        if score.mean is not None
-      }
-    )
+    """Returns a column's score or mean; None unless all its tasks are there."""
+    means = {}
+    for task, score in self.scores.items():
+      if score.mean is not None:
+        means[task] = score.mean
+    return column.mean(means)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +78,9 @@ class Results:
   """What tables show.
 
   Attributes:
-    split: of these scores.
+    split: whose scores these are.
     rows: in the order of the records.
-    left_out: results of other splits, {split: records}.
+    left_out: results on other splits, {split: number of records}.
     diverged: records of the rows that are in no mean.
   """
 
@@ -135,199 +89,170 @@ class Results:
   left_out: dict[str, int]
   diverged: list[Record]
 
+  @property
+  def tasks(self) -> list[str]:
+    """All tasks of the rows, in their order."""
+    return list(dict.fromkeys(task for row in self.rows for task in row.scores))
+
 
 def collect(records: Sequence[Record], split: str = "test") -> Results:
-  """Rows, one per (name, backbone), of the stages final and single.
+  """Returns rows, one for each (name, backbone), of the runs that are results.
 
-  Rows of one name are told apart by what makes another method (`KINDS`), and if
-  a task and seed is there twice, by the fields of the configs that differ: by
-  those that a search picks (`optim.*`) only where no others differ.
+  Rows of one name are told apart by what makes another method
+  (`METHOD_FIELDS`), and if a task and seed is there twice, by the fields of the
+  configs that differ: by those that a search picks (`optim.*`) only where no
+  others differ.
+
+  Args:
+    records: all that there are, searches too.
+    split: whose scores are wanted.
 
   Raises:
     ValueError: a record that is not of the schema, or two of one config.
   """
-  check(records)
-  found = [record for record in records if record["stage"] in RESULTS]
-  groups: dict[tuple[str, str], list[Record]] = {}
-  for record in found:
-    if record["split"] == split:
-      groups.setdefault(
-        (plain(record["name"]).strip(), backbone(record)), []
-      ).append(record)
+  record_fields.check(records)
+  by_method: dict[tuple[str, str], list[Record]] = {}
+  left_out: Counter[str] = Counter()
+  for record in records:
+    if record["stage"] not in record_fields.RESULT_STAGES:
+      continue
+    if record["split"] != split:
+      left_out[record["split"]] += 1
+      continue
+    name = record_fields.printable(record["name"]).strip()
+    method = name, record_fields.backbone(record)
+    by_method.setdefault(method, []).append(record)
+
   rows = []
-  for (name, model), members in groups.items():
-    for variant, part in variants(members).items():
-      tasks: dict[str, list[Record]] = {}
-      for record in part:
-        tasks.setdefault(plain(record["task"]), []).append(record)
-      rows.append(
-        Row(
-          f"{name} ({variant})" if variant else name,
-          model,
-          tuple(part),
-          {task: score(same) for task, same in tasks.items()},
-        )
-      )
-  left_out = Counter(
-    record["split"] for record in found if record["split"] != split
-  )
-  return Results(
-    split,
-    rows,
-    dict(left_out),
-    [
-      record
-      for row in rows
-      for record in row.records
-      if record["status"] == "diverged"
-    ],
-  )
+  for (name, backbone), same_name in by_method.items():
+    for label, variant in variants(same_name).items():
+      title = f"{name} ({label})" if label else name
+      rows.append(Row(title, backbone, tuple(variant), _by_task(variant)))
+  return Results(split, rows, dict(left_out), _diverged(rows))
 
 
-def score(records: Sequence[Record]) -> Score:
-  """Of the seeds of one task."""
-  values = [
-    record[record["metric"]] for record in records if record["status"] == "done"
+def _by_task(records: Sequence[Record]) -> dict[str, TaskScore]:
+  tasks: dict[str, list[Record]] = {}
+  for record in records:
+    tasks.setdefault(record_fields.task(record), []).append(record)
+  return {task: score(seeds) for task, seeds in tasks.items()}
+
+
+def _diverged(rows: Sequence[Row]) -> list[Record]:
+  out = []
+  for row in rows:
+    out += [record for record in row.records if record["status"] == "diverged"]
+  return out
+
+
+def score(records: Sequence[Record]) -> TaskScore:
+  """Returns the score of the seeds of one task."""
+  done = [record for record in records if record["status"] == "done"]
+  values = [record_fields.value(record) for record in done]
+  # Only a finished run names the score that it is judged by.
+  judged = done[0] if done else records[0]
+  percents = [
+    100 * record["trainable_params"] / record["total_params"]
+    for record in records
   ]
-  metrics = [record["metric"] for record in records if "metric" in record]
-  return Score(
-    statistics.fmean(values) if values else None,
-    statistics.stdev(values) if len(values) > 1 else None,
-    len(values),
-    len(records) - len(values),
-    statistics.fmean(record["trainable_params"] for record in records),
-    statistics.fmean(
-      100 * record["trainable_params"] / record["total_params"]
-      for record in records
-    ),
-    metrics[0] if metrics else "top1",
+  return TaskScore(
+    mean=statistics.fmean(values) if values else None,
+    std=statistics.stdev(values) if len(values) > 1 else None,
+    count=len(values),
+    diverged=len(records) - len(values),
+    trained=statistics.fmean(record["trainable_params"] for record in records),
+    percent=statistics.fmean(percents),
+    metric=record_fields.metric(judged),
+    usual_metric=record_fields.problem(judged).scores[0],
   )
 
 
 def variants(records: Sequence[Record]) -> dict[str, list[Record]]:
-  """{what tells them apart: records}; one entry, "", if nothing has to."""
-  tasks: dict[tuple[str, int], list[Record]] = {}
-  for record in records:
-    tasks.setdefault((record["task"], record["seed"]), []).append(record)
-  twice = [same for same in tasks.values() if len(same) > 1]
-  known = {record["id"]: fields(record) for record in records}
+  """Returns the methods among records of one name and backbone.
 
-  def value(record: Record, field: str) -> str:
-    return known[record["id"]].get(field, "-")
+  Returns:
+    {what tells them apart: records}; one entry, "", if there is one method.
 
-  def apart(names: Sequence[str]) -> bool:
-    return all(
-      len({tuple(value(record, name) for name in names) for record in same})
-      == len(same)
-      for same in twice
-    )
-
-  kinds = [
-    name
-    for name in KINDS
-    if len({value(record, name) for record in records}) > 1
-  ]
-  differ = sorted(
-    {
-      name
-      for same in twice
-      for record in same
-      for name in known[record["id"]]
-      if len({value(other, name) for other in same}) > 1
-    }
-  )
-  names = sorted(
-    {*kinds, *(name for name in differ if not name.startswith("optim."))}
-  )
-  if not apart(names):
-    names = sorted({*kinds, *differ})
-  if not apart(names):
-    record = twice[0][0]
-    raise ValueError(
-      f"two records of {record['name']!r} on {record['task']!r}, seed "
-      f"{record['seed']}, have one config (one is {record['id']!r}); expected"
-      " one: delete a line, or report these folders one at a time"
-    )
+  Raises:
+    ValueError: two records have one config.
+  """
+  configs = {
+    record["id"]: record_fields.flat_config(record) for record in records
+  }
+  repeated = _same_task_and_seed(records)
+  fields = _telling_apart(records, repeated, configs)
   out: dict[str, list[Record]] = {}
   for record in records:
-    label = ", ".join(f"{name}={value(record, name)}" for name in names)
-    out.setdefault(plain(label), []).append(record)
+    values = _values(configs[record["id"]], fields)
+    pairs = zip(fields, values, strict=True)
+    label = ", ".join(f"{field}={value}" for field, value in pairs)
+    out.setdefault(record_fields.printable(label), []).append(record)
   return out
 
 
-def fields(record: Record) -> dict[str, str]:
-  """{"vpt.num_tokens": "10"}: the config and the backbone's checksum."""
-  flat = trees.flatten(record["config"])
-  out = {
-    path.replace("/", "."): json.dumps(leaf).strip('"')
-    for path, leaf in flat.items()
-  }
-  return out | {"backbone.sha256": str(record["backbone"].get("sha256"))[:8]}
-
-
-def backbone(record: Record) -> str:
-  """The backbone's name."""
-  return plain(str(record["backbone"].get("name")))
-
-
-def plain(text: str) -> str:
-  """A stranger's text without what would steer a terminal."""
-  return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def check(records: Sequence[Record]) -> None:
-  """Raises ValueError for a record that lacks what its stage must have."""
+def _same_task_and_seed(records: Sequence[Record]) -> list[list[Record]]:
+  """Returns the groups of records that share a task and seed."""
+  groups: dict[tuple[str, int], list[Record]] = {}
   for record in records:
-    _check(record, ALL, record)
-    if record["stage"] not in STAGES:
-      _fault(record, "stage", f"one of {', '.join(STAGES)}", record)
-    if record["stage"] == "condense":
-      _check(record, CONDENSE, record)
-      for row in record["rows"]:
-        _check(row, SHARE, record)
-      continue
-    _check(record, RUN, record)
-    if record["total_params"] < 1:
-      _fault(record, "total_params", "at least 1", record)
-    if record["status"] not in ("done", "diverged"):
-      _fault(record, "status", "done or diverged", record)
-    for name, values in record["curve"].items():
-      if not isinstance(values, list):
-        _fault(record["curve"], name, "a list", record)
-    if record["status"] == "done":
-      _check(record, DONE, record)
-      if record["metric"] not in METRICS:
-        _fault(record, "metric", " or ".join(METRICS), record)
-      for pair in record.get("confusion") or []:
-        if not (
-          isinstance(pair, list)
-          and len(pair) == 3
-          and all(isinstance(part, int) and 0 <= part < 2**31 for part in pair)
-          and max(pair[:2]) < CLASSES
-        ):
-          _fault(
-            record, "confusion", "[[label, prediction, images], ...]", record
-          )
+    groups.setdefault((record["task"], record["seed"]), []).append(record)
+  return [group for group in groups.values() if len(group) > 1]
 
 
-def _check(part: Any, known: Fields, record: Record) -> None:
-  for name, kind in known.items():
-    value = part.get(name) if isinstance(part, dict) else None
-    if not isinstance(value, kind):
-      names = kind if isinstance(kind, tuple) else (kind,)
-      _fault(part, name, " or ".join(one.__name__ for one in names), record)
-    if isinstance(value, float) and not math.isfinite(value):
-      _fault(part, name, "a finite number", record)
+Configs = Mapping[str, Mapping[str, str]]  # {id of a record: flat config}
 
 
-def _fault(part: Any, name: str, expected: str, record: Record) -> None:
-  found = (
-    f"is {part[name]!r:.40}"
-    if isinstance(part, dict) and name in part
-    else "is missing"
-  )
+def _telling_apart(
+  records: Sequence[Record],
+  repeated: Sequence[Sequence[Record]],
+  configs: Configs,
+) -> list[str]:
+  """Returns the fewest fields that have to be named, see `collect`."""
+  all_configs = [configs[record["id"]] for record in records]
+  always = {field for field in METHOD_FIELDS if _differs(field, all_configs)}
+  differing = _differing_fields(repeated, configs)
+  chosen = {field for field in differing if not field.startswith(SEARCHED)}
+  for fields in (always | chosen, always | differing):
+    names = sorted(fields)
+    if _tell_apart(names, repeated, configs):
+      return names
+  record = repeated[0][0]
   raise ValueError(
-    f"record {str(record.get('id'))!r:.40}: field {name!r} {found}, expected "
-    f"{expected}; delete its line from {results.FILE}, the run can be made "
-    "again"
+    f"two records of {record['name']!r} on {record['task']!r}, seed "
+    f"{record['seed']}, have one config (one is {record['id']!r}); expected"
+    " one: delete a line, or report these folders one at a time"
   )
+
+
+def _differing_fields(
+  repeated: Sequence[Sequence[Record]], configs: Configs
+) -> set[str]:
+  """Returns the fields whose values differ within a group of records."""
+  out = set()
+  for group in repeated:
+    of_group = [configs[record["id"]] for record in group]
+    known = {field for config in of_group for field in config}
+    out |= {field for field in known if _differs(field, of_group)}
+  return out
+
+
+def _differs(field: str, configs: Sequence[Mapping[str, str]]) -> bool:
+  return len({config.get(field, "-") for config in configs}) > 1
+
+
+def _tell_apart(
+  fields: Sequence[str],
+  repeated: Sequence[Sequence[Record]],
+  configs: Configs,
+) -> bool:
+  """Returns whether no two records of a group agree in all of these fields."""
+  for group in repeated:
+    distinct = {_values(configs[record["id"]], fields) for record in group}
+    if len(distinct) < len(group):
+      return False
+  return True
+
+
+def _values(
+  config: Mapping[str, str], fields: Sequence[str]
+) -> tuple[str, ...]:
+  return tuple(config.get(field, "-") for field in fields)

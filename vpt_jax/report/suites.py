@@ -1,4 +1,4 @@
-"""The benchmarks' tasks and means, in the order in which papers print them."""
+"""Lists the benchmarks' tasks and means, in the order of the papers."""
 
 from collections.abc import Iterable, Mapping
 import dataclasses
@@ -7,14 +7,16 @@ import statistics
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """A task, or a mean over tasks.
+  """A column of a table: a task, or a mean over tasks.
+
+    value = mean over parts of (mean over the tasks of a part)
 
   Attributes:
     key: the task's name; of a mean, what `published.json` calls it.
     label: heading.
     title: what it is, in words.
-    group: heading above headings.
-    parts: tasks; the value is the mean over parts of the mean over tasks.
+    group: heading above the headings of several columns.
+    parts: the tasks, in groups that count alike.
   """
 
   key: str
@@ -34,17 +36,24 @@ class Column:
     return tuple(task for part in self.parts for task in part)
 
   def mean(self, scores: Mapping[str, float]) -> float | None:
-    """The value from a score per task; None unless all tasks are there."""
+    """Returns the value from {task: score}; None unless all tasks are there."""
     if any(task not in scores for task in self.tasks):
       return None
-    return statistics.fmean(
-      statistics.fmean(scores[task] for task in part) for part in self.parts
-    )
+    means = []
+    for part in self.parts:
+      means.append(statistics.fmean(scores[task] for task in part))
+    return statistics.fmean(means)
 
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-  """A benchmark."""
+  """A benchmark.
+
+  Attributes:
+    name: as in the file names of configs and in `data/tasks.py`.
+    title: above its table.
+    columns: tasks and means, in the papers' order.
+  """
 
   name: str
   title: str
@@ -107,7 +116,7 @@ PGN = {
 }
 
 
-def _tasks(labels: Mapping[str, str], group: str) -> list[Column]:
+def _task_columns(labels: Mapping[str, str], group: str) -> list[Column]:
   return [
     Column(task, label, task, group, ((task,),))
     for task, label in labels.items()
@@ -115,57 +124,50 @@ def _tasks(labels: Mapping[str, str], group: str) -> list[Column]:
 
 
 def _vtab() -> Suite:
-  columns, parts = [], []
+  """Returns VTAB-1k, with the two means that papers report of it."""
+  columns = []
+  groups = []
   for group, labels in VTAB.items():
-    parts.append(tuple(labels))
-    columns += _tasks(labels, group)
+    tasks = tuple(labels)
+    groups.append(tasks)
+    columns += _task_columns(labels, group)
     columns.append(
-      Column(group.lower(), "Mean", f"{group} mean", group, (tuple(labels),))
+      Column(group.lower(), "Mean", f"{group} mean", group, (tasks,))
     )
-  every = tuple(task for part in parts for task in part)
-  columns += [
+  means = "VTAB-1k means"
+  all_tasks = tuple(task for tasks in groups for task in tasks)
+  columns.append(
+    Column("vtab_19", "19 tasks", "mean over 19 tasks", means, (all_tasks,))
+  )
+  columns.append(
     Column(
-      "vtab_19", "19 tasks", "mean over 19 tasks", "VTAB-1k means", (every,)
-    ),
-    Column(
-      "vtab_3",
-      "3 groups",
-      "mean of the 3 group means",
-      "VTAB-1k means",
-      tuple(parts),
-    ),
-  ]
+      "vtab_3", "3 groups", "mean of the 3 group means", means, tuple(groups)
+    )
+  )
   return Suite("vtab", "VTAB-1k", tuple(columns))
 
 
-def _flat(name: str, title: str, labels: Mapping[str, str]) -> Suite:
-  return Suite(
-    name,
-    title,
-    (
-      *_tasks(labels, title),
-      Column(
-        name, "Mean", f"mean over {len(labels)} tasks", title, (tuple(labels),)
-      ),
-    ),
-  )
+def _one_group(name: str, title: str, labels: Mapping[str, str]) -> Suite:
+  """Returns a suite of tasks that all count alike, with their mean."""
+  tasks = tuple(labels)
+  mean = Column(name, "Mean", f"mean over {len(tasks)} tasks", title, (tasks,))
+  return Suite(name, title, (*_task_columns(labels, title), mean))
 
 
 SUITES = (
   _vtab(),
-  _flat("fgvc", "FGVC", FGVC),
-  _flat("pgn", "The 12 data sets of PGN", PGN),
+  _one_group("fgvc", "FGVC", FGVC),
+  _one_group("pgn", "The 12 data sets of PGN", PGN),
 )
 
 
 def find(tasks: Iterable[str]) -> list[Suite]:
-  """The suites of some tasks, last one of the tasks that are in none."""
+  """Returns the suites of some tasks, and last the tasks that are in none."""
   tasks = list(dict.fromkeys(tasks))
   found = [suite for suite in SUITES if set(suite.tasks) & set(tasks)]
   known = {task for suite in SUITES for task in suite.tasks}
   rest = {task: task for task in tasks if task not in known}
   if rest:
-    found.append(
-      Suite("other", "Other tasks", tuple(_tasks(rest, "Other tasks")))
-    )
+    title = "Other tasks"
+    found.append(Suite("other", title, tuple(_task_columns(rest, title))))
   return found

@@ -132,8 +132,8 @@ for (const [i, suite] of data.suites.entries()) {
       number: true}))], suite.rows.map((row) => [row.head[0], row.head[1],
     row.head[2], {sort: row.percent, show: row.head[3]},
     ...row.cells.map(cell)]), {sticky: true}), notes([
-    ...(compared ? ["Small below a number: the published one, and ours minus " +
-      "it. Point at it for the source."] : []), ...suite.notes,
+    ...(compared ? ["Small below a number: the published one, and the measured " +
+      "one minus it. Point at it for the source."] : []), ...suite.notes,
     ...suite.columns.filter((column) => column.mean > 1 &&
       column.group.endsWith("means")).map((column) =>
       `${column.label}: ${column.title}.`)]),
@@ -142,12 +142,12 @@ for (const [i, suite] of data.suites.entries()) {
 
 if (data.compared.length || data.known.length) {
   const content = data.compared.length ? table([
-    {label: "method"}, {label: "task"}, {label: "ours", number: true},
+    {label: "method"}, {label: "task"}, {label: "measured", number: true},
     {label: "published", number: true}, {label: "difference", number: true,
-      title: "ours minus published"},
+      title: "measured minus published"},
     {label: "published as"}, {label: "source", wrap: true}],
-  data.compared.map(([label, task, ours, std, value, text, off, name,
-    source]) => [label, task, {sort: ours, show: spread(ours, std)},
+  data.compared.map(([label, task, measured, std, value, text, off, name,
+    source]) => [label, task, {sort: measured, show: spread(measured, std)},
     {sort: value, show: text}, {sort: off, show: difference(off)}, name,
     source]), {tall: true, sticky: true}) :
     [el("p", {}, "No row has a published one.")];
@@ -171,15 +171,16 @@ const plots = data.suites.flatMap((suite) => suite.columns.map((column, j) => {
     .filter(({one}) => one.value !== undefined).map(({row, i, one}) => ({
       label: row.label, i, x: row.trained[j], y: one.value, std: one.std,
       tip: `${row.label}\n${fixed(one.value)}` + (one.std ?
-        ` \u00b1 ${fixed(one.std)}` : "") + ` %\n${row.trained[j]
-        .toLocaleString("en")} trained parameters`}));
-  return {title: `${suite.title}: ${column.title}`, mean: column.mean, points};
+        ` \u00b1 ${fixed(one.std)}` : "") + ` (${column.score})\n` +
+        `${row.trained[j].toLocaleString("en")} trained parameters`}));
+  return {title: `${suite.title}: ${column.title}`, mean: column.mean,
+    score: column.score, points};
 })).filter((plot) => new Set(plot.points.map((point) => point.x)).size > 1)
   .sort((one, other) => other.mean - one.mean);
-if (plots.length) section("parameters", "Parameters and accuracy", ...chosen(
+if (plots.length) section("parameters", "Parameters and scores", ...chosen(
   [["task ", plots.map((plot) => plot.title)]], (i) => [
     figure(plots[i].title, scatter(plots[i].points, {
-      x: "trained parameters", y: "accuracy, %"}),
+      x: "trained parameters", y: plots[i].score}),
     "bars: standard deviation over seeds"), legend(
       plots[i].points.map((point) => [point.label, point.i]))]));
 
@@ -209,9 +210,9 @@ if (data.curves.length) {
     const under = j ? "thin: seeds, thick: mean" : "";
     return [el("div", {class: "figures"},
       figure("Training loss", line_chart(series("loss"), {x: "epoch",
-        y: "mean cross entropy"}), under),
-      figure("Training accuracy", line_chart(series("top1"), {x: "epoch",
-        y: "top-1, %"}), under)), j ? null : legend(shown.map(
+        y: "mean loss"}), under),
+      figure("Training score", line_chart(series("score"), {x: "epoch",
+        y: shown[0].score}), under)), j ? null : legend(shown.map(
         (one) => [one.label, names.indexOf(one.label)]), true)];
   }));
 }

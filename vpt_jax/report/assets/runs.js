@@ -5,18 +5,19 @@ if (data.searches.length) {
     one.rest].filter(Boolean).join(" \u00b7 "));
   section("search", "Search of hyper-parameters", ...chosen([["search ",
     titles]], (i) => {
-    const {cells, split, metric} = data.searches[i];
+    const {cells, split, metric, unit} = data.searches[i];
     const axis = (k) => unique(cells.map((cell) => cell[k]))
       .filter((value) => value !== null).sort((a, b) => a - b);
     const [rates, decays] = [axis(0), axis(1)];
-    const name = `${metric} on ${split}, %`;
-    const state = ([rate, decay, top1, , done, all]) =>
-      `learning rate ${rate}, weight decay ${decay}\n` + (top1 === null ?
-        `${all - done} of ${all} runs diverged` : `${name}: ${fixed(top1)}`);
+    const name = `${metric} on ${split}` + (unit ? `, ${unit}` : "");
+    const state = ([rate, decay, score, , done, all]) =>
+      `learning rate ${rate}, weight decay ${decay}\n` + (score === null ?
+        `${all - done} of ${all} runs diverged` : `${name}: ${fixed(score)}`);
     const best = cells.find((cell) => cell[3]);
     const text = el("p", {}, best ? "Chosen: learning rate " +
-      `${best[0] ?? "-"}, weight decay ${best[1] ?? "-"} (${fixed(best[2])} ` +
-      "%), the highest accuracy, of equals the smallest rate." :
+      `${best[0] ?? "-"}, weight decay ${best[1] ?? "-"} (${fixed(best[2])}` +
+      `${unit ? " " + unit : ""}), the highest score, of equals the smallest ` +
+      "rate." :
       cells.some((cell) => cell[2] !== null) ?
         "The chosen cell is in another map of this search." :
         "All runs diverged.");
@@ -100,7 +101,7 @@ if (data.classes.length) {
 
 if (data.condensed.length) section("condensation", "Prompt condensation",
   ...chosen([["run ", data.condensed.map((one) => one.label)]], (i) => {
-    const {rows, statistic, split, batch, device} = data.condensed[i];
+    const {rows, statistic, score, split, batch, device} = data.condensed[i];
     const line = (field, label, n) => ({label, i: n, points: [...rows].sort(
       (a, b) => a.share - b.share).map((row) => [100 * row.share,
       row[field]])});
@@ -109,9 +110,9 @@ if (data.condensed.length) section("condensation", "Prompt condensation",
     const cost = data.cost;
     return [el("p", {}, `Kept by ${statistic}; ${device}.`),
       el("div", {class: "figures"},
-        el("div", {}, figure(`Accuracy on ${split}`, line_chart([
-          line("top1_as_is", "as it is", 0),
-          line("top1_tuned", "fine-tuned", 1)], {x, y: "top-1, %"}, options)),
+        el("div", {}, figure(`Score on ${split}`, line_chart([
+          line("as_is", "as it is", 0),
+          line("tuned", "fine-tuned", 1)], {x, y: score}, options)),
         legend([["as it is", 0], ["fine-tuned", 1]])),
         figure("Multiply-adds", line_chart([line("gmacs", "GMACs", 2)],
           {x, y: "GMACs (10\u2079 multiply-adds) per image; " +
@@ -125,9 +126,8 @@ if (data.condensed.length) section("condensation", "Prompt condensation",
         number: true}, {label: "GFLOPs", number: true}, {label: "ms per batch",
         number: true}], rows.map((row) => [{sort: row.share,
         show: short(100 * row.share) + " %"}, row.prompts,
-      row.per_set.join(" "), {sort: row.top1_as_is, show:
-        fixed(row.top1_as_is)}, {sort: row.top1_tuned, show:
-        fixed(row.top1_tuned)}, {sort: row.gmacs, show:
+      row.per_set.join(" "), {sort: row.as_is, show: fixed(row.as_is)},
+      {sort: row.tuned, show: fixed(row.tuned)}, {sort: row.gmacs, show:
         row.gmacs.toPrecision(4)}, {sort: 2 * row.gmacs, show:
         (2 * row.gmacs).toPrecision(4)}, {sort: row.milliseconds, show:
         fixed(row.milliseconds, 1)}])),
