@@ -287,7 +287,10 @@ def collectives(text):
 
 BYTES = """
 import jax, numpy as np, jax.numpy as jnp
-from vpt_jax import model as models, optim, shard, train, tree
+from vpt_jax import model as models
+from vpt_jax.distributed import sharding
+from vpt_jax.training import loop, optim
+from vpt_jax.utils import trees
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.pixel import Below
 from vpt_jax.methods.vapt import VAPT
@@ -299,30 +302,30 @@ for depth, make in (
     (3, lambda spec: VPT(spec, 8, shared=True, dropout=0.)), (3, lambda spec: VAPT(spec, 8)),
     (3, lambda spec: Below(spec, 2))):
   vit = ViT((32, 32), 8, 64, depth, 2, 256)
-  mesh = shard.make_mesh(8)
+  mesh = sharding.make_mesh(8)
   model = models.Model(vit, make(vit.spec), 10)
-  trainable, frozen = tree.split(models.init(model, jax.random.key(0)),
+  trainable, frozen = trees.split(models.init(model, jax.random.key(0)),
                                  model.method.trainable)
   tx = optim.make_optimizer("sgd", lambda step: .1, trainable, weight_decay=0.)
-  state = shard.replicate(train.TrainState(
+  state = sharding.replicate(loop.TrainState(
       jnp.int32(0), trainable, tx.init(trainable), {},
       jax.random.PRNGKey(0)), mesh)
-  step = train.make_train_step(model, tx, normalize="half", augment="none",
+  step = loop.make_train_step(model, tx, normalize="half", augment="none",
                                shards=mesh.shape["data"])
-  put = lambda x: jax.device_put(x, shard.batch_sharding(mesh))
+  put = lambda x: jax.device_put(x, sharding.batch_sharding(mesh))
   batch = {"image": put(np.zeros((8, 32, 32, 3), np.uint8)),
            "label": put(np.zeros(8, np.int32)),
            "mask": put(np.ones(8, np.float32))}
-  text = step.lower(state, shard.place(frozen, mesh, "dp"), batch
+  text = step.lower(state, sharding.place(frozen, mesh, "dp"), batch
                     ).compile().as_text()
-  print("PROGRAM", tree.count(trainable))
+  print("PROGRAM", trees.count(trainable))
   print(text)
 """
 
 
 KEEPS = """
 import ctypes, resource, threading
-from vpt_jax import memory
+from vpt_jax.utils import malloc
 {call}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -349,7 +352,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_is_kept(keeps):
   """Nor cut up by what stays: 2^16 pages need not be cleared again."""
   out = subprocess.run(
-    [sys.executable, "-c", KEEPS.format(call="memory.keep()" * keeps)],
+    [sys.executable, "-c", KEEPS.format(call="malloc.keep()" if keeps else "")],
     cwd=ROOT,
     check=True,
     capture_output=True,
@@ -360,8 +363,8 @@ def test_memory_is_kept(keeps):
 
 CACHES = """
 import jax
-from vpt_jax import hosts
-hosts.cache_programs()
+from vpt_jax.distributed import processes
+processes.cache_programs()
 jax.jit(lambda x: x + 1)(1.0).block_until_ready()
 print(jax.config.jax_compilation_cache_dir)
 """

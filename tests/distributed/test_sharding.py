@@ -161,7 +161,7 @@ def result(tmp_path_factory):
   folder = tmp_path_factory.mktemp("shard")
   flags = os.environ.get("XLA_FLAGS", "")
   subprocess.run(
-    [sys.executable, "-m", "tests.test_shard", str(folder)],
+    [sys.executable, "-m", "tests.distributed.test_sharding", str(folder)],
     check=True,
     cwd=Path(__file__).resolve().parents[2],
     env={

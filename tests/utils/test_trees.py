@@ -74,3 +74,11 @@ def test_count_and_choose():
     match=("unknown method 'vpat'; did you mean 'vapt'\\? known: linear, vapt"),
   ):
     lookup.choose("vpat", ["vapt", "linear"], "method")
+
+
+def test_flat_trees_are_sorted_and_keep_no_empty_dicts():
+  tree = {"b": {"y": 1, "x": {}}, "a": 2}
+  flat = trees.flatten(tree)
+  assert list(flat.items()) == [("a", 2), ("b/y", 1)]
+  assert trees.unflatten(flat) == {"b": {"y": 1}, "a": 2}
+  assert trees.flatten({}) == {} == trees.unflatten({})

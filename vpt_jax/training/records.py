@@ -41,7 +41,6 @@ asked for, `oracle` ({statistic: {magnitude, change}}), see `condense.py`.
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -83,8 +82,8 @@ class Store:
 
   @contextlib.contextmanager
   def _locked(self) -> Iterator[Any]:
-    with self.path.open("a+b") as file:
-      files.flock(file, fcntl.LOCK_EX)
+    lock_file = self.path.with_name(f".{self.path.name}.lock")
+    with files.waiting_lock(lock_file), self.path.open("a+b") as file:
       yield file
 
   def read(self) -> list[Record]:

@@ -1,0 +1,18 @@
+"""Tools that know nothing of models: trees, files, locks, tables, commands.
+
+See README.md.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "command_line": ["exit_status"],
+    "files": ["InUse", "lock", "waiting_lock", "write_atomic", "write_json"],
+    "logs": ["log"],
+    "lookup": ["choose"],
+    "text_tables": ["align"],
+    "trees": ["count", "flatten", "match", "merge", "split", "unflatten"],
+  },
+)

@@ -1,78 +1,133 @@
-"""Files that are written as a whole, and folders that one process has.
+"""Writes files as a whole, and locks files and folders.
 
-All writes are atomic: a reader sees the old file, the new one, never a part.
+All writes are atomic: a reader sees the old file or the new one, never a part
+of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import errno
-import fcntl
 import json
-import logging
 import os
 from pathlib import Path
 import shutil
 import tempfile
-from typing import Any, IO, TextIO
+from typing import Any
 
-log = logging.getLogger("vpt_jax")
+import filelock
+
+from vpt_jax.utils.logs import log
+
+# What a file system without locks answers (buckets, some Lustre do).
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 class InUse(ValueError):
-  """Another process has it."""
+  """Says that another process has locked a folder."""
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-  """Keeps a folder for this process; made if it is not there.
+  """Locks a folder for this process, and makes it if it is not there.
 
-  Where the file system has no locks nothing is kept.
+  The lock ends with the context, or with the process, however it ends. Where
+  the file system has no locks a warning is logged and nothing is locked.
+
+  Args:
+    folder: gets a file `.lock`, which stays.
 
   Raises:
-    InUse: another process has it.
+    InUse: another process has locked the folder.
   """
-  with _lock_file(folder) as file:
-    try:
-      flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise InUse(
-        f"{folder} is in use by another process; wait for it, "
-        "or use another folder"
-      ) from None
+  with contextlib.ExitStack() as stack:
+    _acquire_folder(folder, stack)
     yield
 
 
-def flock(file: IO[Any], how: int) -> None:
-  """`fcntl.flock`, where the file system has it (buckets, some Lustre do not)."""
-  try:
-    fcntl.flock(file, how)
-  except OSError as error:
-    if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-      raise
-    log.warning(
-      "no file locks in %s: take care that one process alone has it",
-      os.path.dirname(file.name),
-    )
-
-
-def _lock_file(folder: Path) -> TextIO:
+def _acquire_folder(folder: Path, stack: contextlib.ExitStack) -> None:
+  path = folder / ".lock"
   while True:
     folder.mkdir(parents=True, exist_ok=True)
     try:
-      return (folder / ".lock").open("w")
+      stack.enter_context(_acquired(path, seconds=0))
+      return
     except FileNotFoundError:
-      pass  # its last owner has just deleted the folder
+      pass  # The last owner has just deleted the folder: make it again.
+    except filelock.Timeout:
+      if path.exists():
+        raise InUse(
+          f"{folder} is in use by another process; wait for it, "
+          "or use another folder"
+        ) from None
+      # The last owner has just deleted the folder with its lock: try again.
+
+
+@contextlib.contextmanager
+def waiting_lock(
+  path: Path, on_wait: Callable[[], None] | None = None
+) -> Iterator[None]:
+  """Waits until no other process has locked a file, then locks it.
+
+  The lock ends with the context, or with the process, however it ends. Where
+  the file system has no locks a warning is logged and nothing is locked.
+
+  Args:
+    path: the lock file, in a folder that exists. It is made, holds nothing and
+      stays; do not give the file that is to be protected.
+    on_wait: called once if another process has the lock.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(_acquired(path, seconds=0))
+    except filelock.Timeout:
+      if on_wait is not None:
+        on_wait()
+      stack.enter_context(_acquired(path, seconds=-1))
+    yield
+
+
+@contextlib.contextmanager
+def _acquired(path: Path, seconds: float) -> Iterator[None]:
+  """Holds a lock file, or warns where the file system has no locks.
+
+  Args:
+    path: the lock file.
+    seconds: how long to wait for another process; negative: without limit.
+
+  Raises:
+    filelock.Timeout: another process still has it.
+  """
+  # A marker file in place of a lock would outlive a process that is killed.
+  file_lock = filelock.FileLock(
+    path, timeout=seconds, thread_local=False, fallback_to_soft=False
+  )
+  try:
+    file_lock.acquire()
+  except filelock.Timeout:
+    raise
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    log.warning(
+      "no file locks in %s: make sure that only one process uses it",
+      path.parent,
+    )
+  try:
+    yield
+  finally:
+    file_lock.release()
 
 
 def clear(folder: Path) -> None:
-  """Deletes a folder, unless another process has it."""
-  if folder.exists():
-    with contextlib.suppress(InUse), lock(folder):
-      shutil.rmtree(folder, ignore_errors=True)
+  """Deletes a folder, unless another process has locked it."""
+  if not folder.exists():
+    return
+  with contextlib.suppress(InUse), lock(folder):
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-  """Writes a file as a whole or not at all."""
+  """Writes a file as a whole or not at all, and makes its folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
@@ -80,6 +135,7 @@ def write_atomic(path: Path, data: bytes) -> None:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())
+    # `mkstemp` lets only its owner read; a file should be as `open` makes it.
     os.chmod(temporary, 0o666 & ~_umask())
     os.replace(temporary, path)
   except BaseException:
@@ -88,12 +144,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _umask() -> int:
+  # It can only be read by setting it.
   mask = os.umask(0)
   os.umask(mask)
   return mask
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes indented JSON atomically."""
+  """Writes indented JSON atomically; NaN and infinity are refused."""
   text = json.dumps(value, indent=2, allow_nan=False) + "\n"
   write_atomic(path, text.encode())

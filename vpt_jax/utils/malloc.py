@@ -1,17 +1,25 @@
-"""How this process has its memory; knows nothing of JAX."""
+"""Sets how the C library gives memory to this process; knows nothing of JAX."""
 
 import contextlib
 import ctypes
+from typing import Any
 
-# What `keep` tells glibc (malloc.h): one arena, which alone may grow without
-# limit; no maps of their own; nothing is given back.
-_MALLOPT = {-8: 1, -4: 0, -1: -1}
-# Free pieces for small requests: {bytes: how many}. Addresses, not memory.
-_SHELF = {2**16: 512, 2**20: 256, 2**24: 32, 2**27: 8}
+# Options of glibc's malloc.h, and their values: one arena, which alone may grow
+# without limit; no mappings of their own for large requests; nothing is given
+# back to the system.
+_M_ARENA_MAX = -8
+_M_MMAP_MAX = -4
+_M_TRIM_THRESHOLD = -1
+_OPTIONS = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+
+# Free pieces that are set aside: {bytes: how many}. They are addresses; no
+# memory is taken for them before it is written to.
+_FREE_PIECES = {2**16: 512, 2**20: 256, 2**24: 32, 2**27: 8}
+_WALL_BYTES = 1024
 
 
 def keep() -> None:
-  """Has memory that is freed kept for the next step; before JAX is started.
+  """Keeps memory that is freed for the next step; call it before JAX starts.
 
   XLA on CPU asks for the buffers of a step anew each time. By its defaults
   glibc then returns them to the system and gets them back as pages that the
@@ -24,17 +32,29 @@ def keep() -> None:
   """
   with contextlib.suppress(AttributeError, OSError, TypeError):
     libc = ctypes.CDLL(None)
-    for option, value in _MALLOPT.items():
+    for option, value in _OPTIONS.items():
       libc.mallopt(option, value)
-    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    take = lambda size: libc.malloc(ctypes.c_size_t(size)) or 0
-    free = []
-    for size, count in _SHELF.items():
-      for _ in range(count):
-        free.append(take(size))
-        # What stays, behind it: neighbours would be joined. Not in a hole that
-        # an import has left further down.
-        while 0 < (wall := take(1024)) < free[-1]:
-          free.append(wall)
-    for piece in free:
-      libc.free(piece)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    _set_pieces_aside(libc)
+
+
+def _set_pieces_aside(libc: Any) -> None:
+  """Allocates the pieces with walls between them, and frees the pieces."""
+
+  def allocate(size: int) -> int:
+    return libc.malloc(ctypes.c_size_t(size)) or 0
+
+  pieces = []
+  for size, count in _FREE_PIECES.items():
+    for _ in range(count):
+      pieces.append(allocate(size))
+      # A wall, which is never freed, must lie behind the piece: free neighbours
+      # would be joined. A wall that lies further down fills a hole that an
+      # import has left; it becomes a free piece too, and another one is made.
+      wall = allocate(_WALL_BYTES)
+      while 0 < wall < pieces[-1]:
+        pieces.append(wall)
+        wall = allocate(_WALL_BYTES)
+  for piece in pieces:
+    libc.free(piece)

@@ -19,12 +19,16 @@ def align(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
   Raises:
     ValueError: the rows differ in length.
   """
-  columns = zip(*rows, strict=True)
-  widths = [max(len(cell) for cell in column) for column in columns]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = []
   for row in rows:
     cells = []
-    for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
-      cells.append(cell.rjust(width) if index in right else cell.ljust(width))
-    lines.append(GAP.join(cells).rstrip())
+    for index, cell in enumerate(row):
+      width = widths[index]
+      if index in right:
+        cells.append(cell.rjust(width))
+      else:
+        cells.append(cell.ljust(width))
+    line = GAP.join(cells)
+    lines.append(line.rstrip())
   return "\n".join(lines)

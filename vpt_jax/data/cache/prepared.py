@@ -24,7 +24,6 @@ complete; until then chunks.jsonl tells which part of images.npy is done.
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -223,12 +222,11 @@ def _damaged(path: Path, why: str) -> ValueError:
 @contextlib.contextmanager
 def _alone(path: Path, name: str) -> Iterator[None]:
   """Waits until no other process has the lock."""
-  with path.open("w") as file:
-    try:
-      files.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      log.info("%s: waiting for another process that prepares it", name)
-      files.flock(file, fcntl.LOCK_EX)
+
+  def tell() -> None:
+    log.info("%s: waiting for another process that prepares it", name)
+
+  with files.waiting_lock(path, on_wait=tell):
     yield
 
 
