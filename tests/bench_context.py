@@ -21,6 +21,7 @@ from vpt_jax.backbones import factory
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.method import Method
 from vpt_jax.methods.vpt import VPT
+from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
 from vpt_jax.utils import trees
 
@@ -46,7 +47,13 @@ def programs(cls, backbone, tokens, batch):
   state = loop.TrainState(
     jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.PRNGKey(0)
   )
-  step = loop.make_train_step(model, tx, normalize="imagenet", augment="none")
+  step = loop.make_train_step(
+    model,
+    tx,
+    problem=Classification(model.num_classes),
+    normalize="imagenet",
+    augment="none",
+  )
   forward = jax.jit(
     lambda t, f, x: model.apply({"params": trees.merge(t, f)}, x)
   )

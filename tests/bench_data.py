@@ -31,6 +31,7 @@ from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files
 from vpt_jax.distributed import sharding
 from vpt_jax.methods.vpt import VPT
+from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
 from vpt_jax.utils import trees
 
@@ -133,7 +134,13 @@ def stepping(
   state = loop.TrainState(
     jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.PRNGKey(0)
   )
-  step = loop.make_train_step(model, tx, normalize="half", augment="none")
+  step = loop.make_train_step(
+    model,
+    tx,
+    problem=Classification(model.num_classes),
+    normalize="half",
+    augment="none",
+  )
   fixed = jax.block_until_ready(
     next(next(iter(feeds.values())).batches(np.arange(batch_size)))
   )

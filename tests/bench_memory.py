@@ -98,6 +98,7 @@ def training(folder: Path, order: np.ndarray, what: str) -> tuple[float, bool]:
   from vpt_jax.data.cache import prepared as cache
   from vpt_jax.distributed import sharding
   from vpt_jax.methods.vpt import VPT
+  from vpt_jax.problems import Classification
   from vpt_jax.training import loop, optim
   from vpt_jax.utils import trees
 
@@ -112,7 +113,13 @@ def training(folder: Path, order: np.ndarray, what: str) -> tuple[float, bool]:
   state = loop.TrainState(
     jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.PRNGKey(0)
   )
-  step = loop.make_train_step(model, tx, normalize="half", augment="none")
+  step = loop.make_train_step(
+    model,
+    tx,
+    problem=Classification(model.num_classes),
+    normalize="half",
+    augment="none",
+  )
   feed = pipeline.Feed(
     cache.open_cache(folder), BATCH, sharding.make_mesh(BATCH)
   )

@@ -123,10 +123,11 @@ def _run(
       out_shardings=sharding.whole(job.mesh),
     ),
     rate,
+    job.problem,
   )
 
   total, predictions = evaluation.collect(
-    evaluation.make_eval_step(job.apply, job.mesh),
+    evaluation.make_eval_step(job.apply, job.problem, job.mesh),
     state.trainable,
     job.start.frozen,
     state.collections,
@@ -134,7 +135,7 @@ def _run(
   )
   result = {
     **jobs.facts(job),
-    **evaluation.scores(total),
+    **evaluation.scores(job.problem, total, predictions, data.test.labels),
     "images_per_second": speed,
     "seconds": time.monotonic() - started,
   }

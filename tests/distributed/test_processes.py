@@ -289,6 +289,7 @@ BYTES = """
 import jax, numpy as np, jax.numpy as jnp
 from vpt_jax import model as models
 from vpt_jax.distributed import sharding
+from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
 from vpt_jax.utils import trees
 from vpt_jax.backbones.vit import ViT
@@ -310,8 +311,9 @@ for depth, make in (
   state = sharding.replicate(loop.TrainState(
       jnp.int32(0), trainable, tx.init(trainable), {},
       jax.random.PRNGKey(0)), mesh)
-  step = loop.make_train_step(model, tx, normalize="half", augment="none",
-                               shards=mesh.shape["data"])
+  step = loop.make_train_step(model, tx, problem=Classification(10),
+                              normalize="half", augment="none",
+                              shards=mesh.shape["data"])
   put = lambda x: jax.device_put(x, sharding.batch_sharding(mesh))
   batch = {"image": put(np.zeros((8, 32, 32, 3), np.uint8)),
            "label": put(np.zeros(8, np.int32)),

@@ -21,6 +21,7 @@ from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import datasets, pipeline
 from vpt_jax.distributed import sharding
 from vpt_jax.methods.vpt import VPT
+from vpt_jax.problems import Classification
 from vpt_jax.training import evaluation, loop, optim
 from vpt_jax.utils import trees
 
@@ -89,7 +90,12 @@ def run(mesh, split, device_bytes):
     loop.TrainState(jnp.int32(0), trainable, tx.init(trainable), {}, rng), mesh
   )
   step = loop.make_train_step(
-    model, tx, normalize="half", augment="flip_crop", shards=mesh.shape["data"]
+    model,
+    tx,
+    problem=Classification(model.num_classes),
+    normalize="half",
+    augment="flip_crop",
+    shards=mesh.shape["data"],
   )
   records = []
   for epoch in range(2):
@@ -97,11 +103,14 @@ def run(mesh, split, device_bytes):
       state, record = step(state, frozen, batch)
       records.append(record)
   scores, _ = evaluation.evaluate(
-    evaluation.make_eval_step(evaluation.make_apply(model, "half")),
+    evaluation.make_eval_step(
+      evaluation.make_apply(model, "half"), Classification(model.num_classes)
+    ),
     state.trainable,
     frozen,
     {},
     feed,
+    Classification(model.num_classes),
   )
   for name in records[0]:
     arrays[f"metrics/{name}"] = np.array([record[name] for record in records])

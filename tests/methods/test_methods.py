@@ -25,6 +25,7 @@ from vpt_jax.methods.pixel import Add, Below, Border, Pad, PrependPixel
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.model import Model
+from vpt_jax.problems import Classification
 from vpt_jax.training import loop as train
 from vpt_jax.training import optim
 from vpt_jax.utils import trees
@@ -252,7 +253,11 @@ def test_a_step_with_remat(kind, name):
   _, grads = gradients(model, variables, trainable, images_of(model))
   tx = optax.sgd(0.1)
   step = train.make_train_step(
-    model.clone(remat=True), tx, normalize="none", augment="none"
+    model.clone(remat=True),
+    tx,
+    problem=Classification(model.num_classes),
+    normalize="none",
+    augment="none",
   )
   copy = lambda flat: {path: jnp.array(leaf) for path, leaf in flat.items()}
   given = copy(frozen)
@@ -483,7 +488,13 @@ def test_a_step_constrains():
   )
   trainable, frozen = trees.split(variables["params"], r"(method|head)/.*")
   tx = optax.sgd(1.0)
-  step = train.make_train_step(model, tx, normalize="none", augment="none")
+  step = train.make_train_step(
+    model,
+    tx,
+    problem=Classification(model.num_classes),
+    normalize="none",
+    augment="none",
+  )
   state, _ = step(
     train.TrainState(
       jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.key(0)

@@ -26,7 +26,7 @@ from vpt_jax.methods.pgn_weights import load_generator
 from vpt_jax.methods.resnet import max_pool
 from vpt_jax.nn import layers
 from vpt_jax.nn.tokens import Spec
-from vpt_jax.problems import heads
+from vpt_jax.problems import Classification, heads
 from vpt_jax.serving import predictor
 from vpt_jax.training import evaluation
 from vpt_jax.training import loop as train
@@ -239,7 +239,13 @@ def test_a_step_gives_the_mask_to_batch_norm(tiny):
       {"batch_stats": jax.tree.map(jnp.array, variables["batch_stats"])},
       jax.random.PRNGKey(0),
     )
-    step = train.make_train_step(model, tx, normalize="none", augment="none")
+    step = train.make_train_step(
+      model,
+      tx,
+      problem=Classification(model.num_classes),
+      normalize="none",
+      augment="none",
+    )
     return step(
       state,
       frozen,

@@ -178,15 +178,6 @@ def test_find_takes_the_first_of_an_id(tmp_path):
   assert [one["top1"] for one in found] == [2.0]
 
 
-def test_confusion():
-  """By hand."""
-  got = records.confusion(
-    np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 0, 0, 2])
-  )
-  assert got == [[0, 0, 1], [0, 1, 1], [1, 1, 1], [2, 0, 2], [2, 2, 1]]
-  assert json.loads(json.dumps(got)) == got
-
-
 def test_the_schema_is_what_the_module_says(store):
   """Fields of made-up records, which tests of the report read, are named in
   the docstring, and survive the file."""

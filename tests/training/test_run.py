@@ -16,6 +16,7 @@ from vpt_jax import main
 from vpt_jax import model as models
 from vpt_jax.data import datasets
 from vpt_jax.distributed import processes
+from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
 from vpt_jax.training import metrics as logs
 from vpt_jax.utils import trees
@@ -214,7 +215,12 @@ def make_step(config, method="vapt", **kwargs):
     jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.PRNGKey(0)
   )
   step = loop.make_train_step(
-    model, tx, normalize="half", augment="none", **kwargs
+    model,
+    tx,
+    problem=Classification(model.num_classes),
+    normalize="half",
+    augment="none",
+    **kwargs,
   )
   return model, params, state, frozen, step
 

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vpt_jax import config as configs
+from vpt_jax import problems
 from vpt_jax.analysis import figures
 from vpt_jax.training import records as results
 from vpt_jax.utils import lookup, trees
 
 # Fields that are shares, and are drawn in percent.
 SHARES = ("data.train_share",)
-METRICS = {"top1": "top-1", "mean_per_class": "mean per class"}
 # Axes are logarithmic from this ratio of the largest to the smallest value on.
 WIDE = 16
 
@@ -138,7 +138,11 @@ def curve(workdirs: Sequence[str], field: str, to: Path) -> str:
   scale = 100 if field in SHARES else 1
   place = (lambda value: scale * value) if number else values.index
   metrics = sorted(
-    {METRICS[point.metric] for line in found.values() for point in line}
+    {
+      problems.titles()[point.metric]
+      for line in found.values()
+      for point in line
+    }
   )
   with figures.figure(to, 6.8, 4.2, common) as fig:
     axes = fig.subplots()
@@ -214,9 +218,9 @@ def condensed(
 ) -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
   """{(name, backbone, task, statistic): rows by share}.
 
-  A row has share, runs and, of as_is, tuned (top-1, percent) and gflops (10^9
-  floating point operations of an image, two for a multiply-add), the values of
-  all runs.
+  A row has share, runs and, of as_is, tuned (the first score of the records'
+  problem, percent) and gflops (10^9 floating point operations of an image, two
+  for a multiply-add), the values of all runs.
 
   Raises:
     ValueError: no record of a condensation.
@@ -230,8 +234,11 @@ def condensed(
         record["task"],
         record["statistic"],
       )
+      score = problems.of_record(record).scores[0].name
       for row in record["rows"]:
-        groups[key][row["share"]].append(row)
+        groups[key][row["share"]].append(
+          (row[f"{score}_as_is"], row[f"{score}_tuned"], 2 * row["gmacs"])
+        )
   if not groups:
     raise ValueError(
       f"{len(records)} records, none of a condensation; "
@@ -242,9 +249,9 @@ def condensed(
       {
         "share": share,
         "runs": len(rows),
-        "as_is": [row["top1_as_is"] for row in rows],
-        "tuned": [row["top1_tuned"] for row in rows],
-        "gflops": [2 * row["gmacs"] for row in rows],
+        "as_is": [as_is for as_is, _, _ in rows],
+        "tuned": [tuned for _, tuned, _ in rows],
+        "gflops": [gflops for _, _, gflops in rows],
       }
       for share, rows in sorted(of.items())
     ]
@@ -259,7 +266,14 @@ def condensation(workdirs: Sequence[str], to: Path) -> str:
     workdirs: of condensations.
     to: the PNG.
   """
-  found = condensed(results.find(workdirs))
+  records = results.find(workdirs)
+  found = condensed(records)
+  # Of one problem: there is one axis.
+  score = next(
+    problems.of_record(record).scores[0]
+    for record in records
+    if record["stage"] == "condense"
+  )
   labels, common = figures.apart(list(found))
   spread = lambda values: np.std(values, ddof=1) if len(values) > 1 else 0.0
   with figures.figure(to, 9.5, 4.0, f"Prompt condensation: {common}") as fig:
@@ -285,7 +299,7 @@ def condensation(workdirs: Sequence[str], to: Path) -> str:
         figures.marker(n) + "-",
         color=figures.colour(n),
       )
-    left.set(ylabel="test top-1, %", title="accuracy")
+    left.set(ylabel=f"test {score.title}, {score.unit}", title="accuracy")
     left.legend(loc="lower right")
     most = max(max(row["gflops"]) for rows in found.values() for row in rows)
     right.set(ylabel="GFLOPs of an image", title="cost", ylim=(0, 1.1 * most))
@@ -300,9 +314,9 @@ def condensation(workdirs: Sequence[str], to: Path) -> str:
       "statistic",
       "share",
       "runs",
-      "top1_as_is",
+      f"{score.name}_as_is",
       "std_as_is",
-      "top1_tuned",
+      f"{score.name}_tuned",
       "std_tuned",
       "gflops",
     ],

@@ -9,6 +9,7 @@ from vpt_jax import model as models
 from vpt_jax.analysis import figures, subject
 from vpt_jax.analysis.subject import Adapter, Images
 from vpt_jax.nn.tokens import Tokens
+from vpt_jax.problems import Problem
 from vpt_jax.utils import lookup
 
 COLUMNS = 7
@@ -35,6 +36,7 @@ def gradients(
   image: jax.Array,
   block: int,
   label: int | None,
+  problem: Problem,
 ) -> tuple[jax.Array, jax.Array, Tokens, Tokens]:
   """Gradient of a class's logit for the tokens that a block gives.
 
@@ -42,7 +44,8 @@ def gradients(
     model, variables: of an adapter.
     image: normalised, [B, H, W, 3].
     block: its index, not that of the last.
-    label: the class; None: the predicted one.
+    label: the class; None: the most probable one.
+    problem: that the adapter was trained for.
 
   Returns:
     (classes [B], logits [B, K], tokens [B, T, D], their gradients, likewise).
@@ -62,7 +65,10 @@ def gradients(
   logits, back, tokens = jax.vjp(
     forward, jnp.zeros(like.shape, like.dtype), has_aux=True
   )
-  classes = logits.argmax(-1) if label is None else jnp.full(len(logits), label)
+  if label is None:
+    classes = problem.top_class(logits)
+  else:
+    classes = jnp.full(len(logits), label)
   (gradient,) = back(
     jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
   )
@@ -104,7 +110,7 @@ def draw(
   Raises:
     ValueError: no such block or class, or too many images.
   """
-  model = adapter.model
+  model, problem = adapter.model, adapter.problem
   spec, number = model.backbone.spec, model.num_classes
   at = spec.depth + block if block < 0 else block
   if not 0 <= at < spec.depth - 1:
@@ -126,9 +132,9 @@ def draw(
 
   def explain(variables, image):
     classes, logits, tokens, gradient = gradients(
-      model, variables, image, at, chosen
+      model, variables, image, at, chosen, problem
     )
-    return (classes, jax.nn.softmax(logits), heat(tokens, gradient))
+    return classes, problem.probabilities(logits), heat(tokens, gradient)
 
   classes, probability, found = subject.run(adapter, explain, images.pixels)
   seen = subject.shown(adapter, images.pixels)
@@ -145,7 +151,9 @@ def draw(
       panel.set_axis_off()
     for n in range(len(images.names)):
       row, column = divmod(n, columns)
-      truth = "" if images.labels is None else f"\n{names[images.labels[n]]}"
+      truth = ""
+      if images.labels is not None:
+        truth = "\n" + problem.label_text(images.labels[n], names)
       figures.picture(
         axes[2 * row, column], seen[n], f"{images.names[n][-22:]}{truth}"
       )

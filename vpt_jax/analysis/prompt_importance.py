@@ -138,7 +138,7 @@ def maskable(model: models.Model, numbers: Sequence[int]) -> models.Model:
 def accuracies(
   adapter: Adapter, pixels: np.ndarray, labels: np.ndarray
 ) -> tuple[float, dict[int, float]]:
-  """Top-1, in percent, with all prompts, and {block: without its prompts}.
+  """The problem's first score with all prompts, and {block: without its}.
 
   Raises:
     ValueError: no block sees prompts.
@@ -155,16 +155,21 @@ def accuracies(
   masks[np.arange(1, len(masks)), blocks] = 0
   model = maskable(adapter.model, numbers)
 
-  def predictions(variables, image):
-    return jax.lax.map(
+  def outputs(variables, image):
+    of_masks = jax.lax.map(
       lambda mask: model.apply(
         {**variables, "mask": {"method": {"blocks": mask}}}, image
-      ).argmax(-1),
+      ),
       masks,
-    ).T
+    )
+    return jnp.swapaxes(of_masks, 0, 1)
 
-  hits = subject.run(adapter, predictions, pixels) == labels[:, None]
-  whole, *without = (100 * hits.mean(0)).tolist()
+  found = subject.run(adapter, outputs, pixels)
+  score = adapter.problem.scores[0].name
+  whole, *without = [
+    adapter.problem.measure_outputs(found[:, i], labels)[score]
+    for i in range(len(masks))
+  ]
   return whole, dict(zip(blocks, without))
 
 
@@ -179,11 +184,12 @@ def draw_layers(adapter: Adapter, count: int, to: Path) -> str:
   numbers = subject.prompts(adapter)
   images = subject.test(adapter, count, seed=0)
   whole, without = accuracies(adapter, images.pixels, images.labels)
+  score = adapter.problem.scores[0]
   with figures.figure(
     to,
     min(max(6.5, 0.45 * len(numbers)), figures.WIDEST),
     3.8,
-    "Accuracy when one block does not see its prompts\n"
+    f"{score.title} when one block does not see its prompts\n"
     f"{adapter.title}, {len(images.labels)} test images",
   ) as fig:
     axes = fig.subplots()
@@ -198,12 +204,12 @@ def draw_layers(adapter: Adapter, count: int, to: Path) -> str:
     axes.set_xticks(range(len(numbers)))
     axes.set(
       xlabel="block",
-      ylabel="change of top-1, points",
-      title=f"with all prompts: {whole:.1f} %",
+      ylabel=f"change of {score.title}, points",
+      title=f"with all prompts: {whole:.1f} {score.unit}",
     )
   figures.table(
     to,
-    ["block", "prompts", "top1", "change"],
+    ["block", "prompts", score.name, "change"],
     [
       ["", sum(numbers), whole, 0.0],
       *([i, numbers[i], value, value - whole] for i, value in without.items()),
@@ -211,6 +217,6 @@ def draw_layers(adapter: Adapter, count: int, to: Path) -> str:
   )
   worst = min(without, key=without.get)
   return (
-    f"top-1 {whole:.2f} % with all prompts, {without[worst]:.2f} % "
-    f"without those of block {worst}, which matter most"
+    f"{score.title} {whole:.2f} {score.unit} with all prompts, "
+    f"{without[worst]:.2f} {score.unit} without those of block {worst}, which matter most"
   )

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import model as models
+from vpt_jax import problems
 from vpt_jax.data import datasets
 from vpt_jax.data.cache import decoding
 from vpt_jax.data.transforms import views
@@ -49,6 +50,11 @@ class Adapter:
   model: models.Model
   variables: Variables
   config: ConfigDict
+
+  @property
+  def problem(self) -> problems.Problem:
+    """What it was trained for."""
+    return problems.from_config(self.config, self.model.num_classes)
 
   @property
   def key(self) -> tuple[str, str, str, str]:

@@ -16,6 +16,7 @@ from vpt_jax.bench import worker
 from vpt_jax.condensation import prompt_scores
 from vpt_jax.data.transforms import views
 from vpt_jax.nn import cost
+from vpt_jax.problems import Classification
 from vpt_jax.training import loop as train
 from vpt_jax.training import optim
 from vpt_jax.utils import lookup, trees
@@ -223,7 +224,11 @@ class Ours:
       "mask": jnp.ones(self.case["batch"]),
     }
     make = lambda model: train.make_train_step(
-      model, tx, normalize=NORMALIZE, augment="none"
+      model,
+      tx,
+      problem=Classification(model.num_classes),
+      normalize=NORMALIZE,
+      augment="none",
     )
     args = state, frozen, batch
     return self._compiled("train", make, args), *args

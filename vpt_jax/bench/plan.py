@@ -24,11 +24,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from vpt_jax import model as models
 from vpt_jax.bench import bench_tables, jax_side
 from vpt_jax.nn import cost
+from vpt_jax.problems import Classification
 from vpt_jax.utils import trees
 
 SHARE = 0.45  # of the peak that a step reaches: assumed
@@ -139,7 +139,7 @@ def _traced(depth: int, **options: Any) -> np.ndarray:
       train=True,
       rngs={"dropout": jax.random.key(0)},
     )
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+    return Classification(options["classes"]).loss(logits, label).mean()
 
   def of(count: int) -> np.ndarray:
     args = (

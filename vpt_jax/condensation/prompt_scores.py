@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from vpt_jax import model as models
+from vpt_jax.problems import Classification, Problem
 from vpt_jax.utils import lookup, trees
 
 # What each score of a prompt is. A mean over batches counts each batch as often
@@ -75,6 +75,7 @@ def scores(
   batches: Batches,
   statistics: Sequence[str] = tuple(STATISTICS),
   apply: Apply | None = None,
+  problem: Problem | None = None,
 ) -> dict[str, np.ndarray]:
   """Scores of all prompts, the higher the more they matter.
 
@@ -87,6 +88,7 @@ def scores(
       `pipeline.Feed`.
     statistics: names in `STATISTICS`.
     apply: (variables, image of a batch) -> logits; None: images are normalised.
+    problem: gives the loss; None: classification.
 
   Returns:
     {statistic: [L, P]}.
@@ -98,6 +100,7 @@ def scores(
   for name in statistics:
     lookup.choose(name, STATISTICS, "statistic")
   apply = apply or model.apply
+  problem = problem or Classification(model.num_classes)
   needed = tuple({_ABSOLUTE.get(name, name) for name in statistics})
 
   @jax.jit
@@ -106,7 +109,9 @@ def scores(
     image, label, weight = _parts(batch)
 
     def loss(prompts, mask):
-      return _loss(apply, _with(variables, prompts, mask), image, label, weight)
+      return _loss(
+        problem, apply, _with(variables, prompts, mask), image, label, weight
+      )
 
     g, dm = jax.grad(loss, argnums=(0, 1))(prompts, ones)
     each = lambda functions, g: {
@@ -120,6 +125,7 @@ def scores(
         _IMAGES,
         jax.grad(
           lambda prompts: _loss(
+            problem,
             apply,
             _with(variables, prompts, ones),
             image[None],
@@ -158,11 +164,12 @@ def leave_one_out(
   batches: Batches,
   apply: Apply | None = None,
   chunk: int = 8,
+  problem: Problem | None = None,
 ) -> tuple[float, np.ndarray]:
   """The exact loss without each prompt: L P + 1 forward passes per batch.
 
   Args:
-    model, variables, batches, apply: see `scores`.
+    model, variables, batches, apply, problem: see `scores`.
     chunk: how many models run at a time.
 
   Returns:
@@ -170,6 +177,7 @@ def leave_one_out(
   """
   check(model)
   apply = apply or model.apply
+  problem = problem or Classification(model.num_classes)
   sets, each = shape(variables)
   number = sets * each
   masks = np.ones((number + 1, number), np.float32)
@@ -179,7 +187,7 @@ def leave_one_out(
   def step(variables, batch, masks):
     image, label, weight = _parts(batch)
     of = lambda mask: _loss(
-      apply, _with(variables, {}, mask), image, label, weight
+      problem, apply, _with(variables, {}, mask), image, label, weight
     )
     return jax.lax.map(of, masks, batch_size=chunk), weight.sum()
 
@@ -337,14 +345,13 @@ def _parts(batch: dict[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _loss(
+  problem: Problem,
   apply: Apply,
   variables: dict[str, Any],
   image: jax.Array,
   label: jax.Array,
   weight: jax.Array,
 ) -> jax.Array:
-  """Mean cross entropy of the images that count."""
-  loss = optax.softmax_cross_entropy_with_integer_labels(
-    apply(variables, image), label
-  )
+  """Mean loss of the images that count."""
+  loss = problem.loss(apply(variables, image), label)
   return (loss * weight).sum() / weight.sum()

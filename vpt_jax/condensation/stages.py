@@ -25,6 +25,7 @@ import numpy as np
 
 from vpt_jax import config as configs
 from vpt_jax import model as models
+from vpt_jax import problems
 from vpt_jax.condensation import prompt_scores
 from vpt_jax.data import datasets, pipeline
 from vpt_jax.data.transforms import views
@@ -105,6 +106,7 @@ def run(
     name: whole[name]
     for name in ("task", "split", "method", "backbone", "device")
   }
+  result["problem"] = problems.of_record(whole).name
   result["statistic"] = section.statistic
   if section.oracle_images:
     log(f"exact removal of each prompt, {section.oracle_images} images")
@@ -171,7 +173,11 @@ def score(config: ConfigDict, saved: Arrays, split: datasets.Split) -> Arrays:
   """All statistics of the full run's prompts on a split, see `scores.scores`."""
   model, variables, apply = _restored(config, saved, split.num_classes)
   return prompt_scores.scores(
-    model, variables, _batches(config, split), apply=apply
+    model,
+    variables,
+    _batches(config, split),
+    apply=apply,
+    problem=problems.from_config(config, split.num_classes),
   )
 
 
@@ -188,12 +194,13 @@ def oracle(
     split, images=split.images[order], labels=split.labels[order]
   )
   model, variables, apply = _restored(config, saved, split.num_classes)
+  problem = problems.from_config(config, split.num_classes)
   loss, without = prompt_scores.leave_one_out(
-    model, variables, _batches(config, part), apply
+    model, variables, _batches(config, part), apply, problem=problem
   )
   return {
     **prompt_scores.scores(
-      model, variables, _batches(config, part), apply=apply
+      model, variables, _batches(config, part), apply=apply, problem=problem
     ),
     "change": without - loss,
   }
@@ -235,17 +242,19 @@ def measure(
     tuned: and after.
 
   Returns:
-    share; prompts, all that are kept; per_set, how many in each block; top-1
-    before and after fine-tuning, percent; gmacs, 10^9 multiply-adds of an image
-    alone; milliseconds, median for a batch of `config.batch_size`.
+    share; prompts, all that are kept; per_set, how many in each block; the
+    problem's first score before and after fine-tuning (top1_as_is, top1_tuned
+    of classification); gmacs, 10^9 multiply-adds of an image alone;
+    milliseconds, median for a batch of `config.batch_size`.
   """
+  score = problems.from_config(config, split.num_classes).scores[0].name
   model = models.build(config, split.num_classes)
   return {
     "share": share,
     "prompts": int(mask.sum()),
     "per_set": mask.sum(1).tolist(),
-    "top1_as_is": as_is["top1"],
-    "top1_tuned": tuned["top1"],
+    f"{score}_as_is": as_is[score],
+    f"{score}_tuned": tuned[score],
     "gmacs": models.multiply_adds(model) / 1e9,
     "milliseconds": latency(config, model, split),
   }
@@ -282,16 +291,24 @@ def latency(
 
 def table(result: dict[str, Any]) -> str:
   """The result in a few lines."""
+  score = problems.of_record(result).scores[0]
   rows = [
-    ("share", "prompts", "top-1 as is", "fine-tuned", "GMACs/image", "ms/batch")
+    (
+      "share",
+      "prompts",
+      f"{score.title} as is",
+      "fine-tuned",
+      "GMACs/image",
+      "ms/batch",
+    )
   ]
   for row in result["rows"]:
     rows.append(
       (
         f"{100 * row['share']:g} %",
         f"{row['prompts']}",
-        f"{row['top1_as_is']:.2f}",
-        f"{row['top1_tuned']:.2f}",
+        f"{row[f'{score.name}_as_is']:.2f}",
+        f"{row[f'{score.name}_tuned']:.2f}",
         f"{row['gmacs']:.4g}",
         f"{row['milliseconds']:.1f}",
       )

@@ -1,20 +1,59 @@
 """Problems: what is learned, and how it is scored. See README.md."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from vpt_jax.problems.classification import Classification
 from vpt_jax.problems.problem import Problem, Score
 from vpt_jax.utils import lookup
 
-__all__ = ["PROBLEMS", "Problem", "Score", "build"]
+__all__ = [
+  "PROBLEMS",
+  "Classification",
+  "Problem",
+  "Score",
+  "build",
+  "from_config",
+  "get",
+  "of_record",
+  "titles",
+]
 
 PROBLEMS: dict[str, type[Problem]] = {
   "classification": Classification,
 }
+# Runs of versions that knew no other one do not name it.
+DEFAULT = "classification"
 
 
-def build(name: str, num_classes: int) -> Problem:
-  """Returns the problem that `config.problem` names.
+def get(name: str) -> type[Problem]:
+  """Returns the class of the problem that `config.problem` names.
 
   Raises:
     ValueError: unknown name, with the nearest known one.
   """
-  return PROBLEMS[lookup.choose(name, PROBLEMS, "problem")](num_classes)
+  return PROBLEMS[lookup.choose(name, PROBLEMS, "problem")]
+
+
+def build(name: str, num_classes: int) -> Problem:
+  """Returns the problem that `config.problem` names, see `get`."""
+  return get(name)(num_classes)
+
+
+def from_config(config: Mapping[str, Any], num_classes: int) -> Problem:
+  """Returns the problem of a run's config, which an old one does not name."""
+  return build(config.get("problem", DEFAULT), num_classes)
+
+
+def of_record(record: Mapping[str, Any]) -> type[Problem]:
+  """Returns the problem of a run's record, which an old one does not name."""
+  return get(record.get("problem", DEFAULT))
+
+
+def titles() -> dict[str, str]:
+  """Returns {name: title} of the scores of all problems."""
+  return {
+    score.name: score.title
+    for problem in PROBLEMS.values()
+    for score in problem.scores
+  }

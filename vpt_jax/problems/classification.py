@@ -1,5 +1,6 @@
 """Classification: one class an image, softmax cross entropy."""
 
+from collections.abc import Sequence
 import csv
 import io
 from typing import Any
@@ -25,6 +26,7 @@ class Classification(Problem):
     Score("mean_per_class", "mean per class"),
   )
   training_score = Score("train_top1", "training top-1")
+  training_sum_names = ("hits",)
 
   def check_labels(self, labels: np.ndarray, origin: str) -> None:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -84,6 +86,10 @@ class Classification(Problem):
       "top1": float(100 * top1),
       "mean_per_class": float(100 * recall.mean()),
     }
+
+  def label_text(self, label: Any, class_names: Sequence[str]) -> str:
+    """Returns the name of the class."""
+    return class_names[label]
 
   def write_predictions(
     self,

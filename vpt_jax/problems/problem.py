@@ -6,7 +6,7 @@ and how predictions are written. Nothing outside this room computes a cross
 entropy, counts hits or knows that a label is one integer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar
 
@@ -42,6 +42,7 @@ class Problem:
     scores: all that it reports, the larger the better; searches maximise the
       first one unless the task's papers report another one.
     training_score: the running score of training, of each epoch.
+    training_sum_names: the keys of `training_sums`.
     multi_label: labels are rows [K] of zeros and ones, not one integer.
   """
 
@@ -49,6 +50,7 @@ class Problem:
   name: ClassVar[str]
   scores: ClassVar[tuple[Score, ...]]
   training_score: ClassVar[Score]
+  training_sum_names: ClassVar[tuple[str, ...]]
   multi_label: ClassVar[bool] = False
 
   def check_labels(self, labels: np.ndarray, origin: str) -> None:
@@ -107,6 +109,10 @@ class Problem:
     """Returns what a predict function gives users: [B, K], float32."""
     raise NotImplementedError
 
+  def top_class(self, outputs: jax.Array) -> jax.Array:
+    """Returns the most probable class of every image, integers [B]."""
+    return outputs.argmax(-1)
+
   def measure(
     self, sums: Sums, predictions: Arrays, labels: np.ndarray
   ) -> dict[str, float]:
@@ -116,6 +122,29 @@ class Problem:
       sums: `evaluation_sums` of the whole split.
       predictions: of `predict`, [N, ...].
       labels: [N, ...].
+    """
+    raise NotImplementedError
+
+  def measure_outputs(
+    self, outputs: np.ndarray, labels: np.ndarray
+  ) -> dict[str, float]:
+    """Returns the `scores` of outputs that are all at hand.
+
+    Args:
+      outputs: what the head gives, [N, ...].
+      labels: [N, ...].
+    """
+    every = np.ones(len(labels), np.float32)
+    sums = self.evaluation_sums(outputs, labels, every)
+    sums, predictions = jax.device_get((sums, self.predict(outputs)))
+    return self.measure(sums, predictions, labels)
+
+  def label_text(self, label: Any, class_names: Sequence[str]) -> str:
+    """Returns the label of one image in words, for figures.
+
+    Args:
+      label: [...], one entry of the labels [N, ...].
+      class_names: K.
     """
     raise NotImplementedError
 

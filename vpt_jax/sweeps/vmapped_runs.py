@@ -35,7 +35,6 @@ from vpt_jax.training import (
 from vpt_jax.training import records as results
 from vpt_jax.utils import trees
 
-CURVE = ("loss", "train_top1", "lr")
 # Part of the free memory that runs may take together.
 FILL = 0.8
 
@@ -100,7 +99,7 @@ def run(
   step = jax.jit(
     jax.vmap(
       lambda trainable, frozen, collections, shared, batch: (
-        evaluation.eval_step(job.apply)(
+        evaluation.eval_step(job.apply, job.problem)(
           trainable, {**shared, **frozen}, collections, batch
         )
       ),
@@ -115,6 +114,7 @@ def run(
     group.shared,
     state.collections,
     job.test,
+    axis=1,
   )
   finite &= np.isfinite(total["loss"])
   seconds = (time.monotonic() - started) / len(members)
@@ -122,7 +122,8 @@ def run(
   for i, (config, cell) in enumerate(zip(members, cells)):
     mine = lambda values: jax.tree.map(lambda x: x[i], values)
     done = bool(finite[i])
-    lines = [dict(zip(CURVE, values)) for values in curve[:, i].T.tolist()]
+    names = jobs.curve_names(job.problem)
+    lines = [dict(zip(names, values)) for values in curve[:, i].T.tolist()]
     lines = (
       lines if done else [line for line in lines if np.isfinite(line["loss"])]
     )
@@ -277,12 +278,13 @@ class Group:
     """The epochs that are left, from the newest checkpoint on.
 
     Returns:
-      (final state, curve [3, G, epochs] with the rows `CURVE`, NaN from where
+      (final state, curve [3, G, epochs] with the rows `experiment.curve_names`, NaN from where
       a run diverged on, training images per second of all together).
     """
     config, per_epoch = self.members[0], len(self.job.train)
+    names = jobs.curve_names(self.job.problem)
     curve = np.full(
-      (len(CURVE), len(self.members), config.epochs), np.nan, np.float32
+      (len(names), len(self.members), config.epochs), np.nan, np.float32
     )
     state = self.state
     saved = checkpoints.Checkpoints(folder / "checkpoints", 1)
@@ -295,6 +297,7 @@ class Group:
       config.epochs,
       per_epoch,
       len(self.job.train.split) * len(self.members),
+      self.job.problem.training_score,
     )
     try:
       with processes.Notice().listening() as preempted:
@@ -340,18 +343,22 @@ class Group:
     loss = (columns["loss"] * images).sum(0) / images.sum(0)
     # The norm tells of an update that the next loss would show, if any came.
     loss = np.where(np.isfinite(columns["param_norm"]).all(0), loss, np.nan)
-    top1 = 100 * columns["hits"].sum(0) / images.sum(0)
+    problem = self.job.problem
+    sums = {name: columns[name].sum(0) for name in problem.training_sum_names}
+    score = problem.score_training(sums, images.sum(0))
     rates = np.asarray(self.hyper["rates"][:, epoch])
     alive = np.isfinite(loss)
     progress.epoch(
       epoch,
       {
         "loss": loss[alive].mean() if alive.any() else np.nan,
-        "train_top1": top1[alive].mean() if alive.any() else np.nan,
+        problem.training_score.name: (
+          score[alive].mean() if alive.any() else np.nan
+        ),
         "lr": rates.mean(),
       },
     )
-    return state, np.where(alive, np.stack([loss, top1, rates]), np.nan)
+    return state, np.where(alive, np.stack([loss, score, rates]), np.nan)
 
 
 def taken(job: jobs.Job, member: ConfigDict) -> int:

@@ -1,21 +1,19 @@
 """Evaluation of a model on a split."""
 
-from collections.abc import Callable
-import csv
+from collections.abc import Callable, Mapping
 import dataclasses
-import io
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 import numpy as np
-import optax
 
 from vpt_jax import model as models
 from vpt_jax.data.examples import Split
 from vpt_jax.data.pipeline import Feed
 from vpt_jax.data.transforms import views
 from vpt_jax.distributed import sharding
+from vpt_jax.problems import Problem
 from vpt_jax.utils import trees
 
 Apply = Callable[..., jax.Array]
@@ -34,32 +32,30 @@ def make_apply(model: models.Model, normalize: str) -> Apply:
   return apply
 
 
-def make_eval_step(apply: Apply, mesh: Mesh | None = None) -> Step:
+def make_eval_step(
+  apply: Apply, problem: Problem, mesh: Mesh | None = None
+) -> Step:
   """`eval_step`, jitted; on a mesh every device gets all that it tells."""
-  return jax.jit(eval_step(apply), out_shardings=mesh and sharding.whole(mesh))
+  return jax.jit(
+    eval_step(apply, problem), out_shardings=mesh and sharding.whole(mesh)
+  )
 
 
-def eval_step(apply: Apply) -> Step:
+def eval_step(apply: Apply, problem: Problem) -> Step:
   """`step(trainable, frozen, collections, batch)` -> (sums over the batch,
-  prediction and confidence of each image)."""
+  the problem's predictions of each image)."""
 
   def step(trainable, frozen, collections, batch):
-    logits = apply(
+    outputs = apply(
       {"params": trees.merge(trainable, frozen), **collections}, batch["image"]
     )
     label, mask = batch["label"], batch["mask"]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    classes = jax.nn.one_hot(label, logits.shape[-1]) * mask[:, None]
-    hit = logits.argmax(-1) == label
-    each = {
-      "prediction": logits.argmax(-1),
-      "confidence": jax.nn.softmax(logits).max(-1),
-    }
-    return {
+    loss = problem.loss(outputs, label)
+    sums = {
       "loss": (loss * mask).sum(),
-      "count": classes.sum(0),
-      "correct": (classes * hit[:, None]).sum(0),
-    }, each
+      **problem.evaluation_sums(outputs, label, mask),
+    }
+    return sums, problem.predict(outputs)
 
   return step
 
@@ -70,18 +66,18 @@ def evaluate(
   frozen: trees.Flat,
   collections: dict[str, Any],
   feed: Feed,
+  problem: Problem,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """Scores of the whole split, every image exactly once.
 
   Returns:
-    (scores, predictions), see `scores`; prediction [N] and its probability,
-    confidence [N].
+    (scores, predictions [N, ...]), see `scores`.
 
   Raises:
     ValueError: the loss is NaN or infinite.
   """
   total, predictions = collect(step, trainable, frozen, collections, feed)
-  return scores(total), predictions
+  return scores(problem, total, predictions, feed.split.labels), predictions
 
 
 def collect(
@@ -90,13 +86,18 @@ def collect(
   frozen: trees.Flat,
   collections: dict[str, Any],
   feed: Feed,
+  axis: int = 0,
 ) -> tuple[Sums, dict[str, np.ndarray]]:
-  """Sums over the whole split, every image exactly once, and what a step
-  tells of each image. Both may have leading axes [...] of many models.
+  """Sums over the whole split, every image exactly once, and the predictions.
+
+  Args:
+    step, trainable, frozen, collections: see `eval_step`.
+    feed: of the split.
+    axis: of the images in what the step predicts; axes before it are those of
+      many models.
 
   Returns:
-    ({loss [...], count [..., K], correct [..., K]}, {prediction [..., N],
-    confidence [..., N]}).
+    ({loss [...] and the problem's sums}, its predictions [..., N, ...]).
   """
   total, every = None, []
   for batch in feed.batches(np.arange(len(feed.split))):
@@ -107,54 +108,35 @@ def collect(
     total = sums if total is None else jax.tree.map(np.add, total, sums)
   n = len(feed.split)
   return total, {
-    name: np.concatenate([each[name] for each in every], axis=-1)[..., :n]
+    name: np.concatenate([each[name] for each in every], axis).take(
+      np.arange(n), axis
+    )
     for name in every[0]
   }
 
 
-def scores(total: Sums) -> dict[str, float]:
-  """Scores of one model from its sums, see `collect`.
+def scores(
+  problem: Problem,
+  total: Sums,
+  predictions: Mapping[str, np.ndarray],
+  labels: np.ndarray,
+) -> dict[str, float]:
+  """Scores of one model from its sums and predictions, see `collect`.
 
   Returns:
-    top1 and mean_per_class (mean over the classes that occur of their recall)
-    in percent, loss (mean cross entropy), count (images).
+    The problem's scores, loss (mean over images), count (images).
 
   Raises:
     ValueError: the loss is NaN or infinite.
   """
-  seen = total["count"] > 0
-  recall = total["correct"][seen] / total["count"][seen]
-  n = total["count"].sum()
+  n = len(labels)
   if not np.isfinite(total["loss"]):
-    raise ValueError(f"loss of the {int(n)} test images is {total['loss'] / n}")
+    raise ValueError(f"loss of the {n} test images is {total['loss'] / n}")
   return {
-    "top1": float(100 * total["correct"].sum() / n),
-    "mean_per_class": float(100 * recall.mean()),
+    **problem.measure(total, predictions, labels),
     "loss": float(total["loss"] / n),
-    "count": int(n),
+    "count": n,
   }
-
-
-def predictions_csv(split: Split, predictions: dict[str, np.ndarray]) -> str:
-  """Lines `path,label,prediction,confidence`, with a header.
-
-  Images without a name are called by their index.
-  """
-  out = io.StringIO()
-  write = csv.writer(out, lineterminator="\n").writerow
-  write(("path", "label", "prediction", "confidence"))
-  for i, (label, prediction, confidence) in enumerate(
-    zip(split.labels, predictions["prediction"], predictions["confidence"])
-  ):
-    write(
-      (
-        split.names[i] if len(split.names) else i,
-        label,
-        prediction,
-        f"{confidence:.6f}",
-      )
-    )
-  return out.getvalue()
 
 
 def cache_features(

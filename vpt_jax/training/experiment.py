@@ -17,6 +17,7 @@ import optax
 
 from vpt_jax import config as configs
 from vpt_jax import model as models
+from vpt_jax import problems
 from vpt_jax.data import datasets, pipeline, tasks
 from vpt_jax.distributed import sharding
 from vpt_jax.training import checkpoints as checkpoint
@@ -126,7 +127,8 @@ class Job:
   Attributes:
     config: resolved.
     data: its splits.
-    model: classifier.
+    problem: what is learned.
+    model: backbone, method and head.
     mesh: of all devices.
     checkpoint: the backbone's, see `models.load_backbone`.
     start: on all devices.
@@ -137,6 +139,7 @@ class Job:
 
   config: ConfigDict
   data: Data
+  problem: problems.Problem
   model: models.Model
   mesh: Mesh
   checkpoint: Any
@@ -169,6 +172,7 @@ class Job:
     return train.train_step(
       model,
       tx,
+      problem=self.problem,
       normalize=data.normalize,
       augment=data.augment,
       min_scale=data.min_scale,
@@ -192,11 +196,9 @@ def build(
   """
   mesh = sharding.make_mesh(config.batch_size, config.shard.model)
   num_classes = data.train.num_classes
-  if data.test.labels.max() >= num_classes:
-    raise ValueError(
-      f"label {data.test.labels.max()} of the test images is out of range "
-      f"0..{num_classes - 1} of the training images"
-    )
+  problem = problems.from_config(config, num_classes)
+  problem.check_labels(data.train.labels, "training images")
+  problem.check_labels(data.test.labels, "test images")
   model = models.build(config, num_classes)
   loaded = models.load_backbone(model, config)
   first = start(config, model, loaded, data, saved)
@@ -240,7 +242,16 @@ def build(
       variables, feature, method=model.classify
     )
   return Job(
-    config, data, model, mesh, loaded, first, apply, *feeds, on_features
+    config,
+    data,
+    problem,
+    model,
+    mesh,
+    loaded,
+    first,
+    apply,
+    *feeds,
+    on_features,
   )
 
 
@@ -291,6 +302,7 @@ def facts(job: Job) -> dict[str, Any]:
   total = trained + trees.count(job.start.frozen)
   config, data = job.config, job.data
   return {
+    "problem": job.problem.name,
     "task": config.task,
     "split": config.data.test_split,
     "method": config.method,
@@ -340,6 +352,7 @@ def record(
     **{
       key: told[key]
       for key in (
+        "problem",
         "method",
         "task",
         "split",
@@ -359,23 +372,28 @@ def record(
     "config": configs.plain(config),
     "status": "diverged" if total is None else "done",
     "curve": {
-      name: [line[name] for line in curve]
-      for name in ("loss", "train_top1", "lr")
+      name: [line[name] for line in curve] for name in curve_names(job.problem)
     },
   }
   if total is None:
     return out
+  problem, labels = job.problem, job.data.test.labels
+  metric = problem.scores[0].name
+  if known and known.metric in [score.name for score in problem.scores]:
+    metric = known.metric
+  kept = problem.record(labels, predictions)
   return (
     out
-    | evaluation.scores(total)
-    | {
-      "metric": known.metric if known else "top1",
-      "classes": list(map(str, job.data.train.class_names)),
-      "confusion": None
-      if stage == "search"
-      else records.confusion(job.data.test.labels, predictions["prediction"]),
-    }
+    | evaluation.scores(problem, total, predictions, labels)
+    | {"metric": metric, "classes": list(map(str, job.data.train.class_names))}
+    | dict.fromkeys(kept)
+    | ({} if stage == "search" else kept)
   )
+
+
+def curve_names(problem: problems.Problem) -> tuple[str, str, str]:
+  """What a record's `curve` has of each epoch."""
+  return "loss", problem.training_score.name, "lr"
 
 
 def save(
@@ -406,7 +424,10 @@ def save(
       "versions": facts(job)["versions"],
     },
   )
-  files.write_atomic(
-    folder / "predictions.csv",
-    evaluation.predictions_csv(job.data.test, predictions).encode(),
+  test = job.data.test
+  # Images without a name are called by their index.
+  names = list(test.names) or [str(i) for i in range(len(test))]
+  text = job.problem.write_predictions(
+    names, test.labels, predictions, test.class_names
   )
+  files.write_atomic(folder / "predictions.csv", text.encode())

@@ -14,6 +14,7 @@ from vpt_jax import model as models
 from vpt_jax.data import pipeline
 from vpt_jax.data.transforms import views
 from vpt_jax.distributed import processes, shard_gradients
+from vpt_jax.problems import Problem
 from vpt_jax.training import checkpoints as checkpoint
 from vpt_jax.training import metrics as logs
 from vpt_jax.training import optim
@@ -22,8 +23,6 @@ from vpt_jax.utils import trees
 # Losses are looked at this many steps late: they are ready by then, so looking
 # costs nothing, and the host never runs further ahead of the device than this.
 LAG = 20
-# What a step tells.
-RECORDS = ("loss", "hits", "images", "grad_norm", "param_norm")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -56,6 +55,7 @@ def make_train_step(
   model: models.Model,
   tx: optax.GradientTransformation,
   *,
+  problem: Problem,
   normalize: str,
   augment: str,
   min_scale: float = 1.0,
@@ -67,6 +67,7 @@ def make_train_step(
     train_step(
       model,
       tx,
+      problem=problem,
       normalize=normalize,
       augment=augment,
       min_scale=min_scale,
@@ -81,6 +82,7 @@ def train_step(
   model: models.Model,
   tx: optax.GradientTransformation,
   *,
+  problem: Problem,
   normalize: str,
   augment: str,
   min_scale: float = 1.0,
@@ -94,6 +96,7 @@ def train_step(
   Args:
     model: classifier.
     tx: optimizer over the flat trainable tree.
+    problem: gives the loss and the sums of `training_score`.
     normalize: see `preprocess.prepare`.
     augment, min_scale: see `preprocess.train_view`.
     on_features: batches hold cached features [B, D] instead of images.
@@ -109,7 +112,7 @@ def train_step(
       **collections,
       "batch": {"mask": mask},
     }
-    logits, updated = model.apply(
+    outputs, updated = model.apply(
       variables,
       batch["image"],
       train=True,
@@ -117,11 +120,9 @@ def train_step(
       rngs={"dropout": rng},
       method=model.classify if on_features else None,
     )
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch["label"]
-    )
-    hits = (logits.argmax(-1) == batch["label"]) * mask
-    return (loss * mask).sum() / images, (hits.sum(), updated)
+    loss = problem.loss(outputs, batch["label"])
+    sums = problem.training_sums(outputs, batch["label"], mask)
+    return (loss * mask).sum() / images, (sums, updated)
 
   def constrained(trainable):
     nested = trees.unflatten(trainable)
@@ -141,14 +142,14 @@ def train_step(
           batch["image"], size, normalize, augment, augment_rng, min_scale
         ),
       }
-    (loss, (hits, collections)), grads = shard_gradients.value_and_grad(
+    (loss, (sums, collections)), grads = shard_gradients.value_and_grad(
       loss_of, shards
     )(state.trainable, batch, frozen, state.collections, images, dropout_rng)
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = constrained(optax.apply_updates(state.trainable, updates))
     metrics = {
       "loss": loss,
-      "hits": hits,
+      **sums,
       "images": images,
       "grad_norm": optax.tree.norm(grads),
       "param_norm": optax.tree.norm(trainable),
@@ -172,6 +173,7 @@ def fit(
   train: pipeline.Feed,
   step_fn: Callable[..., Any],
   rate: optim.Rate,
+  problem: Problem,
 ) -> tuple[TrainState, float | None]:
   """The epochs that are left, from the newest checkpoint on.
 
@@ -183,6 +185,7 @@ def fit(
     train: training images.
     step_fn: from `make_train_step`.
     rate: learning rate of a step.
+    problem: of the sums that `step_fn` gives.
 
   Returns:
     (final state, training images per second without compilation; None if
@@ -196,8 +199,15 @@ def fit(
   checkpoints = checkpoint.Checkpoints(
     workdir / "checkpoints", config.checkpoint.keep
   )
+  names = (
+    "loss",
+    *problem.training_sum_names,
+    "images",
+    "grad_norm",
+    "param_norm",
+  )
   # Of the steps of an epoch that is not over yet.
-  partial = {name: np.zeros(per_epoch, np.float32) for name in RECORDS}
+  partial = {name: np.zeros(per_epoch, np.float32) for name in names}
   start = done = 0
   if checkpoints.latest is not None:
     state, partial = checkpoints.restore((state, partial))
@@ -205,13 +215,15 @@ def fit(
     logs.log.info(
       "goes on after epoch %d%s", start, f" and {done} steps" if done else ""
     )
-  records = [{name: partial[name][i] for name in RECORDS} for i in range(done)]
+  records = [{name: partial[name][i] for name in names} for i in range(done)]
   metrics = logs.Metrics(workdir, start * per_epoch)
-  progress = logs.Progress(start, config.epochs, per_epoch, len(train.split))
+  progress = logs.Progress(
+    start, config.epochs, per_epoch, len(train.split), problem.training_score
+  )
 
   def save(step: int) -> None:
     for i, record in enumerate(jax.device_get(records)):
-      for name in RECORDS:
+      for name in names:
         partial[name][i] = record[name]
     checkpoints.save(step, (state, partial))
 
@@ -235,7 +247,7 @@ def fit(
           if len(records) < per_epoch and preempted(first + len(records)):
             save(first + len(records))
             raise processes.Preempted
-        values = summarise(jax.device_get(records), epoch, lr, workdir)
+        values = summarise(problem, jax.device_get(records), epoch, lr, workdir)
         progress.epoch(epoch, values)
         metrics.write(values, images_per_second=progress.images_per_second)
         done, records = 0, []
@@ -273,7 +285,11 @@ def check_finite(
 
 
 def summarise(
-  records: list[dict[str, np.ndarray]], epoch: int, lr: float, workdir: Path
+  problem: Problem,
+  records: list[dict[str, np.ndarray]],
+  epoch: int,
+  lr: float,
+  workdir: Path,
 ) -> dict[str, float]:
   """Means over an epoch's steps, each image counted once.
 
@@ -287,11 +303,13 @@ def summarise(
       check_finite(record[what], first + i, epoch, lr, workdir, what)
   column = lambda name: np.array([r[name] for r in records], np.float64)
   images = column("images")
+  sums = {name: column(name).sum() for name in problem.training_sum_names}
+  score = problem.score_training(sums, images.sum())
   return {
     "step": first + len(records),
     "epoch": epoch,
     "lr": lr,
     "loss": float((column("loss") * images).sum() / images.sum()),
-    "train_top1": float(100 * column("hits").sum() / images.sum()),
+    problem.training_score.name: float(score),
     "grad_norm": float(column("grad_norm").mean()),
   }

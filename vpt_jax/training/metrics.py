@@ -12,6 +12,8 @@ from typing import Any
 import tqdm
 from tqdm.contrib import logging as tqdm_logging
 
+from vpt_jax import problems
+from vpt_jax.problems import Score
 from vpt_jax.utils import files, trees
 
 log = logging.getLogger("vpt_jax")
@@ -97,8 +99,14 @@ def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
 class Progress:
   """A bar with loss, rate, images/s and time left on a terminal, else lines."""
 
-  def __init__(self, start: int, epochs: int, steps: int, images: int):
-    """`start` of `epochs` epochs are done; each has `steps` and `images`."""
+  def __init__(
+    self, start: int, epochs: int, steps: int, images: int, score: Score
+  ):
+    """`start` of `epochs` epochs are done; each has `steps` and `images`.
+
+    `score` is the problem's training score.
+    """
+    self._score = score
     self._epochs, self._images = epochs, images
     self._timed = -(images // steps)  # the first batch compiles
     self._clock = self._last_line = None
@@ -142,12 +150,12 @@ class Progress:
     if self._bar.disable and (due or epoch + 1 == self._epochs):
       self._last_line = now
       log.info(
-        "epoch %d/%d  loss %.4f  top-1 %.1f  lr %.4g  %.0f images/s  "
-        "%.0f s left",
+        "epoch %d/%d  loss %.4f  %s %.1f  lr %.4g  %.0f images/s  %.0f s left",
         epoch + 1,
         self._epochs,
         values["loss"],
-        values["train_top1"],
+        self._score.title,
+        values[self._score.name],
         values["lr"],
         self.images_per_second,
         left,
@@ -161,9 +169,12 @@ def result_text(result: dict[str, Any]) -> str:
   """The result of a run in a few lines."""
   percent = result["trainable_percent"]
   speed = result["images_per_second"]
+  scores = ", ".join(
+    f"{score.title} {result[score.name]:.2f} {score.unit}"
+    for score in problems.of_record(result).scores
+  )
   return (
-    f"{result['task']} {result['split']}: top-1 {result['top1']:.2f} %, mean "
-    f"per class {result['mean_per_class']:.2f} % ({result['count']} images)\n"
+    f"{result['task']} {result['split']}: {scores} ({result['count']} images)\n"
     f"{result['method']} on {result['backbone']['name']} (sha256 "
     f"{result['backbone']['sha256'][:8]}): {result['trainable_params']:,} "
     f"trainable parameters ({percent:.3f} %), {result['seconds']:.1f} s"

@@ -24,15 +24,21 @@ and unless its stage is condense
   trainable_params, total_params, train_images
   images_per_second   of training, of all runs of its group together, or null
   group        how many runs were trained together
-  curve        {loss, train_top1, lr}: of each epoch
+  problem      what is learned; records of old versions lack it, which are of
+               classification
+  curve        {loss, lr and the problem's training score, which is train_top1
+               of classification}: of each epoch
 
 and, if done, the scores on the `split`:
 
-  metric       top1 or mean_per_class: the one that the task's papers report
-  top1, mean_per_class   percent
-  loss, count  mean cross entropy, images
+  metric       name of the score that the task's papers report, or the problem's
+               first one
+  top1, mean_per_class   scores of classification, percent; other problems have
+               theirs
+  loss, count  mean loss, images
   classes      names, or [] if not known
-  confusion    [[label, prediction, images], ...], no zeros; null in searches
+  confusion    what the problem keeps of its predictions, null in searches. Of
+               classification [[label, prediction, images], ...], no zeros
 
 A record of stage condense has `statistic`, `rows` (share, prompts, per_set,
 top1_as_is, top1_tuned, gmacs, milliseconds; the first of all prompts) and, if
@@ -45,8 +51,6 @@ import json
 import os
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vpt_jax.utils import files
 
@@ -144,14 +148,3 @@ def _topmost(folder: Path) -> list[Path]:
       found.append(Path(parent) / FILE)
       folders.clear()  # what lies below are parts of that run
   return sorted(found)
-
-
-def confusion(labels: np.ndarray, predictions: np.ndarray) -> list[list[int]]:
-  """[[label, prediction, images], ...] of [N] labels and predictions."""
-  pairs, counts = np.unique(
-    np.stack([labels, predictions], 1), axis=0, return_counts=True
-  )
-  return [
-    [int(label), int(prediction), int(count)]
-    for (label, prediction), count in zip(pairs, counts)
-  ]
