@@ -35,6 +35,7 @@ from vpt_jax.methods.method import Method
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.nn.tokens import Tokens
+from vpt_jax.problems import Classification
 from vpt_jax.serving import predictor
 from vpt_jax.training import checkpoints
 from vpt_jax.training import records as results
@@ -380,7 +381,9 @@ def moved(model, variables, block, delta):
 def test_gradcam_by_finite_differences(backbone, block):
   model, variables = build(backbone, VPT(backbone.spec, P))
   gradients = lambda label: compiled(
-    lambda variables: gradcam.gradients(model, variables, IMAGES, block, label),
+    lambda variables: gradcam.gradients(
+      model, variables, IMAGES, block, label, Classification(model.num_classes)
+    ),
     variables,
   )
   logits_of = jax.jit(lambda delta: moved(model, variables, block, delta))
