@@ -196,8 +196,8 @@ def test_vapt_starts_with_zero_prompts():
   "kwargs,message",
   [
     (dict(kernel_size=9), "kernel_size=9 is larger"),
-    (dict(activation="tanh"), "activation='tanh'"),
-    (dict(projector="mine"), "projector='mine'"),
+    (dict(activation="tanh"), "unknown vapt.activation 'tanh'"),
+    (dict(projector="mine"), "unknown vapt.projector 'mine'"),
     (dict(static_layers=4), "static_layers=4"),
   ],
 )

@@ -771,7 +771,7 @@ def test_pixel_prompts_are_embedded_as_patches():
     (Gated(VIT.spec, num_tokens=0), "gated.num_tokens=0; expected at least 1"),
     (Gated(VIT.spec, temperature_init=20.0), "temperature_init=20.0, temp"),
     (Adapter(VIT.spec, reduction=25), "leaves no hidden unit.* width 24"),
-    (Adapter(VIT.spec, initial="zero"), "initial='zero'; expected one of near"),
+    (Adapter(VIT.spec, initial="zero"), "unknown adapter.initial .zero.; known: near"),
     (LoRA(VIT.spec, layers=("mlp",)), "layers=.*mlp.*; expected some of query"),
     (LoRA(VIT.spec, rank=0), "lora.rank=0"),
     (Add(VIT.spec, dropout=1.0), "add.dropout=1.0"),
@@ -779,7 +779,7 @@ def test_pixel_prompts_are_embedded_as_patches():
     (Border(VIT.spec, 4), "border.width=4 .* expected 1 to 3, or 0"),
     (Below(VIT.spec, 0), "below.num_channels=0"),
     (Below(dataclasses.replace(VIT.spec, stem_norm=True)), "a norm; use"),
-    (PrependPixel(VIT.spec, variant="noise"), "variant='noise'; expected one"),
+    (PrependPixel(VIT.spec, variant="noise"), "unknown prepend_pixel.variant .noise."),
   ],
 )
 def test_options_that_do_not_fit(method, message):

@@ -1,4 +1,4 @@
-"""Gated Prompt Tuning (Yoo et al., ICML 2023): each block's gate decides.
+"""Defines Gated Prompt Tuning (Yoo et al., ICML 2023), a gate per block.
 
 Shallow prompts of self-supervised ViTs do best when they enter at a block that
 differs from task to task; gates learn which. A temperature per block shapes its
@@ -17,7 +17,7 @@ from vpt_jax.nn.layers import Dropout
 
 
 class Gated(Method):
-  """Shallow prompts with a gate after, and a temperature in, each block.
+  """Learns shallow prompts, a gate after and a temperature in each block.
 
     [x_i, Z~_i, E_i] = L_i([x_{i-1}, Z_{i-1}, E_{i-1}]; tau_i),   Z_0 = P
     Z_i = g_i Z~_i + (1 - g_i) Z_{i-1},   g_i = sigmoid(gate_logit_i)
@@ -42,7 +42,7 @@ class Gated(Method):
     dropout: rate of the prompts' dropout, per image.
   """
 
-  starts = ("gate_init",)
+  start_options = ("gate_init",)
 
   num_tokens: int = 10
   gates: bool = True
@@ -58,11 +58,35 @@ class Gated(Method):
   @property
   def gated(self) -> range:
     """Indices of the blocks that have a gate."""
-    return range((self.num_gates or self.spec.depth - 1) if self.gates else 0)
+    if not self.gates:
+      return range(0)
+    return range(self.num_gates or self.spec.depth - 1)
+
+  def check(self):
+    """Raises ValueError if the options do not fit each other."""
+    check_options(
+      self,
+      "gated",
+      at_least={"num_tokens": 1, "num_gates": 0},
+      rates=["dropout"],
+    )
+    if self.num_gates > self.spec.depth:
+      raise ValueError(
+        f"gated.num_gates={self.num_gates}, the backbone has "
+        f"{self.spec.depth} blocks"
+      )
+    low, high = self.temperature_min, self.temperature_max
+    if not 0 < low <= self.temperature_init <= high:
+      raise ValueError(
+        f"gated.temperature_init={self.temperature_init}, temperature_min="
+        f"{low}, temperature_max={high}; expected 0 < min <= init <= max"
+      )
 
   def setup(self):
+    """Makes the prompts, gates and temperatures."""
     self.check()
-    self.prompt = prompt_sets(self, range(1), self.num_tokens)[0]
+    prompted = range(1)  # the first block alone
+    self.prompt = prompt_sets(self, prompted, self.num_tokens)[0]
     self.prompt_dropout = Dropout(self.dropout)
     if self.gated:
       self.gate_logit = self.param(
@@ -77,51 +101,31 @@ class Gated(Method):
         (self.spec.depth,),
       )
 
-  def check(self):
-    """Raises ValueError if the options do not fit each other."""
-    check_options(
-      "gated",
-      {"num_tokens": (self.num_tokens, 1), "num_gates": (self.num_gates, 0)},
-      {"dropout": self.dropout},
-    )
-    if self.num_gates > self.spec.depth:
-      raise ValueError(
-        f"gated.num_gates={self.num_gates}, the backbone has "
-        f"{self.spec.depth} blocks"
-      )
-    if not (
-      0 < self.temperature_min <= self.temperature_init <= self.temperature_max
-    ):
-      raise ValueError(
-        f"gated.temperature_init={self.temperature_init}, temperature_min="
-        f"{self.temperature_min}, temperature_max={self.temperature_max}; "
-        "expected 0 < min <= init <= max"
-      )
-
   def prompts(self, image, tokens, *, train):
+    """Returns the prompts P, which are carried through all blocks."""
     return per_image(self.prompt, len(tokens.x), self.prompt_dropout, train)
 
   def temperature(self, i):
+    """Returns tau_i, within its range."""
     if not self.learn_temperature:
       return self.temperature_init
     # The published code clamps outside of autograd: the value is clipped, the
     # gradient is not.
     tau = self.tau[i]
-    return jax.lax.stop_gradient(self._clip(tau)) + (
-      tau - jax.lax.stop_gradient(tau)
-    )
+    clipped = jax.lax.stop_gradient(self._clip(tau))
+    return clipped + _zero_with_gradient_of(tau)
 
   def after(self, i, tokens_in, tokens_out, *, train):
+    """Mixes the prompts that leave block i with those that entered it."""
     # The last block may have left the prompts out, as nothing reads them.
     if i not in self.gated or not tokens_out.num_prompt:
       return tokens_out
     g = self._gate(i, len(tokens_out.x), train)
-    return tokens_out.with_prompt(
-      g * tokens_out.prompt + (1 - g) * tokens_in.prompt
-    )
+    mixed = g * tokens_out.prompt + (1 - g) * tokens_in.prompt
+    return tokens_out.with_prompt(mixed)
 
   def _gate(self, i: int, batch: int, train: bool) -> jax.Array:
-    """g_i, or one of 0 and 1 for every image [B, 1, 1]."""
+    """Returns g_i; a hard one is 0 or 1, in training [B, 1, 1]."""
     logit = self.gate_logit[i]
     if not self.hard:
       return nn.sigmoid(logit)
@@ -131,7 +135,7 @@ class Gated(Method):
       jax.random.logistic, self.make_rng("dropout"), (batch, 1, 1)
     )
     soft = nn.sigmoid(logit + noise)
-    return jnp.round(soft) + (soft - jax.lax.stop_gradient(soft))
+    return jnp.round(soft) + _zero_with_gradient_of(soft)
 
   def _clip(self, tau: jax.Array) -> jax.Array:
     return jnp.clip(tau, self.temperature_min, self.temperature_max)
@@ -143,8 +147,13 @@ class Gated(Method):
     return {**params, "temperature": self._clip(params["temperature"])}
 
 
+def _zero_with_gradient_of(x: jax.Array) -> jax.Array:
+  """Returns zeros whose gradient is that of x ("straight through")."""
+  return x - jax.lax.stop_gradient(x)
+
+
 def log_weights(gate_logit: jax.Array) -> jax.Array:
-  """What the last gate lets through, as a mix of what all blocks gave.
+  """Returns how the last gate's prompts mix what all blocks gave.
 
     Z_L = w_0 P + sum_l w_l Z~_l,   w_l = g_l prod_{k > l} (1 - g_k),
     w_0 = prod_k (1 - g_k)
@@ -156,14 +165,14 @@ def log_weights(gate_logit: jax.Array) -> jax.Array:
     [1 + L] logarithms of w_0, ..., w_L, which sum to 1.
   """
   closed = jax.nn.log_sigmoid(-gate_logit)
-  later = jnp.cumsum(closed[::-1])[::-1]  # the sum over k >= l
-  return jnp.append(0.0, jax.nn.log_sigmoid(gate_logit)) + jnp.append(
-    later, 0.0
-  )
+  # log g_l, and 0 for P; then sum_{k > l} log(1 - g_k), for l = 0 ... L.
+  opened = jnp.append(0.0, jax.nn.log_sigmoid(gate_logit))
+  closed_later = jnp.append(jnp.cumsum(closed[::-1])[::-1], 0.0)
+  return opened + closed_later
 
 
 def selection_ratio(gate_logit: jax.Array) -> jax.Array:
-  """Each block's share of the prompts that enter the last one (figure 4).
+  """Returns each block's share of the prompts of the last one (figure 4).
 
     r_l = w_l / sum_k w_k over the gated blocks, without the initial prompts
 

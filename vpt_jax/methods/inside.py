@@ -1,34 +1,37 @@
-"""Baselines that live inside a block: adapters and LoRA."""
+"""Defines baselines that live inside a block: adapters and LoRA."""
 
 import flax.linen as nn
 import jax
 
+from vpt_jax.methods import torch_init
 from vpt_jax.methods.method import check_options, Method
+from vpt_jax.utils import lookup
 
-# The default of torch's linear layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-TORCH_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 ZEROS = nn.initializers.zeros
+# What W_down of an adapter starts from.
+DOWN_INITS = {"near_identity": torch_init.LINEAR_KERNEL, "published": ZEROS}
+# What LoRA may change.
+PROJECTIONS = ("query", "key", "value")
 
 
 class Bottleneck(nn.Module):
-  """W_up gelu(W_down x + b_down) + b_up, in the type of x."""
+  """Computes W_up gelu(W_down x + b_down) + b_up, in the type of x."""
 
   hidden: int
   down_init: nn.initializers.Initializer
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    hidden = nn.Dense(
+    """Returns an array of the shape of x, [..., D]."""
+    down = nn.Dense(
       self.hidden, dtype=x.dtype, kernel_init=self.down_init, name="down"
-    )(x)
-    hidden = nn.gelu(hidden, approximate=False)
-    return nn.Dense(x.shape[-1], dtype=x.dtype, kernel_init=ZEROS, name="up")(
-      hidden
     )
+    up = nn.Dense(x.shape[-1], dtype=x.dtype, kernel_init=ZEROS, name="up")
+    return up(nn.gelu(down(x), approximate=False))
 
 
 class Adapter(Method):
-  """Adapters (Houlsby et al. 2019; one per block as in Pfeiffer et al. 2021).
+  """Trains adapters (Houlsby et al. 2019; one per block: Pfeiffer et al. 2021).
 
     x + m + W_up gelu(W_down m + b_down) + b_up,   m = MLP(LayerNorm(x))
 
@@ -43,50 +46,57 @@ class Adapter(Method):
   reduction: int = 8
   initial: str = "near_identity"
 
-  def setup(self):
-    check_options("adapter", {"reduction": (self.reduction, 1)}, {})
-    inits = {"near_identity": TORCH_LINEAR, "published": ZEROS}
-    if self.initial not in inits:
-      raise ValueError(
-        f"adapter.initial={self.initial!r}; expected one of {', '.join(inits)}"
-      )
-    widths = self.spec.widths
-    if self.reduction > min(widths):
+  def check(self):
+    """Raises ValueError for unknown initial values or no hidden unit."""
+    check_options(self, "adapter", at_least={"reduction": 1})
+    lookup.choose(self.initial, DOWN_INITS, "adapter.initial")
+    narrowest = min(self.spec.widths)
+    if self.reduction > narrowest:
       raise ValueError(
         f"adapter.reduction={self.reduction} leaves no hidden unit, the "
-        f"narrowest block has width {min(widths)}"
+        f"narrowest block has width {narrowest}"
       )
+
+  def setup(self):
+    """Makes one adapter for each block."""
+    self.check()
+    down_init = DOWN_INITS[self.initial]
     self.adapter = {
-      str(i): Bottleneck(width // self.reduction, inits[self.initial])
-      for i, width in enumerate(widths)
+      str(i): Bottleneck(width // self.reduction, down_init)
+      for i, width in enumerate(self.spec.widths)
     }
 
   def inside(self, i, layer, x, out):
-    return out + self.adapter[str(i)](out) if layer == "mlp" else out
+    """Adds the adapter's change to what the MLP gives."""
+    if layer != "mlp":
+      return out
+    return out + self.adapter[str(i)](out)
 
 
 class LowRank(nn.Module):
-  """W_up W_down x in the type of x, W_up being zero at first."""
+  """Computes W_up W_down x in the type of x, W_up being zero at first."""
 
   rank: int
   width: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    hidden = nn.Dense(
+    """Returns [..., width] for x [..., D]."""
+    down = nn.Dense(
       self.rank,
       use_bias=False,
       dtype=x.dtype,
-      kernel_init=TORCH_LINEAR,
+      kernel_init=torch_init.LINEAR_KERNEL,
       name="down",
-    )(x)
-    return nn.Dense(
+    )
+    up = nn.Dense(
       self.width, use_bias=False, dtype=x.dtype, kernel_init=ZEROS, name="up"
-    )(hidden)
+    )
+    return up(down(x))
 
 
 class LoRA(Method):
-  """Low-rank changes of attention (Hu et al. 2022, arXiv 2106.09685).
+  """Trains low-rank changes of attention (Hu et al. 2022, arXiv 2106.09685).
 
     W x + b + (alpha / r) W_up W_down x,   W_down [r, D], W_up [D, r]
 
@@ -102,20 +112,26 @@ class LoRA(Method):
   alpha: float = 8.0
   layers: tuple[str, ...] = ("query", "value")
 
-  def setup(self):
-    check_options("lora", {"rank": (self.rank, 1)}, {})
-    known = ("query", "key", "value")
-    if not self.layers or not set(self.layers) <= set(known):
+  def check(self):
+    """Raises ValueError for a rank or layers that cannot be used."""
+    check_options(self, "lora", at_least={"rank": 1})
+    if not self.layers or not set(self.layers) <= set(PROJECTIONS):
       raise ValueError(
-        f"lora.layers={self.layers!r}; expected some of {', '.join(known)}"
+        f"lora.layers={self.layers!r}; expected some of "
+        f"{', '.join(PROJECTIONS)}"
       )
-    self.lora = {
-      f"{layer}_{i}": LowRank(self.rank, width)
-      for i, width in enumerate(self.spec.widths)
-      for layer in self.layers
-    }
+
+  def setup(self):
+    """Makes one change for each of these layers of each block."""
+    self.check()
+    changes = {}
+    for i, width in enumerate(self.spec.widths):
+      for layer in self.layers:
+        changes[f"{layer}_{i}"] = LowRank(self.rank, width)
+    self.lora = changes
 
   def inside(self, i, layer, x, out):
+    """Adds the low-rank change to what a projection of attention gives."""
     if layer not in self.layers:
       return out
     change = self.lora[f"{layer}_{i}"](x)

@@ -1,6 +1,7 @@
-"""Prompt Generation Networks (Loedeman et al., BMVC 2024, arXiv 2210.06466).
+"""Defines Prompt Generation Networks (Loedeman et al., BMVC 2024).
 
-A small network reads the image and mixes its prompts from a learned library.
+A small network reads the image and mixes its prompts from a learned library:
+arXiv 2210.06466.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,14 +24,16 @@ NETWORKS = ("resnet10", "resnet18")
 
 
 def resize(image: jax.Array, resolution: int) -> jax.Array:
-  """Images [B, H, W, 3] with their smaller side at `resolution` (0: as is).
+  """Returns images [B, H, W, 3] with their smaller side at `resolution`.
 
-  Bilinear without antialiasing, as published.
+  Bilinear without antialiasing, as published. Resolution 0: as they are.
   """
-  sides = image.shape[1:3]
-  if resolution in (0, min(sides)):
+  height, width = image.shape[1:3]
+  smaller = min(height, width)
+  if resolution in (0, smaller):
     return image
-  height, width = (side * resolution // min(sides) for side in sides)
+  height = height * resolution // smaller
+  width = width * resolution // smaller
   return jax.image.resize(
     image,
     (len(image), height, width, image.shape[-1]),
@@ -40,7 +43,7 @@ def resize(image: jax.Array, resolution: int) -> jax.Array:
 
 
 class PGN(Method):
-  """Prompts as mixtures of a library's vectors, carried through all blocks.
+  """Mixes prompts of a library's vectors; they are carried through all blocks.
 
     P_t = sum_m act(g(x))_{t,m} V_m,   g(x) in R^{T x M},  V in R^{M x D}
 
@@ -69,55 +72,60 @@ class PGN(Method):
   resolution: int = 0
   weights: str = ""
 
-  def setup(self):
+  def check(self):
+    """Raises ValueError for sizes that are too small and unknown names."""
     check_options(
+      self,
       "pgn",
-      {
-        "num_tokens": (self.num_tokens, 1),
-        "library": (self.library, 1),
-        "initial_channels": (self.initial_channels, 1),
-        "groups": (self.groups, 1),
-        "resolution": (self.resolution, 0),
-        "blocks_per_group": (self.blocks_per_group, 1),
+      at_least={
+        "num_tokens": 1,
+        "library": 1,
+        "initial_channels": 1,
+        "groups": 1,
+        "blocks_per_group": 1,
+        "resolution": 0,
       },
-      {},
     )
     lookup.choose(self.act, ACTS, "pgn.act")
     lookup.choose(self.network, NETWORKS, "pgn.network")
+
+  def setup(self):
+    """Makes the library V and the generator g."""
+    self.check()
     self.vectors = self.param(
       "library",
       nn.initializers.normal(0.02),
       (self.library, self.spec.widths[0]),
     )
     features = self.num_tokens * self.library
-    self.generator = (
-      resnet18(features)
-      if self.network == "resnet18"
-      else ResNet(
+    if self.network == "resnet18":
+      self.generator = resnet18(features)
+    else:
+      self.generator = ResNet(
         features,
         self.initial_channels,
         self.groups,
         self.blocks_per_group,
         pool=self.init_max_pool,
       )
-    )
 
   def prompts(self, image, tokens, *, train):
+    """Returns the image's own prompts [B, T, D]."""
     logits = self.generator(resize(image, self.resolution), train)
     self.sow("intermediates", "generator_logits", logits)
-    mixture = ACTS[self.act](
-      logits.reshape(len(image), self.num_tokens, self.library)
-    )
+    shape = (len(image), self.num_tokens, self.library)
+    mixture = ACTS[self.act](logits.reshape(shape))
     prompts = jnp.einsum("btm,md->btd", mixture, self.vectors)
     self.sow("intermediates", "prompts", prompts)
     return prompts
 
   def pretrained(self, flat: Mapping[str, np.ndarray]):
+    """Reads the arrays of a published generator, see `load_generator`."""
     return pgn_weights.load_generator(flat)
 
 
 class IIP(Method):
-  """Input-independent prompts: PGN's baseline, the same for every image.
+  """Learns input-independent prompts, PGN's baseline.
 
   Attributes:
     num_tokens: T.
@@ -125,8 +133,13 @@ class IIP(Method):
 
   num_tokens: int = 16
 
+  def check(self):
+    """Raises ValueError for no prompt."""
+    check_options(self, "iip", at_least={"num_tokens": 1})
+
   def setup(self):
-    check_options("iip", {"num_tokens": (self.num_tokens, 1)}, {})
+    """Makes the prompts [1, T, D]."""
+    self.check()
     self.prompt = self.param(
       "prompt",
       nn.initializers.normal(0.02),
@@ -134,15 +147,17 @@ class IIP(Method):
     )
 
   def prompts(self, image, tokens, *, train):
+    """Returns the prompts, the same for every image."""
     return self.prompt
 
 
 class Inverted(Method):
-  """No parameters: patches of pixels that come with the images.
+  """Reads patches of pixels that come with the images; has no parameters.
 
   They are [B or 1, P, p, p, 3] in the variable `given/method/pixels`; see
-  `inversion.py`.
+  `vpt_jax/analysis/inversion.py`.
   """
 
   def patches(self, image):
+    """Returns the pixels that were given, or None."""
     return self.get_variable("given", "pixels")

@@ -1,6 +1,6 @@
-"""The released generators of Prompt Generation Networks, under our names."""
+"""Reads released generators of Prompt Generation Networks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import re
 
 import numpy as np
@@ -9,7 +9,8 @@ from vpt_jax.utils import trees
 
 _LIBRARY = "tl_vectors"
 
-# (module in the file, ours), regular expressions that match all of the name.
+# (module in the file, its path here): regular expressions that match all of the
+# name.
 _RULES = (
   (r"model\.(?:input_net\.0|conv1)", r"stem"),
   (r"model\.(?:input_net\.1|bn1)", r"stem_norm"),
@@ -27,12 +28,13 @@ _RULES = (
   (r"model\.blocks\.(\d+)\.downsample\.0", r"block_\1/shortcut"),
   (r"model\.blocks\.(\d+)\.downsample\.1", r"block_\1/shortcut_norm"),
 )
-# (leaf, number of axes) -> (ours, transform), of PyTorch's layouts.
+# (leaf, number of axes) -> (its name here, order of the axes), of PyTorch's
+# layouts.
 _PARAMS = {
-  ("weight", 4): ("kernel", lambda x: x.transpose(2, 3, 1, 0)),
-  ("weight", 2): ("kernel", np.transpose),
-  ("weight", 1): ("scale", lambda x: x),
-  ("bias", 1): ("bias", lambda x: x),
+  ("weight", 4): ("kernel", (2, 3, 1, 0)),
+  ("weight", 2): ("kernel", (1, 0)),
+  ("weight", 1): ("scale", (0,)),
+  ("bias", 1): ("bias", (0,)),
 }
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
@@ -40,7 +42,7 @@ _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 def load_generator(
   flat: Mapping[str, np.ndarray],
 ) -> tuple[trees.Flat, trees.Flat]:
-  """(parameters, batch statistics) of PGN from a published file.
+  """Returns (parameters, batch statistics) of PGN from a published file.
 
   Args:
     flat: name -> array of the file, in PyTorch's layouts. All names of the
@@ -54,40 +56,22 @@ def load_generator(
   Raises:
     ValueError: not one generator, or with parts that are not known.
   """
-  found = [
-    name.removesuffix(_LIBRARY)
-    for name in flat
-    if re.fullmatch(rf"(.*[./])?{_LIBRARY}", name)
-  ]
-  if len(found) != 1:
-    raise ValueError(
-      f"expected the weights of one prompt generation network, with one "
-      f"{_LIBRARY!r}; found {len(found)} among {', '.join(sorted(flat)[:4])}"
-      " ..."
-    )
-  params, statistics = {"library": flat[found[0] + _LIBRARY]}, {}
+  prefix = _prefix(flat)
+  params = {"library": flat[prefix + _LIBRARY]}
+  statistics = {}
   for name, array in flat.items():
-    short = name.removeprefix(found[0])
-    module, _, leaf = _counted(short).rpartition(".")
-    if (
-      short == _LIBRARY
-      or leaf == "num_batches_tracked"
-      or not name.startswith(found[0] + "model.")
-    ):
+    if not name.startswith(prefix + "model."):
       continue
-    ours = next(
-      (
-        match.expand(ours)
-        for pattern, ours in _RULES
-        if (match := re.fullmatch(pattern, module))
-      ),
-      "",
-    )
-    if ours and leaf in _STATISTICS:
-      statistics[f"generator/{ours}/{_STATISTICS[leaf]}"] = array
-    elif ours and (leaf, array.ndim) in _PARAMS:
-      to, transform = _PARAMS[leaf, array.ndim]
-      params[f"generator/{ours}/{to}"] = transform(array)
+    short = _with_counted_blocks(name.removeprefix(prefix))
+    module, _, leaf = short.rpartition(".")
+    if leaf == "num_batches_tracked":
+      continue
+    path = _path(module)
+    if path and leaf in _STATISTICS:
+      statistics[f"generator/{path}/{_STATISTICS[leaf]}"] = array
+    elif path and (leaf, array.ndim) in _PARAMS:
+      leaf_here, axes = _PARAMS[leaf, array.ndim]
+      params[f"generator/{path}/{leaf_here}"] = array.transpose(axes)
     else:
       raise ValueError(
         f"{name!r} {array.shape} is no known part of a prompt "
@@ -96,10 +80,39 @@ def load_generator(
   return params, statistics
 
 
-def _counted(name: str) -> str:
-  """ResNet18's `model.layerG.B.` as `model.blocks.I.`."""
-  return re.sub(
-    r"^model\.layer(\d)\.(\d)\.",
-    lambda match: f"model.blocks.{2 * int(match[1]) - 2 + int(match[2])}.",
-    name,
-  )
+def _prefix(names: Iterable[str]) -> str:
+  """Returns what all names of the generator begin with.
+
+  Raises:
+    ValueError: there is no library of vectors among the names, or several.
+  """
+  libraries = [
+    name for name in names if re.fullmatch(rf"(.*[./])?{_LIBRARY}", name)
+  ]
+  if len(libraries) != 1:
+    raise ValueError(
+      f"expected the weights of one prompt generation network, with one "
+      f"{_LIBRARY!r}; found {len(libraries)} among "
+      f"{', '.join(sorted(names)[:4])} ..."
+    )
+  return libraries[0].removesuffix(_LIBRARY)
+
+
+def _path(module: str) -> str:
+  """Returns where a module of the file is below `generator/`; "": unknown."""
+  for pattern, path in _RULES:
+    match = re.fullmatch(pattern, module)
+    if match:
+      return match.expand(path)
+  return ""
+
+
+def _with_counted_blocks(name: str) -> str:
+  """Returns a name of ResNet18, `model.layerG.B.`, as `model.blocks.I.`."""
+
+  def counted(match: re.Match) -> str:
+    group = int(match[1])
+    number = int(match[2])
+    return f"model.blocks.{2 * (group - 1) + number}."
+
+  return re.sub(r"^model\.layer(\d)\.(\d)\.", counted, name)

@@ -1,4 +1,4 @@
-"""Prompts elsewhere: VPT's ablations (figure 5 of its paper), visual prompting.
+"""Defines prompts elsewhere: VPT's ablations (figure 5), visual prompting.
 
 Added to tokens (`Add`), around the image (`Pad`), below it as further channels
 (`Below`), before it as further patches (`PrependPixel`), on it (`Border`).
@@ -19,23 +19,26 @@ from vpt_jax.methods.method import (
   prompt_sets,
 )
 from vpt_jax.nn.layers import Conv, Dropout
+from vpt_jax.utils import lookup
 
 # Mean and std of the images that a learned image in [0, 1] is made comparable
 # with; as published these, whatever `data.normalize` says.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# What the pixels of `PrependPixel` start from.
+PIXEL_VARIANTS = ("plain", "gaussian", "imgnettransform")
 
 
 def unit_uniform(
   key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32
 ) -> jax.Array:
-  """U(0, 1)."""
+  """Draws from U(0, 1)."""
   return jax.random.uniform(key, shape, dtype)
 
 
 def normalised(image: jax.Array) -> jax.Array:
-  """(image - mean) / std of [..., 3] in [0, 1]."""
-  mean, std = map(jnp.array, IMAGENET)
-  return (image - mean) / std
+  """Returns (image - mean) / std of an image [..., 3] in [0, 1]."""
+  mean, std = IMAGENET
+  return (image - jnp.array(mean)) / jnp.array(std)
 
 
 def framed(
@@ -51,13 +54,17 @@ def framed(
   Returns:
     [B, H + 2 T, W + 2 T, 3].
   """
-  spread = lambda x: jnp.broadcast_to(x, (len(image), *x.shape))
-  (top, bottom), (left, right) = (
-    map(spread, top_bottom),
-    map(spread, left_right),
-  )
-  image = jnp.concatenate([left, image, right], axis=2)
-  return jnp.concatenate([top, image, bottom], axis=1)
+  batch = len(image)
+
+  def for_each_image(strip):
+    return jnp.broadcast_to(strip, (batch, *strip.shape))
+
+  left = for_each_image(left_right[0])
+  right = for_each_image(left_right[1])
+  top = for_each_image(top_bottom[0])
+  bottom = for_each_image(top_bottom[1])
+  rows = jnp.concatenate([left, image, right], axis=2)
+  return jnp.concatenate([top, rows, bottom], axis=1)
 
 
 class Add(Method):
@@ -72,26 +79,32 @@ class Add(Method):
       if `single`.
   """
 
-  needs_grid: ClassVar[bool] = True
+  needs_grid = True
 
   single: bool = False
   deep: bool = False
   dropout: float = 0.1
 
+  def check(self):
+    """Raises ValueError for a rate out of range."""
+    check_options(self, "add", rates=["dropout"])
+
   def setup(self):
-    check_options("add", {}, {"dropout": self.dropout})
-    spec, sets = self.spec, []
+    """Makes the prompts; within a stage all blocks have as many tokens."""
+    self.check()
+    spec = self.spec
     end = spec.depth if self.deep else 1
-    for stage in spec.stages:  # of as many tokens each
-      tokens = spec.num_cls + math.prod(spec.grids[stage.start])
-      mine = range(stage.start, min(stage.stop, end))
-      sets += prompt_sets(self, mine, 1 if self.single else tokens)[
-        stage.start : stage.stop
-      ]
-    self.prompt = sets
+    prompts = []
+    for stage in spec.stages:
+      num_tokens = spec.num_cls + math.prod(spec.grids[stage.start])
+      prompted = range(stage.start, min(stage.stop, end))
+      sets = prompt_sets(self, prompted, 1 if self.single else num_tokens)
+      prompts += sets[stage.start : stage.stop]
+    self.prompt = prompts
     self.prompt_dropout = Dropout(self.dropout)
 
   def before(self, i, tokens, *, train):
+    """Adds the prompts of block i."""
     if self.prompt[i] is None:
       return tokens
     prompt = per_image(
@@ -101,7 +114,7 @@ class Add(Method):
 
 
 class Pad(Method):
-  """A learned frame around a smaller image, as VPT prompts ConvNets.
+  """Learns a frame around a smaller image, as VPT prompts ConvNets.
 
   The frame is an image in [0, 1] that is normalised as ImageNet's are. Images
   are resized to what it leaves; to keep them at 224 x 224 as published, set
@@ -115,34 +128,43 @@ class Pad(Method):
 
   @property
   def input_size(self):
-    size = tuple(side - 2 * self.width for side in self.spec.image_size)
-    if self.width < 1 or min(size) < 1:
+    """(height, width) of what the frame leaves of the backbone's images."""
+    self.check()
+    height, width = self.spec.image_size
+    return height - 2 * self.width, width - 2 * self.width
+
+  def check(self):
+    """Raises ValueError for a frame that leaves no image."""
+    smaller = min(self.spec.image_size)
+    if not 1 <= self.width <= (smaller - 1) // 2:
       raise ValueError(
         f"pad.width={self.width} on each side of {self.spec.image_size} "
-        f"images; expected 1 to {(min(self.spec.image_size) - 1) // 2}"
+        f"images; expected 1 to {(smaller - 1) // 2}"
       )
-    return size
 
   def setup(self):
+    """Makes the frame's four sides."""
+    self.check()
     rows, _ = self.input_size
-    _, side = self.spec.image_size
+    _, columns = self.spec.image_size
     self.top_bottom = self.param(
-      "top_bottom", unit_uniform, (2, self.width, side, 3)
+      "top_bottom", unit_uniform, (2, self.width, columns, 3)
     )
     self.left_right = self.param(
       "left_right", unit_uniform, (2, rows, self.width, 3)
     )
 
   def image(self, image, *, train):
+    """Returns the images [B, H - 2 T, W - 2 T, 3] within the frame."""
     return framed(
       image, normalised(self.top_bottom), normalised(self.left_right)
     )
 
 
 class Border(Method):
-  """Visual prompting (Bahng et al. 2022, arXiv 2203.17274).
+  """Learns a frame on the image: visual prompting (Bahng et al. 2022).
 
-  A learned frame is added to the normalised image.
+  The frame is added to the normalised image (arXiv 2203.17274).
 
   Attributes:
     width: T pixels on each side; 0: 30 for images of 224, and so in proportion.
@@ -153,14 +175,28 @@ class Border(Method):
   width: int = 0
   init_std: float = 1.0
 
-  def setup(self):
-    rows, columns = self.spec.image_size
-    width = self.width or max(1, round(30 / 224 * min(rows, columns)))
-    if not 0 < 2 * width < min(rows, columns):
+  @property
+  def pixels(self) -> int:
+    """T."""
+    smaller = min(self.spec.image_size)
+    return self.width or max(1, round(30 / 224 * smaller))
+
+  def check(self):
+    """Raises ValueError for a frame that covers the image."""
+    smaller = min(self.spec.image_size)
+    if not 0 < 2 * self.pixels < smaller:
       raise ValueError(
-        f"border.width={self.width} on each side of {(rows, columns)} "
-        f"images; expected 1 to {(min(rows, columns) - 1) // 2}, or 0"
+        f"border.width={self.width} on each side of {self.spec.image_size} "
+        f"images; expected 1 to {(smaller - 1) // 2}, or 0"
       )
+    if self.init_std < 0:
+      raise ValueError(f"border.init_std={self.init_std}; expected at least 0")
+
+  def setup(self):
+    """Makes the frame's four sides."""
+    self.check()
+    rows, columns = self.spec.image_size
+    width = self.pixels
     init = nn.initializers.normal(self.init_std)
     self.top_bottom = self.param("top_bottom", init, (2, width, columns, 3))
     self.left_right = self.param(
@@ -168,17 +204,15 @@ class Border(Method):
     )
 
   def image(self, image, *, train):
-    inner = (
-      1,
-      self.left_right.shape[1],
-      image.shape[2] - 2 * self.left_right.shape[2],
-      3,
-    )
-    return image + framed(jnp.zeros(inner), self.top_bottom, self.left_right)
+    """Returns the images with the frame added, which is zero inside."""
+    rows, columns = self.spec.image_size
+    width = self.pixels
+    inside = jnp.zeros((1, rows - 2 * width, columns - 2 * width, 3))
+    return image + framed(inside, self.top_bottom, self.left_right)
 
 
 class Below(Method):
-  """A learned image of further channels, and an embedding trained with it.
+  """Learns an image of further channels, and an embedding trained with it.
 
     conv([image, C]) = conv_rgb(image) + conv_extra(C)
 
@@ -190,19 +224,25 @@ class Below(Method):
   """
 
   trainable: ClassVar[str] = r"(method|head)/.*|backbone/embedding/.*"
-  needs_grid: ClassVar[bool] = True
+  needs_grid = True
 
   num_channels: int = 1
 
-  def setup(self):
-    check_options("below", {"num_channels": (self.num_channels, 1)}, {})
-    spec = self.spec
-    if spec.stem_norm:
+  def check(self):
+    """Raises ValueError for no channel, or a backbone with a stem's norm."""
+    check_options(self, "below", at_least={"num_channels": 1})
+    if self.spec.stem_norm:
       raise ValueError(
         "method 'below' adds to the patch embedding, after which this "
         "backbone has a norm; use a plain ViT, or method 'add'"
       )
-    patch, init = (spec.patch_size,) * 2, prompt_init(spec, spec.widths[0])
+
+  def setup(self):
+    """Makes the channels C and their embedding."""
+    self.check()
+    spec = self.spec
+    patch = (spec.patch_size, spec.patch_size)
+    init = prompt_init(spec, spec.widths[0])
     self.channels = self.param(
       "channels", init, (1, *spec.image_size, self.num_channels)
     )
@@ -216,19 +256,17 @@ class Below(Method):
     )
 
   def before(self, i, tokens, *, train):
-    if i:
+    """Adds the embedded channels to the patches that enter the first block."""
+    if i > 0:
       return tokens
     extra = self.embedding(self.channels)
     extra = extra.reshape(1, -1, extra.shape[-1]).astype(tokens.x.dtype)
-    return tokens.replace(
-      x=jnp.concatenate(
-        [tokens.cls, tokens.prompt, tokens.patch + extra], axis=1
-      )
-    )
+    parts = [tokens.cls, tokens.prompt, tokens.patch + extra]
+    return tokens.replace(x=jnp.concatenate(parts, axis=1))
 
 
 class PrependPixel(Method):
-  """Prompts that are patches of pixels, embedded as the image's are.
+  """Learns prompts that are patches of pixels, embedded as the image's are.
 
   They get no position and no dropout, and are carried through all blocks.
 
@@ -242,25 +280,27 @@ class PrependPixel(Method):
   num_tokens: int = 10
   variant: str = "plain"
 
+  def check(self):
+    """Raises ValueError for no patch or an unknown variant."""
+    check_options(self, "prepend_pixel", at_least={"num_tokens": 1})
+    lookup.choose(self.variant, PIXEL_VARIANTS, "prepend_pixel.variant")
+
   def setup(self):
-    check_options("prepend_pixel", {"num_tokens": (self.num_tokens, 1)}, {})
+    """Makes the pixels [P, p, p, 3]."""
+    self.check()
     spec = self.spec
-    inits = {
-      "plain": prompt_init(spec, spec.widths[0]),
-      "gaussian": nn.initializers.normal(1.0),
-      "imgnettransform": unit_uniform,
-    }
-    if self.variant not in inits:
-      raise ValueError(
-        f"prepend_pixel.variant={self.variant!r}; expected one "
-        f"of {', '.join(inits)}"
-      )
-    self.pixels = self.param(
-      "pixels",
-      inits[self.variant],
-      (self.num_tokens, spec.patch_size, spec.patch_size, 3),
-    )
+    if self.variant == "plain":
+      init = prompt_init(spec, spec.widths[0])
+    elif self.variant == "gaussian":
+      init = nn.initializers.normal(1.0)
+    else:
+      init = unit_uniform
+    side = spec.patch_size
+    self.pixels = self.param("pixels", init, (self.num_tokens, side, side, 3))
 
   def patches(self, image):
+    """Returns the patches [1, P, p, p, 3], the same for every image."""
     pixels = self.pixels[None]
-    return normalised(pixels) if self.variant == "imgnettransform" else pixels
+    if self.variant == "imgnettransform":
+      return normalised(pixels)
+    return pixels

@@ -1,16 +1,14 @@
-"""Small residual networks that read an image, for methods that generate.
+"""Defines small residual networks that read an image and give numbers.
 
 He et al. 2016 (arXiv 1512.03385), in the two forms of the published prompt
 generators.
 """
 
-from collections.abc import Callable
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vpt_jax.methods import torch_init
 from vpt_jax.nn.layers import BatchNorm, Conv
 
 
@@ -19,28 +17,28 @@ def conv(
   size: int,
   stride: int,
   name: str,
-  bias: nn.initializers.Initializer | None = None,
+  bias_init: nn.initializers.Initializer | None = None,
 ) -> nn.Conv:
-  """A size x size convolution that halves the map at stride 2."""
-  # Explicit zeros on both sides: "SAME" would put them on one at stride 2.
-  options = {} if bias is None else {"bias_init": bias}
+  """Returns a size x size convolution that halves the map at stride 2.
+
+  Args:
+    width: channels of the output.
+    size: side of the kernel.
+    stride: 1 or 2.
+    name: of the layer.
+    bias_init: initial values of its bias; None: it has none.
+  """
+  options = {} if bias_init is None else {"bias_init": bias_init}
   return Conv(
     width,
     (size, size),
     strides=stride,
+    # Explicit zeros on both sides: "SAME" would put them on one at stride 2.
     padding=size // 2,
-    use_bias=bias is not None,
+    use_bias=bias_init is not None,
     name=name,
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     **options,
-  )
-
-
-def uniform(fan_in: int) -> nn.initializers.Initializer:
-  """U(-v, v) with v = 1 / sqrt(fan_in): torch's default, biases included."""
-  v = fan_in**-0.5
-  return lambda key, shape, dtype=None: jax.random.uniform(
-    key, shape, dtype or jnp.float32, -v, v
   )
 
 
@@ -66,7 +64,7 @@ def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
 
 
 class Block(nn.Module):
-  """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
+  """Computes relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)).
 
   The shortcut is a 1 x 1 convolution where the block subsamples, else nothing.
 
@@ -82,20 +80,26 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Returns [B, H / stride, W / stride, width] for x [B, H, W, C]."""
     y = conv(self.width, 3, self.stride, "conv_0")(x)
     y = nn.relu(BatchNorm(name="norm_0")(y, train))
     y = conv(self.width, 3, 1, "conv_1")(y)
     y = BatchNorm(name="norm_1")(y, train)
     if self.stride > 1:
-      bias = None if self.shortcut_norm else uniform(x.shape[-1])
-      x = conv(self.width, 1, self.stride, "shortcut", bias)(x)
-      if self.shortcut_norm:
-        x = BatchNorm(name="shortcut_norm")(x, train)
+      x = self._shortcut(x, train)
     return nn.relu(y + x)
+
+  def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
+    """Returns the input, subsampled and as wide as the output."""
+    if self.shortcut_norm:
+      x = conv(self.width, 1, self.stride, "shortcut")(x)
+      return BatchNorm(name="shortcut_norm")(x, train)
+    bias_init = torch_init.bias(x.shape[-1])
+    return conv(self.width, 1, self.stride, "shortcut", bias_init)(x)
 
 
 class ResNet(nn.Module):
-  """Images [B, H, W, 3] -> [B, features].
+  """Maps images [B, H, W, 3] to numbers [B, features].
 
   A first convolution of stride 2, groups of blocks each of which but the first
   halves the map, the mean over positions, a dense layer.
@@ -120,28 +124,35 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool) -> jax.Array:
+    """Returns [B, features] for images [B, H, W, 3]."""
     x = conv(self.width, self.stem, 2, "stem")(image)
     x = nn.relu(BatchNorm(name="stem_norm")(x, train))
     if self.pool:
       x = max_pool(x)
-    for g in range(self.groups):
-      for b in range(self.blocks):
-        x = Block(
-          self.width * 2**g,
-          2 if g and not b else 1,
-          self.shortcut_norm,
-          name=f"block_{g * self.blocks + b}",
-        )(x, train)
+    for group in range(self.groups):
+      width = self.width * 2**group
+      for number in range(self.blocks):
+        subsamples = group > 0 and number == 0
+        stride = 2 if subsamples else 1
+        name = f"block_{group * self.blocks + number}"
+        x = Block(width, stride, self.shortcut_norm, name=name)(x, train)
     x = x.mean(axis=(1, 2))
     return nn.Dense(
       self.features,
       name="out",
-      bias_init=uniform(x.shape[-1]),
-      kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+      kernel_init=torch_init.LINEAR_KERNEL,
+      bias_init=torch_init.bias(x.shape[-1]),
     )(x)
 
 
-# Torchvision's, with an output layer of another size.
-resnet18: Callable[[int], ResNet] = functools.partial(
-  ResNet, width=64, groups=4, blocks=2, stem=7, pool=True, shortcut_norm=True
-)
+def resnet18(features: int) -> ResNet:
+  """Returns torchvision's ResNet18 with an output layer of this size."""
+  return ResNet(
+    features,
+    width=64,
+    groups=4,
+    blocks=2,
+    stem=7,
+    pool=True,
+    shortcut_norm=True,
+  )

@@ -1,26 +1,45 @@
-"""Visual Adaptive Prompt Tuning: prompts as functions of the input.
+"""Defines Visual Adaptive Prompt Tuning: prompts as functions of the input.
 
 Named VAPT in its code; arXiv titles "Adaptive Prompt: Unlocking the Power of
 Visual Prompt Tuning" and "On the Expressiveness of Visual Prompt Experts".
 """
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vpt_jax.methods.method import check_options, Method, per_image, prompt_sets
+from vpt_jax.methods import torch_init
+from vpt_jax.methods.method import (
+  check_options,
+  Method,
+  per_image,
+  prompt_sets,
+  stage_of,
+)
 from vpt_jax.nn.layers import Dropout, LayerNorm
+from vpt_jax.utils import lookup
+
+
+def exact_gelu(x: jax.Array) -> jax.Array:
+  """Returns x Phi(x), with the normal distribution's function Phi."""
+  return nn.gelu(x, approximate=False)
+
+
+def identity(x: jax.Array) -> jax.Array:
+  """Returns x."""
+  return x
+
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "relu": nn.relu,
-  "gelu": lambda x: nn.gelu(x, approximate=False),
+  "gelu": exact_gelu,
   "sigmoid": nn.sigmoid,
   "attention": nn.softmax,  # the published name of softmax over the hidden
-  "identity": lambda x: x,
+  "identity": identity,
 }
+PROJECTORS = ("shared", "own", "none")
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
@@ -47,7 +66,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 
 
 class Projector(nn.Module):
-  """x + scale * W2 act(W1 x), without biases, on the width axis."""
+  """Computes x + scale * W_up act(W_down x), without biases."""
 
   hidden: int
   activation: str
@@ -56,23 +75,20 @@ class Projector(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    # The default of torch's linear layer: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-    init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    hidden = nn.Dense(
-      self.hidden, use_bias=False, kernel_init=init, name="down"
-    )(x)
-    hidden = ACTIVATIONS[self.activation](hidden)
+    """Returns an array of the shape of x, [B, P, D]."""
+    init = torch_init.LINEAR_KERNEL
+    down = nn.Dense(self.hidden, use_bias=False, kernel_init=init, name="down")
+    up = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init, name="up")
+    hidden = ACTIVATIONS[self.activation](down(x))
     hidden = Dropout(self.dropout)(hidden, deterministic=not train)
-    out = nn.Dense(x.shape[-1], use_bias=False, kernel_init=init, name="up")(
-      hidden
-    )
+    out = up(hidden)
     if self.learnable_scale:
       out = out * self.param("scale", nn.initializers.ones, (1,))
     return x + out
 
 
 class Generator(nn.Module):
-  """Patches on their grid -> prompts [B, P, D] (before the projector).
+  """Generates prompts [B, P, D] from patches, before the projector.
 
   X = LayerNorm(patches);  G_p = sum_n a_{p,n} (kernel * X)_n + b_p
   """
@@ -88,6 +104,7 @@ class Generator(nn.Module):
   def __call__(
     self, patch: jax.Array, grid: tuple[int, int], train: bool
   ) -> jax.Array:
+    """Returns prompts [B, P, D] for patches [B, N, D] on a grid of N."""
     batch, _, width = patch.shape
     # 1e-5, unlike the backbone's 1e-6: the default of the published code.
     x = LayerNorm(1e-5, name="norm")(patch)
@@ -98,7 +115,8 @@ class Generator(nn.Module):
         nn.initializers.normal(1.0),
         (self.kernel_size, self.kernel_size, channels),
       )
-      x = depthwise(x.reshape(batch, *grid, width), kernel, self.padding)
+      on_grid = x.reshape(batch, *grid, width)
+      x = depthwise(on_grid, kernel, self.padding)
       x = x.reshape(batch, -1, width)
       # Drops whole channels of an image, so the position axis is shared.
       x = Dropout(self.dropout, broadcast_dims=(1,))(x, deterministic=not train)
@@ -109,7 +127,7 @@ class Generator(nn.Module):
 
 
 class VAPT(Method):
-  """The first blocks get static prompts, the others generated ones.
+  """Gives the first blocks static prompts, the others generated ones.
 
   Attributes:
     num_tokens: P, prompts per block.
@@ -129,7 +147,7 @@ class VAPT(Method):
     dropout_mlp: in the projector, after the activation.
   """
 
-  needs_grid: ClassVar[bool] = True
+  needs_grid = True
 
   num_tokens: int = 10
   static_layers: int = 1
@@ -145,77 +163,74 @@ class VAPT(Method):
   dropout_channel: float = 0.1
   dropout_mlp: float = 0.1
 
-  def setup(self):
-    spec = self.spec
-    self.check()
-    self.prompt = prompt_sets(self, range(self.static_layers), self.num_tokens)
-    self.prompt_dropout = Dropout(self.dropout)
-    generated = range(self.static_layers, spec.depth)
-    self.generator = {
-      str(i): Generator(
-        self.num_tokens,
-        self.conv,
-        self.kernel_size,
-        self.padding,
-        self.per_channel,
-        self.dropout_channel,
-      )
-      for i in generated
-    }
-    if self.projector != "none":
-      self.project = {
-        name: Projector(
-          self.hidden, self.activation, self.dropout_mlp, self.learnable_scale
-        )
-        for name in dict.fromkeys(map(self._projector, generated))
-      }
-
-  def _projector(self, i: int) -> str:
-    """Name of block i's projector; a shared one is shared within a stage."""
-    stages = self.spec.stages
-    if self.projector == "own":
-      return str(i)
-    s = next(s for s, stage in enumerate(stages) if i in stage)
-    return "shared" if len(stages) == 1 else f"shared_{s}"
+  @property
+  def generated(self) -> range:
+    """Indices of the blocks that get generated prompts."""
+    return range(self.static_layers, self.spec.depth)
 
   def check(self):
     """Raises ValueError if the options do not fit each other."""
     check_options(
+      self,
       "vapt",
-      {
-        "num_tokens": (self.num_tokens, 1),
-        "hidden": (self.hidden, 1),
-        "kernel_size": (self.kernel_size, 1),
-        "padding": (self.padding, 0),
-      },
-      {
-        "dropout": self.dropout,
-        "dropout_channel": self.dropout_channel,
-        "dropout_mlp": self.dropout_mlp,
-      },
+      at_least={"num_tokens": 1, "hidden": 1, "kernel_size": 1, "padding": 0},
+      rates=["dropout", "dropout_channel", "dropout_mlp"],
     )
-    if self.projector not in ("shared", "own", "none"):
-      raise ValueError(
-        f"vapt.projector={self.projector!r}; expected 'shared', 'own' or 'none'"
-      )
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(
-        f"vapt.activation={self.activation!r}; expected one of "
-        f"{', '.join(ACTIVATIONS)}"
-      )
+    lookup.choose(self.projector, PROJECTORS, "vapt.projector")
+    lookup.choose(self.activation, ACTIVATIONS, "vapt.activation")
     if not 1 <= self.static_layers <= self.spec.depth:
       raise ValueError(
         f"vapt.static_layers={self.static_layers}, the backbone "
         f"has {self.spec.depth} blocks"
       )
-    grid = min(self.spec.grids[self.static_layers :], default=None)
-    if self.conv and grid and self.kernel_size > min(grid) + 2 * self.padding:
-      raise ValueError(
-        f"vapt.kernel_size={self.kernel_size} is larger than the padded grid "
-        f"{grid} of {self.spec.image_size} images"
-      )
+    if self.conv and self.generated:
+      grid = min(self.spec.grids[i] for i in self.generated)
+      if self.kernel_size > min(grid) + 2 * self.padding:
+        raise ValueError(
+          f"vapt.kernel_size={self.kernel_size} is larger than the padded "
+          f"grid {grid} of {self.spec.image_size} images"
+        )
+
+  def setup(self):
+    """Makes static prompts, a generator for each other block, projectors."""
+    self.check()
+    self.prompt = prompt_sets(self, range(self.static_layers), self.num_tokens)
+    self.prompt_dropout = Dropout(self.dropout)
+    self.generator = {str(i): self._make_generator() for i in self.generated}
+    if self.projector != "none":
+      projectors = {}
+      for i in self.generated:
+        name = self._projector_of(i)
+        if name not in projectors:
+          projectors[name] = self._make_projector()
+      self.project = projectors
+
+  def _make_generator(self) -> Generator:
+    return Generator(
+      self.num_tokens,
+      self.conv,
+      self.kernel_size,
+      self.padding,
+      self.per_channel,
+      self.dropout_channel,
+    )
+
+  def _make_projector(self) -> Projector:
+    return Projector(
+      self.hidden, self.activation, self.dropout_mlp, self.learnable_scale
+    )
+
+  def _projector_of(self, i: int) -> str:
+    """Returns the name of block i's projector."""
+    if self.projector == "own":
+      return str(i)
+    if len(self.spec.stages) == 1:
+      return "shared"
+    # A projector has the width of its blocks: one for each stage.
+    return f"shared_{stage_of(self.spec, i)}"
 
   def context(self, i, tokens, *, train):
+    """Returns the prompts of block i: static ones, or made of its patches."""
     if i < self.static_layers:
       return per_image(
         self.prompt[i], len(tokens.x), self.prompt_dropout, train
@@ -223,4 +238,5 @@ class VAPT(Method):
     prompt = self.generator[str(i)](tokens.patch, tokens.grid, train)
     if self.projector == "none":
       return prompt
-    return self.project[self._projector(i)](prompt, train)
+    projector = self.project[self._projector_of(i)]
+    return projector(prompt, train)

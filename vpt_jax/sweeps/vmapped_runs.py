@@ -44,7 +44,7 @@ def varying(config: ConfigDict) -> list[str]:
   dropout, and where the method's parameters start from."""
   section = config.get(config.method, ConfigDict())
   classes = len(config.head_groups) or 2
-  starts = models.build(config, classes).method.starts
+  starts = models.build(config, classes).method.start_options
   out = [
     "name",
     "optim.lr",
