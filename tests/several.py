@@ -51,5 +51,5 @@ def work(workdir: str, what: str, spec: str = "") -> int:
 
 
 if __name__ == "__main__":
-  processes.heed_sigterm()  # as main does
+  processes.exit_on_sigterm()  # as main does
   sys.exit(main.told(lambda: work(*sys.argv[1:])))

@@ -40,7 +40,7 @@ class Command(NamedTuple):
     path: the value of `--config`.
     workdir: "" if not given.
     shard: (i, n).
-    distributed: see `hosts.join`.
+    distributed: see `processes.join`.
   """
 
   config: ConfigDict

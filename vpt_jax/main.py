@@ -17,7 +17,7 @@ import numpy as np
 
 from vpt_jax import config as configs
 from vpt_jax.condensation import stages
-from vpt_jax.distributed import processes, sharding
+from vpt_jax.distributed import memory, processes, program_cache, sharding
 from vpt_jax.report import result_tables
 from vpt_jax.sweeps import protocol
 from vpt_jax.training import evaluation, loop, metrics, optim
@@ -59,7 +59,7 @@ def run(
     stack.enter_context(
       jax.default_matmul_precision(config.compute.matmul_precision)
     )
-    if processes.first():
+    if processes.is_primary():
       stack.enter_context(files.lock(workdir))
     else:  # what it writes is thrown away
       workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -67,9 +67,9 @@ def run(
     jobs.check_unchanged(workdir / "config.json", configs.plain(config))
     if data is not None:
       jobs.check_unchanged(workdir / "data.json", jobs.fingerprint(data))
-    if processes.agreed(np.bool_(finished.exists())):
+    if processes.broadcast_from_primary(np.bool_(finished.exists())):
       log.info("%s is finished; another --workdir runs it again", workdir)
-      return json.loads(finished.read_text()) if processes.first() else {}
+      return json.loads(finished.read_text()) if processes.is_primary() else {}
     data = data or jobs.load_data(config)
     if not staged:
       return _run(config, workdir, data, start or {})
@@ -120,7 +120,7 @@ def _run(
     jax.jit(
       job.step(job.model, tx),
       donate_argnums=0,
-      out_shardings=sharding.whole(job.mesh),
+      out_shardings=sharding.replicated(job.mesh),
     ),
     rate,
     job.problem,
@@ -186,7 +186,7 @@ def _main(command: configs.Command) -> int:
       "machine, with one --workdir on a shared disk or with --shard. The "
       "hosts of a TPU slice can't work alone: take slices of one host"
     )
-  if not processes.first():
+  if not processes.is_primary():
     log.setLevel(logging.WARNING)
   if config.task == "digits" and ":" not in path:
     log.info(EMBEDDED, config.backbone.name, path)
@@ -207,7 +207,7 @@ def _main(command: configs.Command) -> int:
     )
     return 0
   result = run(config, workdir)
-  if processes.first():
+  if processes.is_primary():
     text, names = (
       (stages.table(result), "condense.json and all runs")
       if "condense" in config
@@ -231,7 +231,7 @@ def told(work: Callable[[], int]) -> int:
     sys.stderr.write(f"error: {error}\n")
     return _end(1)
   except jax.errors.JaxRuntimeError as error:
-    if processes.out_of_memory(error):
+    if memory.is_out_of_memory(error):
       sys.stderr.write(f"error: {OUT_OF_MEMORY}\n{error}\n")
       return _end(1)
     if not jax.distributed.is_initialized():
@@ -262,6 +262,6 @@ def _end(status: int) -> int:
 
 if __name__ == "__main__":
   malloc.keep()
-  processes.cache_programs()
-  processes.heed_sigterm()
+  program_cache.enable()
+  processes.exit_on_sigterm()
   sys.exit(main(sys.argv))

@@ -19,7 +19,6 @@ import vpt_jax
 from vpt_jax import config as configs
 from vpt_jax.data import datasets, pipeline
 from vpt_jax.data.examples import Split, Strips
-from vpt_jax.distributed import sharding
 from vpt_jax.training import experiment
 
 SIDE = 6
@@ -103,62 +102,13 @@ def test_the_device_is_asked(monkeypatch):
   )
   memory = lambda limit, used: {"bytes_limit": limit, "bytes_in_use": used}
   assert pipeline.room(mesh(memory(100, 20), memory(100, 60))) == 20
-  monkeypatch.setattr("vpt_jax.distributed.sharding.free_memory", lambda: 40)
+  monkeypatch.setattr("vpt_jax.distributed.memory.free_host_bytes", lambda: 40)
   assert pipeline.room(mesh(None)) == 20
   monkeypatch.setattr(pipeline, "room", lambda mesh: 11)
   split = datasets.from_arrays(np.zeros((2, 2, 2, 3), np.uint8), [0, 1])
   assert not pipeline.Feed(split, 2, mesh_of()).resident
   monkeypatch.setattr(pipeline, "room", lambda mesh: 24)
   assert pipeline.Feed(split, 2, mesh_of()).resident
-
-
-@pytest.mark.parametrize(
-  "groups,limits,free",
-  [
-    ("", {}, 1000 * 1024),
-    # Version 2: the group's own limit, or one above it, less what is in use.
-    ("0::/a/b", {"a/b": ("memory.max", "500000", "anon", 200000)}, 300000),
-    (
-      "0::/a/b",
-      {
-        "a": ("memory.max", "400000", "anon", 100000),
-        "a/b": ("memory.max", "max", "anon", 7),
-      },
-      300000,
-    ),
-    # Version 1; of a container only the topmost group is seen.
-    (
-      "4:memory:/docker/x\n0::/",
-      {"memory": ("memory.limit_in_bytes", "90000", "total_rss", 50000)},
-      40000,
-    ),
-    (
-      "4:memory:/x",
-      {
-        "memory/x": (
-          "memory.limit_in_bytes",
-          "9223372036854771712",
-          "total_rss",
-          5,
-        )
-      },
-      1000 * 1024,
-    ),
-    ("0::/a", {"a": ("memory.max", "1", "anon", 5)}, 0),
-  ],
-)
-def test_limits_of_containers_count(groups, limits, free, tmp_path):
-  (tmp_path / "proc/self").mkdir(parents=True)
-  (tmp_path / "proc/meminfo").write_text(
-    "MemTotal:  2000 kB\nMemFree:  100 kB\nMemAvailable:  1000 kB\n"
-  )
-  (tmp_path / "proc/self/cgroup").write_text(groups)
-  for group, (limit, value, used, count) in limits.items():
-    folder = tmp_path / "sys/fs/cgroup" / group
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / limit).write_text(value + "\n")
-    (folder / "memory.stat").write_text(f"cache 99\n{used} {count}\n")
-  assert sharding.free_memory(tmp_path) == free
 
 
 def test_a_map_is_read_as_its_file(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests import conftest
-from vpt_jax.distributed import processes as hosts
+from vpt_jax.distributed import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 240
@@ -78,7 +78,7 @@ def close(ours, theirs, atol=1e-5):
     np.testing.assert_allclose(
       leaf, other[path], err_msg=path, rtol=atol, atol=atol
     )
-  for line, want in zip(metrics, others):
+  for line, want in zip(metrics, others, strict=True):
     np.testing.assert_allclose(line["loss"], want["loss"], rtol=1e-5)
 
 
@@ -256,15 +256,15 @@ def test_a_process_that_is_lost_ends_the_others(processes, lost, tmp_path):
       or "heartbeat" in err.lower()
       or ("coordination service" in err.lower())
     ), err
-  assert time.monotonic() - start_of_end < 3 * hosts.LOST
+  assert time.monotonic() - start_of_end < 3 * processes.HEARTBEAT_SECONDS
   killed.communicate()
   ended([start(tmp_path / "lost", LONG)])  # and it goes on
 
 
 @pytest.mark.parametrize("spec", ["here", "localhost:1,2", "localhost:1,2,2"])
 def test_addresses_that_cannot_be(spec):
-  with pytest.raises(ValueError, match="expected 'auto'.*HOST:PORT,N,I"):
-    hosts.join(spec)
+  with pytest.raises(ValueError, match=r"expected 'auto'.*HOST:PORT,N,I"):
+    processes.join(spec)
 
 
 def collectives(text):
@@ -300,7 +300,8 @@ for depth, make in (
     (1, lambda spec: VPT(spec, 8, deep=False, dropout=0.)),
     (3, lambda spec: VPT(spec, 8, deep=False, dropout=0.)),
     (3, lambda spec: VPT(spec, 8, dropout=0.)), (3, lambda spec: VPT(spec, 8)),
-    (3, lambda spec: VPT(spec, 8, shared=True, dropout=0.)), (3, lambda spec: VAPT(spec, 8)),
+    (3, lambda spec: VPT(spec, 8, shared=True, dropout=0.)),
+    (3, lambda spec: VAPT(spec, 8)),
     (3, lambda spec: Below(spec, 2))):
   vit = ViT((32, 32), 8, 64, depth, 2, 256)
   mesh = sharding.make_mesh(8)
@@ -318,84 +319,11 @@ for depth, make in (
   batch = {"image": put(np.zeros((8, 32, 32, 3), np.uint8)),
            "label": put(np.zeros(8, np.int32)),
            "mask": put(np.ones(8, np.float32))}
-  text = step.lower(state, sharding.place(frozen, mesh, "dp"), batch
+  text = step.lower(state, sharding.distribute(frozen, mesh, "dp"), batch
                     ).compile().as_text()
   print("PROGRAM", trees.count(trainable))
   print(text)
 """
-
-
-KEEPS = """
-import ctypes, resource, threading
-from vpt_jax.utils import malloc
-{call}
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-
-def work():
-  buffer = libc.malloc(ctypes.c_size_t(1 << 28))
-  ctypes.memset(buffer, 1, 1 << 28)
-  libc.malloc(ctypes.c_size_t(200_000))  # stays, where it may be after the buffer
-  libc.free(buffer)
-
-for _ in range(2):
-  for size in (40, 4000, 4 << 20):
-    libc.malloc(ctypes.c_size_t(size))
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  thread = threading.Thread(target=work)
-  thread.start()
-  thread.join()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
-@pytest.mark.parametrize("keeps", [True, False])
-def test_memory_is_kept(keeps):
-  """Nor cut up by what stays: 2^16 pages need not be cleared again."""
-  out = subprocess.run(
-    [sys.executable, "-c", KEEPS.format(call="malloc.keep()" if keeps else "")],
-    cwd=ROOT,
-    check=True,
-    capture_output=True,
-    text=True,
-  )
-  assert (int(out.stdout) < 2000) == keeps
-
-
-CACHES = """
-import jax
-from vpt_jax.distributed import processes
-processes.cache_programs()
-jax.jit(lambda x: x + 1)(1.0).block_until_ready()
-print(jax.config.jax_compilation_cache_dir)
-"""
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_compiled_programs_are_kept(own, tmp_path):
-  env = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))
-  }
-  env |= {"VPT_JAX_CACHE": str(tmp_path / "ours"), "JAX_PLATFORMS": "cpu"}
-  if own:
-    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "theirs")
-  out = subprocess.run(
-    [sys.executable, "-c", CACHES],
-    cwd=ROOT,
-    check=True,
-    env=env,
-    capture_output=True,
-    text=True,
-  )
-  folder = Path(out.stdout.strip())
-  if own:
-    assert folder == tmp_path / "theirs"
-  else:
-    assert folder.parent == tmp_path / "ours" / "programs"
-    assert list(folder.glob("*-cache"))
 
 
 def test_collectives_move_the_trainable_tree_only():

@@ -61,7 +61,7 @@ def error_of(batch_size):
 def place_error(flat, strategy, model):
   """What `place` says against a strategy, "" if nothing."""
   try:
-    sharding.place(flat, sharding.make_mesh(BATCH, model), strategy)
+    sharding.distribute(flat, sharding.make_mesh(BATCH, model), strategy)
   except ValueError as error:
     return str(error)
   return ""
@@ -140,7 +140,7 @@ def main(folder):
   facts["parts"] = {
     strategy: {
       path: leaf.addressable_shards[0].data.shape
-      for path, leaf in sharding.place(
+      for path, leaf in sharding.distribute(
         frozen, sharding.make_mesh(BATCH, model), strategy
       ).items()
     }
@@ -187,9 +187,12 @@ def result(tmp_path_factory):
 
 
 def test_the_devices_must_divide_the_batch(result):
-  says = lambda size, nearest: (
-    f"batch_size={size} is not divisible by 8 devices; nearest: {nearest}"
-  )
+
+  def says(size, nearest):
+    return (
+      f"batch_size={size} is not divisible by 8 devices; nearest: {nearest}"
+    )
+
   assert result[0]["errors"] == {
     "100": says(100, "96, 104"),
     "5": says(5, "8"),

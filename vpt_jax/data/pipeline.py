@@ -10,7 +10,7 @@ import numpy as np
 
 from vpt_jax.data.examples import Split
 from vpt_jax.data.transforms import views
-from vpt_jax.distributed import sharding
+from vpt_jax.distributed import memory, sharding
 
 Batch = dict[str, Any]
 
@@ -34,7 +34,7 @@ def places(n: int, seed: int, epoch: int) -> np.ndarray:
 
 def room(mesh: Mesh) -> int:
   """Bytes for images that a device has to spare: half of what is free."""
-  return sharding.free_bytes(mesh) // 2
+  return memory.free_bytes(mesh) // 2
 
 
 def read_rows(

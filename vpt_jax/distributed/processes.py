@@ -1,15 +1,12 @@
-"""This process and others: how they meet, who writes, how they end.
+"""Joins processes to one run: how they meet, who writes, how they end.
 
-Only the first process touches the workdir: it locks, reads, decides and writes;
-the others hear of it. So the workdir need not be on a shared disk.
+Only the primary process, the first one, touches the workdir: it locks, reads,
+decides and writes, and the others receive its decisions. So the workdir need
+not be on a shared disk.
 """
 
 from collections.abc import Iterator
 import contextlib
-import hashlib
-import os
-from pathlib import Path
-import platform
 import re
 import signal
 from typing import Any
@@ -17,10 +14,11 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-# Seconds without a sign of life after which a process counts as lost, and for
-# which the others wait at the end for the first one, which writes: to a slow
-# disk that takes long, and at the wait's end it would be aborted.
-LOST, GOODBYE = 30, 3600
+# Seconds without a sign of life after which a process counts as lost.
+HEARTBEAT_SECONDS = 30
+# Seconds for which the others wait at the end for the primary process, which
+# writes: to a slow disk that takes long, and when they give up it is aborted.
+SHUTDOWN_SECONDS = 3600
 EXPECTED = (
   "expected 'auto' (Cloud TPU or SLURM), or HOST:PORT,N,I: the first "
   "process's address, how many there are, which one this is"
@@ -28,76 +26,91 @@ EXPECTED = (
 
 
 class Preempted(SystemExit):
-  """The machine is taken away (SIGTERM); everything is saved."""
+  """Ends a process whose machine is taken away (SIGTERM); all is saved."""
 
   def __init__(self):
     super().__init__(128 + signal.SIGTERM)
 
 
 def join(spec: str) -> None:
-  """Makes this process one of several; before anything else of JAX.
+  """Makes this process one of several; call it before anything else of JAX.
 
   Args:
     spec: "" for a single process, "auto", or "HOST:PORT,N,I".
 
   Raises:
-    ValueError: none of these, or the others cannot be found.
+    ValueError: the spec is none of these, or the others cannot be found.
   """
   if not spec:
     return
   options: dict[str, Any] = {}
   if spec != "auto":
-    parts = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", spec)
-    if not parts or not int(parts[3]) < int(parts[2]):
-      raise ValueError(f"--distributed={spec}: {EXPECTED}, from 0 on")
-    options = {
-      "coordinator_address": parts[1],
-      "num_processes": int(parts[2]),
-      "process_id": int(parts[3]),
-    }
+    options = _parse(spec)
   try:
     jax.distributed.initialize(
       **options,
-      heartbeat_timeout_seconds=LOST,
-      shutdown_timeout_seconds=GOODBYE,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
   except (RuntimeError, ValueError) as error:
     raise ValueError(f"--distributed={spec}: {error}; {EXPECTED}") from None
 
 
-def cache_programs() -> None:
-  """Keeps compiled programs on disk; a variable of JAX's own goes first.
+def _parse(spec: str) -> dict[str, Any]:
+  """Returns the arguments of JAX for "HOST:PORT,N,I"."""
+  parts = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", spec)
+  if not parts or int(parts[3]) >= int(parts[2]):
+    raise ValueError(f"--distributed={spec}: {EXPECTED}, from 0 on")
+  return {
+    "coordinator_address": parts[1],
+    "num_processes": int(parts[2]),
+    "process_id": int(parts[3]),
+  }
 
-  In `$VPT_JAX_CACHE/programs`, or ~/.cache/vpt_jax/programs, for every kind of
-  processor apart: JAX does not tell them apart, and a program for another one
-  may crash. The folder may be deleted at any time.
+
+def is_primary() -> bool:
+  """Returns whether this process is the one that reads and writes."""
+  return jax.process_index() == 0
+
+
+def broadcast_from_primary(value: Any) -> Any:
+  """Returns the primary process's numbers or arrays, in all processes.
+
+  Args:
+    value: a tree of numbers or arrays, of the same shapes in all processes.
   """
-  if jax.config.jax_compilation_cache_dir is not None:
+  if jax.process_count() == 1:
+    return value
+  return multihost_utils.broadcast_one_to_all(value)
+
+
+def check_same(numbers: dict[str, Any], what: str) -> None:
+  """Checks that all processes have the same numbers.
+
+  Args:
+    numbers: a tree, of the same structure in all processes.
+    what: the numbers stand for, for the error.
+
+  Raises:
+    ValueError: they differ.
+  """
+  if jax.process_count() == 1:
     return
   try:
-    found = re.search(
-      r"^(flags|Features)\s*:.*",
-      Path("/proc/cpuinfo").read_text(),
-      re.MULTILINE,
-    )
-  except OSError:
-    found = None
-  kind = hashlib.sha256(
-    (found[0] if found else platform.processor()).encode()
-  ).hexdigest()[:12]
-  root = os.environ.get("VPT_JAX_CACHE") or "~/.cache/vpt_jax"
-  jax.config.update(
-    "jax_compilation_cache_dir",
-    str(Path(root).expanduser() / "programs" / f"{platform.machine()}-{kind}"),
-  )
-  # The many small ones of a start take longer than the few large ones.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    multihost_utils.assert_equal(numbers)
+  except AssertionError:
+    raise ValueError(
+      f"the processes do not have the same {what}, number "
+      f"{jax.process_index()} has {numbers}; give all of them the same "
+      "command and files"
+    ) from None
 
 
-def heed_sigterm() -> None:
-  """Ends this process on SIGTERM wherever it is, as `Notice` does in training.
+def exit_on_sigterm() -> None:
+  """Ends this process on SIGTERM wherever it is.
 
-  The first process of a container would not hear of it otherwise.
+  In training `PreemptionNotice` takes over and saves first. Without a handler
+  the first process of a container would ignore the signal.
   """
 
   def stop(*_):
@@ -106,64 +119,41 @@ def heed_sigterm() -> None:
   signal.signal(signal.SIGTERM, stop)
 
 
-def first() -> bool:
-  """This process is the one that reads and writes."""
-  return jax.process_index() == 0
-
-
-def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-  """A device had no memory left."""
-  return "RESOURCE_EXHAUSTED" in str(error)
-
-
-def agreed(value: Any) -> Any:
-  """The first process's numbers or arrays, in all processes."""
-  if jax.process_count() == 1:
-    return value
-  return multihost_utils.broadcast_one_to_all(value)
-
-
-def check_same(numbers: dict[str, Any], what: str) -> None:
-  """Raises ValueError if the processes' trees of numbers are not the same."""
-  if jax.process_count() > 1:
-    try:
-      multihost_utils.assert_equal(numbers)
-    except AssertionError:
-      raise ValueError(
-        f"the processes do not have the same {what}, number "
-        f"{jax.process_index()} has {numbers}; give all of them the same "
-        "command and files"
-      ) from None
-
-
-class Notice:
-  """Tells whether SIGTERM has come: of any process, at the same step in all."""
+class PreemptionNotice:
+  """Says whether any process got SIGTERM, at the same step in all processes."""
 
   def __init__(self):
-    self._given = False
+    self._received = False
 
   def __call__(self, step: int) -> bool:
-    """Whether to stop after this step."""
+    """Returns whether to stop after this step."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
-    return self._given
+    return self._received
 
   @contextlib.contextmanager
-  def listening(self) -> Iterator["Notice"]:
-    """Hears SIGTERM until it is left; JAX does where processes are several."""
+  def listening(self) -> Iterator["PreemptionNotice"]:
+    """Receives SIGTERM within the context; of several processes JAX does."""
     if jax.process_count() > 1:
       yield self
       return
 
-    def hear(*_):
-      self._given = True
+    def receive(*_):
+      self._received = True
 
     try:
-      before = signal.signal(signal.SIGTERM, hear)
-    except ValueError:  # not the main thread: no signals
+      previous = signal.signal(signal.SIGTERM, receive)
+    except ValueError:  # Only the main thread may receive signals.
       yield self
       return
     try:
       yield self
     finally:
-      signal.signal(signal.SIGTERM, before)
+      signal.signal(signal.SIGTERM, previous)
+
+
+# Former names, while the code that uses them is being rewritten.
+first = is_primary
+agreed = broadcast_from_primary
+Notice = PreemptionNotice
+heed_sigterm = exit_on_sigterm

@@ -1,12 +1,13 @@
-"""Gradients of a batch that lies on several devices, in shards.
+"""Computes gradients of a batch that lies on several devices, in shards.
 
-The loss is mapped over the shards, each of which is differentiated for itself;
+The loss is mapped over the shards, each of which is differentiated by itself;
 their gradients are summed last. So devices send each parameter's gradient once.
 XLA alone would send at every product that sees the batch: for a parameter that
 blocks share once a block, for prompts that images share the gradients of keys
 and values.
 
-What a shard must know of the others it asks for: `total`, `drawn`.
+Code within the loss asks for what it needs of other shards:
+`sum_over_shards`, `draw_for_shard`, `in_equal_parts`.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ SHARDS = "shards"
 
 
 def value_and_grad(loss: Callable[..., Any], shards: int) -> Callable[..., Any]:
-  """Like `jax.value_and_grad`, see above.
+  """Returns a function like that of `jax.value_and_grad`, see the module.
 
   Args:
     loss: (trained, batch, *rest) -> (loss, (sums, same)) of one shard. `loss`
@@ -30,83 +31,96 @@ def value_and_grad(loss: Callable[..., Any], shards: int) -> Callable[..., Any]:
     shards: equal parts of the batch, by its first axis; 1: nothing is mapped.
 
   Returns:
-    (trained, batch, *rest) -> ((loss, (sums, same)), gradients), of the whole.
+    (trained, batch, *rest) -> ((loss, (sums, same)), gradients), of the whole
+    batch.
   """
-  each = jax.value_and_grad(loss, has_aux=True)
+  of_shard = jax.value_and_grad(loss, has_aux=True)
   if shards == 1:
-    return each
+    return of_shard
 
-  def whole(trained, batch, *rest):
+  def of_batch(trained, batch, *rest):
     split = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), batch)
-    (loss, (sums, same)), grads = jax.vmap(
-      lambda batch: each(trained, batch, *rest),
+    mapped = jax.vmap(
+      lambda part: of_shard(trained, part, *rest),
       axis_name=SHARDS,
       out_axes=((0, (0, None)), 0),
-    )(split)
-    loss, sums, grads = jax.tree.map(lambda x: x.sum(0), (loss, sums, grads))
+    )
+    (losses, (sums, same)), grads = mapped(split)
+    loss, sums, grads = jax.tree.map(lambda x: x.sum(0), (losses, sums, grads))
     return (loss, (sums, same)), grads
 
-  return whole
+  return of_batch
 
 
-def count() -> int:
-  """The shards that are mapped over here; 1: none are."""
+def num_shards() -> int:
+  """Returns how many shards are mapped over here; 1 where none are."""
   try:
     return jax.lax.axis_size(SHARDS)
   except NameError:
     return 1
 
 
-def total(x: jax.Array) -> jax.Array:
-  """A sum over the images of this shard -> that over the whole batch."""
-  return x if count() == 1 else jax.lax.psum(x, SHARDS)
+def sum_over_shards(x: jax.Array) -> jax.Array:
+  """Returns a sum over this shard's images as that over the whole batch."""
+  if num_shards() == 1:
+    return x
+  return jax.lax.psum(x, SHARDS)
 
 
-def drawn(
+def draw_for_shard(
   draw: Callable[..., jax.Array], key: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-  """`draw(key, shape)`, the first axis being the images of this shard.
+  """Returns `draw(key, shape)`, the first axis being the images of this shard.
 
-  As if it were drawn for the whole batch: what an image gets does not depend on
+  It is drawn for the whole batch, so that what an image gets does not depend on
   the number of devices.
   """
-  n = count()
-  if n == 1:
+  shards = num_shards()
+  if shards == 1:
     return draw(key, shape)
-  whole = draw(key, (n * shape[0], *shape[1:])).reshape(n, *shape)
-  return _own(whole, jax.lax.axis_index(SHARDS))
+  batch = draw(key, (shards * shape[0], *shape[1:])).reshape(shards, *shape)
+  return _take_own(batch, jax.lax.axis_index(SHARDS))
 
 
 @custom_vmap
-def _own(whole: jax.Array, index: jax.Array) -> jax.Array:
-  return whole[index]
+def _take_own(batch: jax.Array, index: jax.Array) -> jax.Array:
+  return batch[index]
 
 
-@_own.def_vmap
-def _own_of_all(n, mapped, whole, index):
+@_take_own.def_vmap
+def _take_all(size, is_mapped, batch, index):
   # Every index there is, in order. A gather would have every device draw all.
-  del n, mapped, index
-  return whole, True
+  del size, is_mapped, index
+  return batch, True
 
 
 def in_equal_parts(
   function: Callable[..., jax.Array],
 ) -> Callable[..., jax.Array]:
-  """A sum over images, as the n-th part of that over the whole batch.
+  """Returns a sum over images as an equal part of that over the whole batch.
 
-  For what is only added up over shards, and which XLA can't compute for each.
+  Every shard gets 1 / shards of the batch's sum, in place of the sum over its
+  own images. It serves what is only added up over shards, and which XLA cannot
+  compute for each of them.
 
   Args:
-    function: (array with the images first, ...) -> their sum.
+    function: (arrays with the images first, ...) -> their sum.
   """
-  part = custom_vmap(function)
+  of_shard = custom_vmap(function)
 
-  @part.def_vmap
-  def of_whole(n, mapped, *arrays):
-    whole = [
-      x if is_mapped else jnp.broadcast_to(x, (n, *x.shape))
-      for x, is_mapped in zip(arrays, mapped)
-    ]
-    return function(*(x.reshape(-1, *x.shape[2:]) for x in whole)) / n, False
+  @of_shard.def_vmap
+  def of_batch(shards, are_mapped, *arrays):
+    joined = []
+    for x, is_mapped in zip(arrays, are_mapped, strict=True):
+      if not is_mapped:
+        x = jnp.broadcast_to(x, (shards, *x.shape))
+      joined.append(x.reshape(-1, *x.shape[2:]))
+    return function(*joined) / shards, False
 
-  return part
+  return of_shard
+
+
+# Former names, while the code that uses them is being rewritten.
+count = num_shards
+total = sum_over_shards
+drawn = draw_for_shard

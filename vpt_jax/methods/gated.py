@@ -131,7 +131,7 @@ class Gated(Method):
       return nn.sigmoid(logit)
     if not train:
       return (logit > 0).astype(logit.dtype)
-    noise = shard_gradients.drawn(
+    noise = shard_gradients.draw_for_shard(
       jax.random.logistic, self.make_rng("dropout"), (batch, 1, 1)
     )
     soft = nn.sigmoid(logit + noise)

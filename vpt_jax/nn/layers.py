@@ -142,7 +142,7 @@ def convolution(
   apply = lambda x, kernel: jax.lax.conv_general_dilated(
     x, kernel, *args, **options
   )
-  if shard_gradients.count() == 1:
+  if shard_gradients.num_shards() == 1:
     return apply(x, kernel)
   out = jax.custom_vjp(apply)
 
@@ -198,8 +198,8 @@ class BatchNorm(nn.Module):
       real = jnp.broadcast_to(
         jnp.expand_dims(mask > 0, tuple(range(1, x.ndim))), (*x.shape[:-1], 1)
       )
-      n = shard_gradients.total(real.sum())
-      mean_of = lambda x: shard_gradients.total(x.sum(axes, where=real)) / n
+      n = shard_gradients.sum_over_shards(real.sum())
+      mean_of = lambda x: shard_gradients.sum_over_shards(x.sum(axes, where=real)) / n
       batch_mean = mean_of(x)
       now = batch_mean, mean_of((x - batch_mean) ** 2)
       if not self.is_initializing() and self.is_mutable_collection(
@@ -245,7 +245,7 @@ class Dropout(nn.Module):
       1 if axis in self.broadcast_dims else n for axis, n in enumerate(x.shape)
     )
     keep = 1 - self.rate
-    kept = shard_gradients.drawn(
+    kept = shard_gradients.draw_for_shard(
       lambda key, shape: jax.random.bernoulli(key, keep, shape),
       self.make_rng("dropout"),
       shape,

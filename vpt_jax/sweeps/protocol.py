@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import config as configs
-from vpt_jax.distributed import processes
+from vpt_jax.distributed import memory
 from vpt_jax.sweeps import searches, vmapped_runs
 from vpt_jax.sweeps.searches import Cell
 from vpt_jax.training import checkpoints, metrics, records
@@ -148,7 +148,7 @@ class Sweep:
           continue
         except jax.errors.JaxRuntimeError as error:
           if (
-            not processes.out_of_memory(error)
+            not memory.is_out_of_memory(error)
             or len(numbers) == 1
             or (not note.exists())
           ):

@@ -21,7 +21,7 @@ import numpy as np
 from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax.data import pipeline
-from vpt_jax.distributed import processes, sharding
+from vpt_jax.distributed import memory, processes, sharding
 from vpt_jax.training import (
   checkpoints,
   evaluation,
@@ -300,7 +300,7 @@ class Group:
       self.job.problem.training_score,
     )
     try:
-      with processes.Notice().listening() as preempted:
+      with processes.PreemptionNotice().listening() as preempted:
         for epoch in range(epoch, config.epochs):
           state, curve[:, :, epoch] = self._epoch(epoch, state, progress)
           stop = preempted((epoch + 1) * per_epoch)
@@ -382,6 +382,6 @@ def most(job: jobs.Job, members: Sequence[ConfigDict]) -> int:
     1,
     min(
       len(members),
-      int(FILL * sharding.free_bytes(job.mesh) / taken(job, members[0])),
+      int(FILL * memory.free_bytes(job.mesh) / taken(job, members[0])),
     ),
   )

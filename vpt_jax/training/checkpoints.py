@@ -40,7 +40,7 @@ class Checkpoints:
       else None
     )
     latest = self._manager.latest_step() if self._manager else None
-    latest = int(processes.agreed(np.int32(-1 if latest is None else latest)))
+    latest = int(processes.broadcast_from_primary(np.int32(-1 if latest is None else latest)))
     # Of the newest complete checkpoint when this run began; None: there is none
     self.latest = None if latest < 0 else latest
 
@@ -62,7 +62,7 @@ class Checkpoints:
       lambda x, to: (
         jax.device_put(x, to.sharding) if isinstance(to, jax.Array) else x
       ),
-      processes.agreed(host),
+      processes.broadcast_from_primary(host),
       like,
     )
 
@@ -75,9 +75,9 @@ class Checkpoints:
 
 def _made(folder: Path) -> bool:
   """Makes the folder, in the first process; whether this is it."""
-  if processes.first():
+  if processes.is_primary():
     folder.mkdir(parents=True, exist_ok=True)
-  return processes.first()
+  return processes.is_primary()
 
 
 def save_adapter(path: Path, flat: trees.Flat, meta: dict[str, Any]) -> None:

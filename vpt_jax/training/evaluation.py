@@ -37,7 +37,7 @@ def make_eval_step(
 ) -> Step:
   """`eval_step`, jitted; on a mesh every device gets all that it tells."""
   return jax.jit(
-    eval_step(apply, problem), out_shardings=mesh and sharding.whole(mesh)
+    eval_step(apply, problem), out_shardings=mesh and sharding.replicated(mesh)
   )
 
 
@@ -149,7 +149,7 @@ def cache_features(
     image = views.prepare(image, size, normalize)
     return model.apply({"params": params}, image, method=model.features)
 
-  extract = jax.jit(extract, out_shardings=sharding.whole(feed.mesh))
+  extract = jax.jit(extract, out_shardings=sharding.replicated(feed.mesh))
   split = feed.split
   parts = [
     jax.device_get(extract(params, batch["image"]))

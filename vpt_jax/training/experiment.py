@@ -205,7 +205,7 @@ def build(
   # `frozen` may be stored in fewer bits.
   first = Start(
     sharding.replicate(first.trainable, mesh),
-    sharding.place(
+    sharding.distribute(
       models.store(first.frozen, config), mesh, config.shard.strategy
     ),
     sharding.replicate(first.collections, mesh),

@@ -228,7 +228,7 @@ def fit(
     checkpoints.save(step, (state, partial))
 
   try:
-    with processes.Notice().listening() as preempted:
+    with processes.PreemptionNotice().listening() as preempted:
       for epoch in range(start, config.epochs):
         lr, first = float(rate(epoch * per_epoch)), epoch * per_epoch
         n = len(train.split)
