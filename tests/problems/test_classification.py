@@ -90,4 +90,4 @@ def test_an_unknown_problem_is_refused():
 
 def test_runs_of_old_versions_are_of_classification():
   assert problems.from_config({}, 7) == Classification(7)
-  assert problems.of_record({"schema": 1}) is Classification
+  assert problems.of_run({"schema": 1}) is Classification

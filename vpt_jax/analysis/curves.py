@@ -234,7 +234,7 @@ def condensed(
         record["task"],
         record["statistic"],
       )
-      score = problems.of_record(record).scores[0].name
+      score = problems.of_run(record).scores[0].name
       for row in record["rows"]:
         groups[key][row["share"]].append(
           (row[f"{score}_as_is"], row[f"{score}_tuned"], 2 * row["gmacs"])
@@ -270,7 +270,7 @@ def condensation(workdirs: Sequence[str], to: Path) -> str:
   found = condensed(records)
   # Of one problem: there is one axis.
   score = next(
-    problems.of_record(record).scores[0]
+    problems.of_run(record).scores[0]
     for record in records
     if record["stage"] == "condense"
   )

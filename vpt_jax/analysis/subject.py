@@ -152,6 +152,7 @@ def files(adapter: Adapter, paths: Sequence[str]) -> Images:
       source=data.source,
       folder=data.dir,
       seed=data.seed,
+      multi_label=adapter.problem.multi_label,
     ).class_names
   except (OSError, ValueError):
     known = ()  # without the task's images there are no names of its classes
@@ -182,6 +183,7 @@ def test(adapter: Adapter, count: int = 0, seed: int | None = None) -> Images:
     seed=data.seed,
     family=data.preprocess,
     cache_dir=data.cache or None,
+    multi_label=adapter.problem.multi_label,
   )
   chosen = np.arange(len(split))
   if seed is not None:

@@ -106,7 +106,7 @@ def run(
     name: whole[name]
     for name in ("task", "split", "method", "backbone", "device")
   }
-  result["problem"] = problems.of_record(whole).name
+  result["problem"] = problems.of_run(whole).name
   result["statistic"] = section.statistic
   if section.oracle_images:
     log(f"exact removal of each prompt, {section.oracle_images} images")
@@ -291,7 +291,7 @@ def latency(
 
 def table(result: dict[str, Any]) -> str:
   """The result in a few lines."""
-  score = problems.of_record(result).scores[0]
+  score = problems.of_run(result).scores[0]
   rows = [
     (
       "share",

@@ -3,6 +3,7 @@ they are decoded."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 
 import numpy as np
 
@@ -43,7 +44,8 @@ class Split:
   Attributes:
     images: uint8 [N, H, W, 3] (or float32 features [N, D], see `train.py`);
       may be a memory map. With `strips`: their rows [R, S, 3].
-    labels: int32 [N], in 0 .. num_classes - 1.
+    labels: int32 [N], in 0 .. num_classes - 1; uint8 [N, K], zeros and ones,
+      where images may have several classes.
     num_classes: K.
     skipped: images left out because `data.on_error` is "skip".
     names: see `Examples`; () if not known.
@@ -64,19 +66,22 @@ class Split:
     return len(self.labels)
 
   def share(self, part: float, seed: int) -> "Split":
-    """A random part of each class, at least one image of it.
+    """Returns a random part of each class, at least one image of it.
 
-    What a smaller part has, a larger one with the same seed has too.
+    Of images that may have several classes it is a part of all images. What a
+    smaller part has, a larger one with the same seed has too.
 
     Args:
       part: of the images, above 0, at most 1.
       seed: of the choice.
     """
     order = np.random.default_rng(seed).permutation(len(self))
-    chosen = [
-      of[: -int(-part * len(of) // 1)]
-      for of in (order[self.labels[order] == k] for k in np.unique(self.labels))
-    ]
+    if self.labels.ndim == 1:
+      of_class = self.labels[order]
+      groups = [order[of_class == k] for k in np.unique(of_class)]
+    else:
+      groups = [order]
+    chosen = [group[: math.ceil(part * len(group))] for group in groups]
     return self.take(np.sort(np.concatenate(chosen)))
 
   def take(self, indices: np.ndarray) -> "Split":

@@ -4,23 +4,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from vpt_jax.problems.classification import Classification
+from vpt_jax.problems.multi_label import MultiLabel
 from vpt_jax.problems.problem import Problem, Score
 from vpt_jax.utils import lookup
 
 __all__ = [
   "PROBLEMS",
   "Classification",
+  "MultiLabel",
   "Problem",
   "Score",
   "build",
   "from_config",
   "get",
-  "of_record",
+  "of_run",
   "titles",
 ]
 
 PROBLEMS: dict[str, type[Problem]] = {
   "classification": Classification,
+  "multi_label": MultiLabel,
 }
 # Runs of versions that knew no other one do not name it.
 DEFAULT = "classification"
@@ -40,14 +43,17 @@ def build(name: str, num_classes: int) -> Problem:
   return get(name)(num_classes)
 
 
+def of_run(facts: Mapping[str, Any]) -> type[Problem]:
+  """Returns the problem that a run's config, result or record names.
+
+  Those of old versions name none, and are of classification.
+  """
+  return get(facts.get("problem", DEFAULT))
+
+
 def from_config(config: Mapping[str, Any], num_classes: int) -> Problem:
-  """Returns the problem of a run's config, which an old one does not name."""
-  return build(config.get("problem", DEFAULT), num_classes)
-
-
-def of_record(record: Mapping[str, Any]) -> type[Problem]:
-  """Returns the problem of a run's record, which an old one does not name."""
-  return get(record.get("problem", DEFAULT))
+  """Returns the problem of a run, see `of_run`."""
+  return of_run(config)(num_classes)
 
 
 def titles() -> dict[str, str]:

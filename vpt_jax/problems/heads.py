@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from vpt_jax import problems
 from vpt_jax.backbones import clip
 from vpt_jax.backbones.model_zoo import Entry
 from vpt_jax.backbones.vit import DinoHead, ViT
@@ -35,6 +36,11 @@ def groups(config: ConfigDict, num_classes: int) -> tuple[tuple[int, ...], ...]:
   found = tuple(
     tuple(int(row) for row in group) for group in config.head_groups
   )
+  if found and problems.of_run(config).multi_label:
+    raise ValueError(
+      "config.head_groups adds probabilities of classes that exclude each "
+      f"other; those of problem {config.problem!r} do not. Leave it ()"
+    )
   if found and (
     config.head != "pretrained"
     or len(found) != num_classes

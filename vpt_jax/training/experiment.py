@@ -53,6 +53,7 @@ def load_data(config: ConfigDict) -> Data:
     family=data.preprocess,
     train=train,
     cache_dir=data.cache or None,
+    multi_label=problems.of_run(config).multi_label,
   )
   part = read(data.train_split, True)
   if data.get("train_share", 1) < 1:

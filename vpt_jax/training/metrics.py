@@ -171,7 +171,7 @@ def result_text(result: dict[str, Any]) -> str:
   speed = result["images_per_second"]
   scores = ", ".join(
     f"{score.title} {result[score.name]:.2f} {score.unit}"
-    for score in problems.of_record(result).scores
+    for score in problems.of_run(result).scores
   )
   return (
     f"{result['task']} {result['split']}: {scores} ({result['count']} images)\n"
