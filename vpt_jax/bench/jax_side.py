@@ -1,6 +1,7 @@
-"""Our side of the benchmark: the model and the step that a run would have."""
+"""Runs the side of vpt_jax: the model and the step of a training run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import dataclasses
 import functools
 import importlib.metadata
 import time
@@ -11,29 +12,54 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
+from vpt_jax import problems
 from vpt_jax.bench import worker
 from vpt_jax.condensation import prompt_scores
 from vpt_jax.data.transforms import views
 from vpt_jax.nn import cost
-from vpt_jax.problems import Classification
-from vpt_jax.training import loop as train
-from vpt_jax.training import optim
+from vpt_jax.training import loop, optim
 from vpt_jax.utils import lookup, trees
 
-RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-3
+# As in `pytorch_side.py`.
+RATE = 0.01
+MOMENTUM = 0.9
+DECAY = 1e-3
+
 NORMALIZE = "imagenet"
 # Backward passes per batch: one for each image, or one.
 SCORES = ("elementwise_sample_abs", "elementwise_abs")
 
-# Name here -> (method, options, options that are dropout rates).
-METHODS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-  "linear": ("linear", {}, ()),
-  "vpt_shallow": ("vpt", {"deep": False}, ("dropout",)),
-  "vpt_deep": ("vpt", {"deep": True}, ("dropout",)),
-  "vapt": ("vapt", {}, ("dropout", "dropout_channel", "dropout_mlp")),
-  "gated": ("gated", {}, ("dropout",)),
-  "pgn": ("pgn", {}, ()),
+# Which leaves are what.
+BACKBONE = ("backbone/",)
+TRAINED = ("method/", "head/")
+STATISTICS = ("batch_stats/",)
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+  """How a method of the benchmark is configured.
+
+  Attributes:
+    name: `config.method`.
+    options: of its section.
+    dropout_rates: options that are dropout rates.
+  """
+
+  name: str
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  dropout_rates: tuple[str, ...] = ()
+
+
+METHODS = {
+  "linear": MethodConfig("linear"),
+  "vpt_shallow": MethodConfig("vpt", {"deep": False}, ("dropout",)),
+  "vpt_deep": MethodConfig("vpt", {"deep": True}, ("dropout",)),
+  "vapt": MethodConfig(
+    "vapt", dropout_rates=("dropout", "dropout_channel", "dropout_mlp")
+  ),
+  "gated": MethodConfig("gated", dropout_rates=("dropout",)),
+  "pgn": MethodConfig("pgn"),
 }
 
 # Leaf -> (mean, standard deviation) of its random values; others: 0 and
@@ -53,65 +79,102 @@ _VALUES = {
 
 
 def config_of(case: dict[str, Any]) -> ConfigDict:
-  """What `models.build` and `optim.from_config` read.
+  """Returns what `model.build` and `optim.from_config` read.
 
   Args:
     case: see `measure.Case`.
   """
-  method, options, rates = METHODS[
-    lookup.choose(case["method"], METHODS, "method")
-  ]
-  options = options | dict.fromkeys(rates, case["dropout"])
-  if method != "linear":
+  method = METHODS[lookup.choose(case["method"], METHODS, "method")]
+  options = dict(method.options)
+  for rate in method.dropout_rates:
+    options[rate] = case["dropout"]
+  if method.name != "linear":
     options["num_tokens"] = case["prompts"]
   return ConfigDict(
-    dict(
-      method=method,
-      image_size=case["image_size"],
-      pool="",
-      head="linear",
-      head_init="kaiming",
-      head_groups=(),
-      head_layers=0,
-      backbone=dict(
-        name=case["backbone"],
-        gelu="torch",
-        norm="",
-        projection=False,
-        frozen_dtype=case["dtype"],
-      ),
-      compute=dict(
-        dtype=case["dtype"],
-        remat=False,
-        attention=case.get("attention", "ours"),
-      ),
-      optim=dict(
-        name="sgd",
-        momentum=MOMENTUM,
-        policies=(("head/bias", {"weight_decay": 0.0}), (".*", {})),
-      ),
-      **{method: options},
-    )
+    {
+      "method": method.name,
+      method.name: options,
+      "image_size": case["image_size"],
+      "pool": "",
+      "head": "linear",
+      "head_init": "kaiming",
+      "head_groups": (),
+      "head_layers": 0,
+      "backbone": {
+        "name": case["backbone"],
+        "gelu": "torch",
+        "norm": "",
+        "projection": False,
+        "frozen_dtype": case["dtype"],
+      },
+      "compute": {
+        "dtype": case["dtype"],
+        "remat": False,
+        "attention": case.get("attention", "ours"),
+      },
+      "optim": {
+        "name": "sgd",
+        "momentum": MOMENTUM,
+        "policies": (("head/bias", {"weight_decay": 0.0}), (".*", {})),
+      },
+    }
   )
 
 
 def random_values(shapes: dict[str, tuple[int, ...]], seed: int) -> trees.Flat:
-  """Random float32 arrays of these shapes, of sizes as in a trained model."""
-  rng, out = np.random.default_rng(seed), {}
+  """Returns float32 arrays of sizes as in a trained model.
+
+  Args:
+    shapes: {path of a leaf: shape}.
+    seed: of the random values.
+  """
+  rng = np.random.default_rng(seed)
+  out = {}
   for path, shape in shapes.items():
     *_, layer, leaf = path.split("/")
+    # Kernels of attention are [D, heads, d], others [..., inputs, outputs].
     inputs = shape[:1] if layer in ("query", "key", "value") else shape[:-1]
     mean, std = _VALUES.get(leaf, (0.0, np.prod(inputs) ** -0.5))
     out[path] = (mean + std * rng.standard_normal(shape)).astype(np.float32)
   return out
 
 
-class Ours:
-  """Our model on a case's values; see `worker.Side`."""
+def _starting_with(arrays: trees.Flat, prefixes: tuple[str, ...]) -> trees.Flat:
+  return {
+    path: leaf for path, leaf in arrays.items() if path.startswith(prefixes)
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """A compiled training step and its arguments.
+
+  Attributes:
+    program: (state, frozen, batch) -> (state, metrics), compiled; the state is
+      donated.
+    state: the first one.
+    frozen: parameters.
+    batch: image, label and mask.
+  """
+
+  program: Any
+  state: loop.TrainState
+  frozen: trees.Flat
+  batch: dict[str, jax.Array]
+
+
+class JaxSide:
+  """The model of vpt_jax on a case's values; see `worker.Side`."""
 
   def __init__(self, case: dict[str, Any]):
-    self.case, self.config = case, config_of(case)
-    self.model = models.build(self.config, case["classes"])
+    """A model whose values are read when they are first needed.
+
+    Args:
+      case: see `measure.Case`, with `file`.
+    """
+    self.case = case
+    self.config = config_of(case)
+    self.model = model_lib.build(self.config, case["classes"])
     self._gflops: dict[str, float] = {}
     self.commands = {
       "export": self.export,
@@ -127,83 +190,87 @@ class Ours:
   def export(self, count: int) -> dict[str, Any]:
     """Writes the case's weights, images and labels for both sides."""
     del count
-    key = lambda: jax.random.key(0)
-    shapes = jax.eval_shape(
-      lambda: {
-        **models.init(self.model, key()),
-        **models.collections(self.model, key()),
-      }
-    )
-    arrays = random_values(
-      {path: leaf.shape for path, leaf in trees.flatten(shapes).items()},
-      self.case["seed"],
-    )
+    shapes = {path: leaf.shape for path, leaf in self._leaves().items()}
+    weights = random_values(shapes, self.case["seed"])
     rng = np.random.default_rng(self.case["seed"])
-    batch, size = self.case["batch"], self.model.method.input_size
-    image = rng.integers(0, 256, (batch, *size, 3), np.uint8)
-    mean, std = (np.asarray(x, np.float32) for x in views.NORMALIZE[NORMALIZE])
+    batch = self.case["batch"]
+    height, width = self.model.method.input_size
+    image = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
+    mean, std = np.asarray(views.NORMALIZE[NORMALIZE], np.float32)
     np.savez(
       self.case["file"],
       image=image,
       pixels=(image.astype(np.float32) / 255 - mean) / std,
       label=rng.integers(0, self.case["classes"], batch, np.int32),
-      **arrays,
+      **weights,
     )
     return {}
+
+  def _leaves(self) -> trees.Flat:
+    """Returns the shapes of all leaves of the model, flat."""
+
+    def initial() -> dict[str, Any]:
+      params = model_lib.init(self.model, jax.random.key(0))
+      return params | model_lib.collections(self.model, jax.random.key(0))
+
+    return trees.flatten(jax.eval_shape(initial))
 
   @functools.cached_property
   def arrays(self) -> trees.Flat:
     """The exported ones, on the device, the frozen ones as they are stored."""
     with np.load(self.case["file"], allow_pickle=False) as file:
       arrays = dict(file)
-    frozen = {
-      path: leaf
-      for path, leaf in arrays.items()
-      if path.startswith("backbone/")
-    }
-    return jax.device_put(arrays | models.store(frozen, self.config))
+    frozen = _starting_with(arrays, BACKBONE)
+    return jax.device_put(arrays | model_lib.store(frozen, self.config))
 
-  def _part(self, *prefixes: str) -> trees.Flat:
-    return {
-      path: leaf
-      for path, leaf in self.arrays.items()
-      if path.startswith(prefixes)
-    }
+  def _part(self, prefixes: tuple[str, ...]) -> trees.Flat:
+    return _starting_with(self.arrays, prefixes)
 
   @property
   def variables(self) -> dict[str, Any]:
     """What the model is applied to."""
-    return {
-      "params": trees.unflatten(self._part("backbone/", "method/", "head/")),
-      **trees.unflatten(self._part("batch_stats/")),
-    }
+    params = trees.unflatten(self._part(BACKBONE + TRAINED))
+    return {"params": params, **trees.unflatten(self._part(STATISTICS))}
 
   def _compiled(
-    self, name: str, make: Callable[[models.Model], Any], args: tuple[Any, ...]
+    self,
+    name: str,
+    jitted: Callable[[model_lib.Model], Any],
+    args: tuple[Any, ...],
   ) -> Any:
-    """The program of `make(model)`, the FLOPs of its products noted."""
+    """Returns a compiled program, and notes the FLOPs of its products.
+
+    Args:
+      name: of the command that it is for.
+      jitted: returns the program of a model, jitted.
+      args: of the program.
+    """
     # Of attention written out: a fused one is nothing that can be counted.
-    plain = models.build(
+    plain = model_lib.build(
       config_of({**self.case, "attention": "ours"}), self.case["classes"]
     )
-    self._gflops[name] = (
-      2 * cost.counted(make(plain), *args) / self.case["batch"] / 1e9
-    )
-    return make(self.model).lower(*args).compile()
+    multiply_adds = cost.counted(jitted(plain), *args)
+    self._gflops[name] = 2 * multiply_adds / self.case["batch"] / 1e9
+    return jitted(self.model).lower(*args).compile()
 
   @functools.cached_property
-  def _forward(self) -> Any:
-    args = self.variables, self.arrays["pixels"]
-    program = self._compiled(
-      "forward", lambda model: jax.jit(model.apply), args
-    )
-    return lambda: program(*args)
+  def _run_forward(self) -> Callable[[], jax.Array]:
+    """Starts a forward pass of all images; returns the logits."""
+    args = (self.variables, self.arrays["pixels"])
+
+    def jitted(model: model_lib.Model) -> Any:
+      return jax.jit(model.apply)
+
+    program = self._compiled("forward", jitted, args)
+    return functools.partial(program, *args)
 
   @functools.cached_property
-  def step(self) -> tuple[Any, train.TrainState, trees.Flat, dict[str, Any]]:
-    """(compiled training step, its three arguments)."""
-    trainable = jax.tree.map(jnp.copy, self._part("method/", "head/"))
-    frozen = self._part("backbone/")
+  def step(self) -> Step:
+    """The training step."""
+    # Copies, as the step's state is donated.
+    trainable = jax.tree.map(jnp.copy, self._part(TRAINED))
+    statistics = jax.tree.map(jnp.copy, self._part(STATISTICS))
+    frozen = self._part(BACKBONE)
     tx = optim.from_config(
       self.config.optim,
       lambda step: RATE,
@@ -211,11 +278,11 @@ class Ours:
       trainable,
       [*trainable, *frozen],
     )
-    state = train.TrainState(
+    state = loop.TrainState(
       jnp.int32(0),
       trainable,
       tx.init(trainable),
-      jax.tree.map(jnp.copy, trees.unflatten(self._part("batch_stats/"))),
+      trees.unflatten(statistics),
       jax.random.PRNGKey(self.case["seed"]),
     )
     batch = {
@@ -223,55 +290,62 @@ class Ours:
       "label": self.arrays["label"],
       "mask": jnp.ones(self.case["batch"]),
     }
-    make = lambda model: train.make_train_step(
-      model,
-      tx,
-      problem=Classification(model.num_classes),
-      normalize=NORMALIZE,
-      augment="none",
-    )
-    args = state, frozen, batch
-    return self._compiled("train", make, args), *args
+
+    def jitted(model: model_lib.Model) -> Any:
+      return loop.make_train_step(
+        model,
+        tx,
+        problem=problems.build("classification", model.num_classes),
+        normalize=NORMALIZE,
+        augment="none",
+      )
+
+    program = self._compiled("train", jitted, (state, frozen, batch))
+    return Step(program, state, frozen, batch)
 
   @functools.cached_property
-  def _train(self) -> Any:
-    """One more step each time; gives its metrics."""
-    program, state, frozen, batch = self.step
-    states = [state]
+  def _run_step(self) -> Callable[[], dict[str, jax.Array]]:
+    """Starts one more step each time; returns its metrics."""
+    step = self.step
+    state = step.state
 
-    def run():
-      states[0], metrics = program(states[0], frozen, batch)
+    def run() -> dict[str, jax.Array]:
+      nonlocal state
+      state, metrics = step.program(state, step.frozen, step.batch)
       return metrics
 
     return run
 
-  def logits(self, count: int) -> dict[str, Any]:
-    """Of all images, without dropout; seconds, at first with compilation."""
-    seconds, logits = worker.timed(
-      lambda: self._forward(), jax.block_until_ready, count
+  # What is cached is made within the timed part, so that the first time of a
+  # command is with its compilation.
+
+  def _timed_forward(self, count: int) -> tuple[float, jax.Array]:
+    return worker.timed(
+      lambda: self._run_forward(), jax.block_until_ready, count
     )
+
+  def logits(self, count: int) -> dict[str, Any]:
+    """Returns those of all images, without dropout, and the seconds."""
+    seconds, logits = self._timed_forward(count)
     return {
       "logits": np.asarray(logits, np.float32).tolist(),
       "seconds": seconds,
     }
 
   def forward(self, count: int) -> dict[str, Any]:
-    """Seconds of a forward pass."""
-    return {
-      "seconds": worker.timed(
-        lambda: self._forward(), jax.block_until_ready, count
-      )[0]
-    }
+    """Returns the seconds of a forward pass."""
+    seconds, _ = self._timed_forward(count)
+    return {"seconds": seconds}
 
   def train(self, count: int) -> dict[str, Any]:
-    """Seconds of a training step, and the last one's loss."""
+    """Returns the seconds of a training step, and the last one's loss."""
     seconds, metrics = worker.timed(
-      lambda: self._train(), jax.block_until_ready, count
+      lambda: self._run_step(), jax.block_until_ready, count
     )
     return {"seconds": seconds, "loss": float(metrics["loss"])}
 
   def facts(self, count: int) -> dict[str, Any]:
-    """Device and versions; FLOPs of the products that have run, per image."""
+    """Returns device, versions, and FLOPs per image of what has run."""
     del count
     device = jax.devices()[0]
     return {
@@ -285,36 +359,39 @@ class Ours:
     }
 
   def memory(self, count: int) -> dict[str, Any]:
-    """Peak bytes: of the device, or on CPU of this process."""
+    """Returns the most bytes: of the device, or on CPU of this process."""
     del count
-    stats = jax.devices()[0].memory_stats()
-    return {
-      "bytes": stats["peak_bytes_in_use"] if stats else worker.peak_memory()
-    }
+    statistics = jax.devices()[0].memory_stats()
+    if statistics:
+      return {"bytes": statistics["peak_bytes_in_use"]}
+    return {"bytes": worker.peak_memory()}
 
   def matmul(self, count: int) -> dict[str, Any]:
-    """GFLOP/s of n x n matrix products, n = `count`."""
+    """Returns GFLOP/s of n x n matrix products, n = `count`."""
     a = jnp.asarray(worker.matrix(count), self.case["dtype"])
     product = jax.jit(lambda a: a @ a)
     return worker.matmul(lambda: product(a), jax.block_until_ready, count)
 
   def score(self, count: int) -> dict[str, Any]:
-    """Seconds to score the prompts on `count` images (in whole batches).
+    """Returns the seconds to score the prompts on `count` images.
 
-    A first batch comes before them, and with it compilation.
+    They are in whole batches. A first batch comes before them, and with it
+    compilation.
 
     Raises:
-      ValueError: prompts that can't be condensed.
+      ValueError: prompts that cannot be condensed.
     """
     batch = {"image": self.arrays["pixels"], "label": self.arrays["label"]}
     batches = -(-count // self.case["batch"])
-    found, times = {}, []
+    times: list[float] = []
 
-    def feed():  # the next batch is asked for when one is done
+    def feed() -> Iterator[dict[str, jax.Array]]:
       for _ in range(1 + batches):
+        # The next batch is asked for when the last one is done.
         times.append(time.perf_counter())
         yield batch
 
+    found = {}
     for statistic in SCORES:
       times.clear()
       prompt_scores.scores(self.model, self.variables, feed(), [statistic])
@@ -327,4 +404,4 @@ class Ours:
 
 
 if __name__ == "__main__":
-  worker.serve(Ours)
+  worker.serve(JaxSide)

@@ -1,4 +1,8 @@
-"""Times two libraries in turn, after it has made sure that they agree."""
+"""Times two libraries in turn, after it has made sure that they agree.
+
+The sides of the benchmark are `vpt_jax` and the variants of PyTorch. Each is a
+process of its own, see `worker.py`.
+"""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -13,21 +17,29 @@ import numpy as np
 
 from vpt_jax.bench.worker import Failed, Worker
 
-OURS, THEIRS = "vpt_jax.bench.jax_side", "vpt_jax.bench.pytorch_side"
+JAX = "vpt_jax"  # the name of this repository's side
+# What the processes of the two libraries run.
+JAX_MODULE = "vpt_jax.bench.jax_side"
+PYTORCH_MODULE = "vpt_jax.bench.pytorch_side"
+
 METHODS = ("linear", "vpt_shallow", "vpt_deep", "vapt", "gated", "pgn")
 # Of PyTorch: attention by explicit softmax; by scaled_dot_product_attention;
 # that, compiled by torch.compile.
 VARIANTS = ("eager", "sdpa", "compile")
+TIMED = ("forward", "train")  # the commands of a side that are timed
+ATTENTION = "ours"  # the default of `config.compute.attention`
 
 # How far logits may be apart: a number; a share of the largest.
 TOLERANCE = {"float32": (2e-4, 0.0), "bfloat16": (0.0, 0.05)}
 SAMPLE = 0.2  # seconds that a sample takes at least, if 100 runs are enough
+MOST_RUNS = 100  # of a sample
 PAUSE = 0.02  # seconds between turns: threads that wait awake fall asleep
-SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # of the matrices of the peak
-DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # JAX's name -> torch's
+# Sides of the square matrices whose product gives the peak.
+PEAK_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
+TORCH_DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # of JAX's platforms
 
 # Of every worker. Products of float32 are float32; both share the memory.
-_ENVIRON = {
+_ENVIRONMENT = {
   "JAX_DEFAULT_MATMUL_PRECISION": "highest",
   "JAX_ENABLE_COMPILATION_CACHE": "false",
   "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -39,7 +51,8 @@ class Case(TypedDict):
 
   `prompts` is per block, `dropout` the rate of all dropouts of the method
   while training, `file` where weights and images are exchanged; `attention` is
-  for us (`config.compute.attention`), `variant` and `device` are for PyTorch.
+  for vpt_jax (`config.compute.attention`), `variant` and `device` are for
+  PyTorch.
   """
 
   backbone: str
@@ -62,24 +75,29 @@ class Disagree(ValueError):
 
 
 def compare(
-  ours: Sequence[Any], theirs: Sequence[Any], dtype: str, name: str
+  expected: Sequence[Any], logits: Sequence[Any], dtype: str, name: str
 ) -> float:
-  """Largest difference of two sides' logits [B, K].
+  """Returns the largest difference of two sides' logits.
+
+  Args:
+    expected: of vpt_jax, [B, K].
+    logits: of the other side, [B, K].
+    dtype: of the computation.
+    name: of the other side.
 
   Raises:
     Disagree: it is above the tolerance, or not a number.
   """
-  ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+  expected = np.asarray(expected, float)
+  logits = np.asarray(logits, float)
   absolute, share = TOLERANCE[dtype]
-  most = max(absolute, share * np.abs(ours).max())
-  difference = (
-    float(np.abs(ours - theirs).max())
-    if ours.shape == theirs.shape
-    else math.inf
-  )
-  if not difference <= most:
+  most = max(absolute, share * np.abs(expected).max())
+  difference = math.inf
+  if expected.shape == logits.shape:
+    difference = float(np.abs(expected - logits).max())
+  if not difference <= most:  # true of NaN, too
     raise Disagree(
-      f"logits of ours and {name} differ by {difference:.2e} in {dtype}; "
+      f"logits of {JAX} and {name} differ by {difference:.2e} in {dtype}; "
       f"expected at most {most:.2e}. Times of different computations are not "
       "compared: one of the two is wrong"
     )
@@ -87,90 +105,122 @@ def compare(
 
 
 def export(case: Case, folder: Path) -> Case:
-  """The case with its weights and images, drawn and written to `folder`."""
+  """Draws a case's weights and images and writes them to a folder.
+
+  Returns:
+    The case with the file's name.
+  """
   case = {**case, "file": str(folder / "case.npz")}
-  with Worker("ours", OURS, case, _environ(folder)) as worker:
+  with Worker(JAX, JAX_MODULE, case, _environment(folder)) as worker:
     worker.ask("export")
   return case
 
 
-def _environ(folder: Path, cache: Path | None = None) -> dict[str, str]:
-  """Of a worker; compiled programs are kept in `cache`, if any."""
-  out = {**_ENVIRON, "TORCHINDUCTOR_CACHE_DIR": str(cache or folder / "torch")}
-  if cache:
-    out |= {
-      "JAX_ENABLE_COMPILATION_CACHE": "true",
-      "JAX_COMPILATION_CACHE_DIR": str(cache),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+def _environment(folder: Path, cache: Path | None = None) -> dict[str, str]:
+  """Returns that of a worker; compiled programs are kept in `cache`, if any."""
+  torch_cache = folder / "torch" if cache is None else cache
+  out = {**_ENVIRONMENT, "TORCHINDUCTOR_CACHE_DIR": str(torch_cache)}
+  if cache is not None:
+    out["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+    out["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    out["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    out["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   return out
 
 
 class _Sides:
-  """Workers that are left, and why the others are not."""
+  """The sides of a case and what was found of each.
+
+  Attributes:
+    workers: those that are left, by name.
+    found: of each side, see `row`; of one that failed, why.
+  """
 
   def __init__(self):
     self.workers: dict[str, Worker] = {}
     self.found: dict[str, dict[str, Any]] = {}
 
+  def add(self, worker: Worker) -> None:
+    """Adds a side."""
+    self.workers[worker.name] = worker
+    self.found[worker.name] = {}
+
   def ask(
     self, name: str, command: str, count: int = 1
   ) -> dict[str, Any] | None:
-    """What a side gives; None if it can't, which then leaves the row.
+    """Returns what a side answers; None if it fails, and it is left out.
 
     Raises:
-      Failed: ours can't.
+      Failed: vpt_jax does: then there is nothing to compare with.
     """
     try:
       return self.workers[name].ask(command, count)
     except Failed as error:
-      if name == "ours":
+      if name == JAX:
         raise
       self.workers.pop(name).close()
       self.found[name] = {"unavailable": str(error)}
       return None
 
   def check(self, dtype: str) -> None:
-    """Compares all sides' logits with ours.
+    """Compares all sides' logits with those of vpt_jax.
 
     Raises:
       Disagree: they differ.
     """
-    logits = {name: self.ask(name, "logits") for name in list(self.workers)}
-    for name, found in logits.items():
-      if found:
-        self.found[name] = {
-          "forward": {"first": found["seconds"], "samples": []},
-          "difference": compare(
-            logits["ours"]["logits"], found["logits"], dtype, name
-          ),
-        }
+    answers = {name: self.ask(name, "logits") for name in list(self.workers)}
+    expected = answers[JAX]["logits"]
+    for name, answer in answers.items():
+      if answer is None:
+        continue
+      difference = compare(expected, answer["logits"], dtype, name)
+      self.found[name] = {
+        # The first forward pass gave the logits.
+        "forward": {"first": answer["seconds"], "samples": []},
+        "difference": difference,
+      }
 
-  def times(self, command: str, repeats: int) -> None:
-    """Samples of all sides, each in its turn, who begins changing."""
-    runs = {}
+  def time(self, command: str, repeats: int) -> None:
+    """Takes samples of all sides in turns, who begins changing."""
     for name in list(self.workers):
-      found = self.found[name].setdefault(command, {"samples": []})
-      # The first forward pass gave the logits.
-      first = found if "first" in found else self.ask(name, command)
-      again = first and self.ask(name, command)
-      if again:
-        found.setdefault("first", first.get("seconds"))
-        runs[name] = min(100, math.ceil(SAMPLE / again["seconds"]))
-        found["runs"] = runs[name]
+      self._warm_up(name, command)
     for repeat in range(repeats):
       names = list(self.workers)
-      turn = repeat % len(names)
-      for name in names[turn:] + names[:turn]:
+      first = repeat % len(names)
+      for name in names[first:] + names[:first]:
         time.sleep(PAUSE)
-        sample = self.ask(name, command, runs[name])
-        if sample:
-          self.found[name][command]["samples"].append(sample["seconds"])
+        timed = self.found[name][command]
+        sample = self.ask(name, command, timed["runs"])
+        if sample is not None:
+          timed["samples"].append(sample["seconds"])
     for name in list(self.workers):
       memory = self.ask(name, "memory")
-      if memory:
+      if memory is not None:
         self.found[name][command]["memory"] = memory["bytes"]
+
+  def _warm_up(self, name: str, command: str) -> None:
+    """Runs a command until it is compiled, and sets the runs of a sample."""
+    timed = self.found[name].setdefault(command, {"samples": []})
+    if "first" not in timed:
+      first = self.ask(name, command)
+      if first is None:
+        return
+      timed["first"] = first["seconds"]
+    usual = self.ask(name, command)
+    if usual is not None:
+      timed["runs"] = min(MOST_RUNS, math.ceil(SAMPLE / usual["seconds"]))
+
+  def describe(self, name: str, platform: str) -> None:
+    """Asks a side for its facts and its peak."""
+    found = self.found[name]
+    found["idle"] = self.workers[name].idle
+    facts = self.ask(name, "facts")
+    if facts is None:
+      return
+    found.update(facts)
+    peak = self.ask(name, "matmul", PEAK_SIZE[platform])
+    if peak is not None:
+      found["matmul"] = peak["gflops"]
 
 
 def row(
@@ -185,109 +235,121 @@ def row(
     folder: for what is exchanged.
 
   Returns:
-    {case, platform, sides: {"ours" or variant: {forward, train: {first, runs,
+    {case, platform, sides: {JAX or variant: {forward, train: {first, runs,
     samples, memory}, difference, idle, matmul, gflops, device, versions}, or
     {unavailable: why}}}: seconds, bytes, GFLOPs per image, GFLOP/s.
 
   Raises:
     Disagree: the sides' logits are not the same.
-    Failed: our side can't.
+    Failed: vpt_jax fails.
   """
   sides = _Sides()
   with contextlib.ExitStack() as stack:
-    # Of this row alone: nor is anything compiled there yet.
+    # Of this row alone: nothing is compiled there yet, either.
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
     exported = export(case, folder)
+    environment = _environment(folder)
 
     def start(name: str, module: str, more: Mapping[str, str]) -> None:
-      sides.workers[name] = Worker(
-        name, module, exported | more, _environ(folder)
-      )
-      stack.callback(sides.workers[name].close)
-      sides.found[name] = {}
+      worker = Worker(name, module, exported | more, environment)
+      stack.callback(worker.close)
+      sides.add(worker)
 
-    start("ours", OURS, {})
-    platform = sides.ask("ours", "facts")["platform"]
-    for name in variants if platform in DEVICES else ():
-      start(name, THEIRS, {"variant": name, "device": DEVICES[platform]})
+    start(JAX, JAX_MODULE, {})
+    platform = sides.ask(JAX, "facts")["platform"]
+    for variant, options in _pytorch_sides(variants, platform).items():
+      start(variant, PYTORCH_MODULE, options)
     sides.check(case["dtype"])
-    for command in ("forward", "train"):
-      sides.times(command, repeats)
+    for command in TIMED:
+      sides.time(command, repeats)
     for name in list(sides.workers):
-      found = sides.found[name]
-      found["idle"] = sides.workers[name].idle
-      for key, value in (sides.ask(name, "facts") or {}).items():
-        found[key] = value
-      if name in sides.workers:
-        peak = sides.ask(name, "matmul", SIDE[platform])
-        found |= {"matmul": peak["gflops"]} if peak else {}
+      sides.describe(name, platform)
   return {"case": dict(case), "platform": platform, "sides": sides.found}
+
+
+def _pytorch_sides(
+  variants: Sequence[str], platform: str
+) -> dict[str, dict[str, str]]:
+  """Returns {variant: its part of the case}; none where PyTorch cannot run."""
+  if platform not in TORCH_DEVICES:
+    return {}
+  device = TORCH_DEVICES[platform]
+  return {
+    variant: {"variant": variant, "device": device} for variant in variants
+  }
 
 
 def start_up(
   case: Case, platform: str, variants: Sequence[str], folder: Path
 ) -> list[dict[str, Any]]:
-  """Seconds from the start of a process to the end of its first step.
+  """Measures seconds from the start of a process to the end of its first step.
 
   Each side twice: without and with what the first process has compiled.
 
   Returns:
-    [{side, cold, warm}], or with {unavailable: why} in place of times.
+    [{case, side, cold, warm}], or with {unavailable: why} in place of times.
   """
-  exported, out = export(case, folder), []
-  for name in ("ours", *(variants if platform in DEVICES else ())):
-    more = (
-      {} if name == "ours" else {"variant": name, "device": DEVICES[platform]}
-    )
-    line = {"side": name}
-    for state in ("cold", "warm"):
-      with Worker(
-        name,
-        THEIRS if more else OURS,
-        exported | more,
-        _environ(folder, folder / f"cache_{name}"),
-      ) as worker:
-        try:
-          worker.ask("train")
-          line[state] = time.perf_counter() - worker.started
-        except Failed as error:
-          line["unavailable"] = str(error)
-          break
-    out.append({"case": dict(case), **line})
+  exported = export(case, folder)
+  out = [{"case": dict(case), **_start_side(JAX, JAX_MODULE, exported, folder)}]
+  for variant, options in _pytorch_sides(variants, platform).items():
+    times = _start_side(variant, PYTORCH_MODULE, exported | options, folder)
+    out.append({"case": dict(case), **times})
   Path(exported["file"]).unlink()
   return out
 
 
+def _start_side(
+  name: str, module: str, case: Case, folder: Path
+) -> dict[str, Any]:
+  """Returns {side, cold, warm}, seconds; see `start_up`."""
+  out: dict[str, Any] = {"side": name}
+  environment = _environment(folder, folder / f"cache_{name}")
+  for state in ("cold", "warm"):
+    with Worker(name, module, case, environment) as worker:
+      try:
+        worker.ask("train")
+      except Failed as error:
+        out["unavailable"] = str(error)
+        return out
+      out[state] = time.perf_counter() - worker.started
+  return out
+
+
 def scoring(case: Case, images: int, folder: Path) -> dict[str, Any]:
-  """Seconds to score a case's prompts, by `vpt_jax.condensation.prompt_scores`."""
+  """Measures seconds to score a case's prompts.
+
+  It is done by `vpt_jax.condensation.prompt_scores`.
+  """
   exported = export(case, folder)
-  with Worker("ours", OURS, exported, _environ(folder)) as worker:
+  with Worker(JAX, JAX_MODULE, exported, _environment(folder)) as worker:
     found = worker.ask("score", images)
   Path(exported["file"]).unlink()
   return {"case": dict(case), **found}
 
 
+# Reading what `row` returns.
+
+
 def median(side: Mapping[str, Any], command: str) -> float:
-  """Seconds of a forward pass or a step."""
+  """Returns the seconds of a forward pass or of a step."""
   return statistics.median(side[command]["samples"])
 
 
 def best(sides: Mapping[str, Mapping[str, Any]], command: str) -> str | None:
-  """PyTorch's fastest variant, or None."""
-  there = [
-    name
-    for name in sides
-    if name != "ours" and "unavailable" not in sides[name]
-  ]
-  return min(there, key=lambda name: median(sides[name], command), default=None)
+  """Returns PyTorch's fastest variant, or None."""
+  times = {}
+  for name, side in sides.items():
+    if name != JAX and "unavailable" not in side:
+      times[name] = median(side, command)
+  return min(times, key=times.get, default=None)
 
 
 def peak(rows: Sequence[Mapping[str, Any]], dtype: str) -> float:
-  """GFLOP/s: the most that either library reached in a matrix product."""
-  return max(
-    side["matmul"]
-    for line in rows
-    if line["case"]["dtype"] == dtype
-    for side in line["sides"].values()
-    if "matmul" in side
-  )
+  """Returns GFLOP/s: the most that either library reached in a product."""
+  reached = []
+  for line in rows:
+    if line["case"]["dtype"] == dtype:
+      reached += [
+        side["matmul"] for side in line["sides"].values() if "matmul" in side
+      ]
+  return max(reached)

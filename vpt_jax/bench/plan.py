@@ -1,4 +1,4 @@
-"""What a training step needs on machines that are not here, from a model.
+"""Computes what a training step needs on machines that are not here.
 
 `python -m vpt_jax.bench.plan` prints the table; nothing is run. Per device:
 
@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
+from vpt_jax import problems
 from vpt_jax.bench import bench_tables, jax_side
 from vpt_jax.nn import cost
-from vpt_jax.problems import Classification
-from vpt_jax.utils import trees
+from vpt_jax.utils import command_line, trees
 
 SHARE = 0.45  # of the peak that a step reaches: assumed
 # XLA's buffers by what is kept, on CPU (`--check`, ViT-Ti, S and B): 1.42 to
@@ -38,6 +38,7 @@ BUFFERS = 1.55
 SPARE = 0.9  # of a device's memory that a program may take
 TENSOR = 4  # devices that share a copy of the backbone under `tp`
 SLOTS = 3  # a trained parameter, its gradient and its momentum, float32
+STRATEGIES = ("dp", "fsdp", "tp")  # of `config.shard.strategy`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +75,11 @@ BACKBONES = ("vit_b16", "vit_l16", "vit_h14", "vit_g14")
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-  """Of a training step.
+  """What a training step needs, on any machine.
 
   Attributes:
-    frozen, trained: bytes of parameters.
+    frozen: bytes of frozen parameters.
+    trained: bytes of trained parameters.
     image: bytes kept of an image for the backward pass.
     carried: bytes of a block's tokens, of an image.
     depth: blocks.
@@ -95,42 +97,53 @@ class Needs:
 def case(
   backbone: str, prompts: int, dtype: str = "bfloat16"
 ) -> dict[str, Any]:
-  """VPT-deep at 224 px, as in `measure.Case`."""
-  return dict(
-    backbone=backbone,
-    image_size=224,
-    method="vpt_deep",
-    prompts=prompts,
-    dtype=dtype,
-    dropout=0.1,
-    classes=100,
-  )
+  """Returns VPT-deep at 224 px, as in `measure.Case`."""
+  return {
+    "backbone": backbone,
+    "image_size": 224,
+    "method": "vpt_deep",
+    "prompts": prompts,
+    "dtype": dtype,
+    "dropout": 0.1,
+    "classes": 100,
+  }
 
 
 def _bytes(values: Any) -> int:
-  return sum(
-    math.prod(leaf.shape) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(values)
-  )
+  """Returns the bytes of all arrays in a tree, or of their shapes."""
+  total = 0
+  for leaf in jax.tree.leaves(values):
+    total += math.prod(leaf.shape) * leaf.dtype.itemsize
+  return total
 
 
-@functools.lru_cache(maxsize=None)
-def _traced(depth: int, **options: Any) -> np.ndarray:
-  """Needs of a model of that depth: frozen, trained, image, flops."""
-  model = models.build(jax_side.config_of(options), options["classes"])
+def _model_of_depth(depth: int, options: dict[str, Any]) -> model_lib.Model:
+  model = model_lib.build(jax_side.config_of(options), options["classes"])
   backbone = model.backbone.clone(depth=depth)
-  model = model.clone(
-    backbone=backbone, method=model.method.clone(spec=backbone.spec)
-  )
+  method = model.method.clone(spec=backbone.spec)
+  return model.clone(backbone=backbone, method=method)
+
+
+@functools.cache
+def _traced(depth: int, **options: Any) -> np.ndarray:
+  """Returns the needs of a model: bytes frozen, trained, of an image; FLOPs.
+
+  Args:
+    depth: blocks that the backbone has.
+    **options: see `case`.
+  """
+  model = _model_of_depth(depth, options)
+  problem = problems.build("classification", options["classes"])
   shapes = trees.flatten(
-    jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+    jax.eval_shape(lambda: model_lib.init(model, jax.random.key(0)))
   )
-  frozen = {
-    path: jax.ShapeDtypeStruct(leaf.shape, options["dtype"])
-    for path, leaf in shapes.items()
-    if path.startswith("backbone/")
-  }
-  trained = {path: leaf for path, leaf in shapes.items() if path not in frozen}
+  frozen = {}
+  trained = {}
+  for path, leaf in shapes.items():
+    if path.startswith("backbone/"):
+      frozen[path] = jax.ShapeDtypeStruct(leaf.shape, options["dtype"])
+    else:
+      trained[path] = leaf
 
   def loss(trained, frozen, image, label):
     logits = model.apply(
@@ -139,58 +152,68 @@ def _traced(depth: int, **options: Any) -> np.ndarray:
       train=True,
       rngs={"dropout": jax.random.key(0)},
     )
-    return Classification(options["classes"]).loss(logits, label).mean()
+    return problem.loss(logits, label).mean()
 
-  def of(count: int) -> np.ndarray:
-    args = (
-      trained,
-      frozen,
-      jax.ShapeDtypeStruct((count, *model.method.input_size, 3), jnp.float32),
-      jax.ShapeDtypeStruct((count,), jnp.int32),
-    )
+  def pullback(trained, *rest):
+    _, pull = jax.vjp(lambda trained: loss(trained, *rest), trained)
+    return pull
+
+  def needs_of(images: int) -> np.ndarray:
+    """Returns bytes kept for the backward pass, and FLOPs."""
+    height, width = model.method.input_size
+    image = jax.ShapeDtypeStruct((images, height, width, 3), jnp.float32)
+    label = jax.ShapeDtypeStruct((images,), jnp.int32)
+    args = (trained, frozen, image, label)
     # The pullback is a tree, whose leaves are what it needs.
-    kept = jax.eval_shape(
-      lambda trained, *rest: jax.vjp(
-        lambda trained: loss(trained, *rest), trained
-      )[1],
-      *args,
-    )
-    return np.array([_bytes(kept), 2 * cost.counted(jax.grad(loss), *args)])
+    kept = jax.eval_shape(pullback, *args)
+    flops = 2 * cost.counted(jax.grad(loss), *args)
+    return np.array([_bytes(kept), flops])
 
   # Two images less one: weights are among what is kept.
-  return np.array([_bytes(frozen), _bytes(trained), *(of(2) - of(1))])
+  kept, flops = needs_of(2) - needs_of(1)
+  return np.array([_bytes(frozen), _bytes(trained), kept, flops])
 
 
 def needs(backbone: str, prompts: int, dtype: str = "bfloat16") -> Needs:
-  """What VPT-deep with so many prompts in every block needs.
+  """Returns what VPT-deep with so many prompts in every block needs.
 
   All of it is linear in the number of prompts, and in that of blocks from two
   on (the first and the last do less): four small models are traced.
   """
-  spec = models.build(
-    jax_side.config_of(case(backbone, 1, dtype)), 2
-  ).backbone.spec
+  config = jax_side.config_of(case(backbone, 1, dtype))
+  spec = model_lib.build(config, 2).backbone.spec
 
-  def deep(prompts: int) -> np.ndarray:
-    two, three = (_traced(n, **case(backbone, prompts, dtype)) for n in (2, 3))
-    return two + (spec.depth - 2) * (three - two)
+  def whole_depth(prompts: int) -> np.ndarray:
+    options = case(backbone, prompts, dtype)
+    two_blocks = _traced(2, **options)
+    three_blocks = _traced(3, **options)
+    return two_blocks + (spec.depth - 2) * (three_blocks - two_blocks)
 
-  one, more = deep(1), deep(2)
-  frozen, trained, image, flops = one + (prompts - 1) * (more - one)
+  one_prompt = whole_depth(1)
+  two_prompts = whole_depth(2)
+  all_prompts = one_prompt + (prompts - 1) * (two_prompts - one_prompt)
+  frozen, trained, image, flops = all_prompts
   tokens = spec.num_cls + math.prod(spec.grids[0])
   return Needs(
-    frozen,
-    trained,
-    image,
-    tokens * spec.widths[0] * jnp.dtype(dtype).itemsize,
-    spec.depth,
-    flops,
+    frozen=frozen,
+    trained=trained,
+    image=image,
+    carried=tokens * spec.widths[0] * jnp.dtype(dtype).itemsize,
+    depth=spec.depth,
+    flops=flops,
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """Of one device: bytes in memory, seconds, bytes sent, seconds of these."""
+  """What a step takes of one device.
+
+  Attributes:
+    memory: bytes.
+    seconds: of the whole step.
+    sent: bytes that the device sends.
+    sending: seconds of these.
+  """
 
   memory: float
   seconds: float
@@ -198,113 +221,137 @@ class Step:
   sending: float
 
 
+def _ring(devices: int) -> float:
+  """Returns the share of an array that a device sends so that all have it."""
+  return (devices - 1) / devices
+
+
 def step(
   need: Needs, machine: Machine, batch: int, strategy: str = "dp"
 ) -> Step:
-  """A step on `batch` images over all devices, by a strategy of `shard.py`.
+  """Returns a step on `batch` images over all devices.
 
-  Sending is taken as not hidden behind computing. `tp` is over TENSOR devices.
+  Sending is taken as not hidden behind computing.
+
+  Args:
+    need: of the model.
+    machine: the devices.
+    batch: images of all devices together.
+    strategy: of `distributed/sharding.py`; `tp` is over TENSOR devices.
   """
-  n, parts = machine.devices, TENSOR if strategy == "tp" else 1
-  ring = lambda n: (n - 1) / n  # what a device sends of an array all gather
-  images, frozen = batch / n * parts, need.frozen / parts
-  sent = 2 * ring(n) * need.trained
+  devices = machine.devices
+  parts = TENSOR if strategy == "tp" else 1  # of the frozen parameters
+  images = batch / devices * parts
+  frozen = need.frozen / parts
+  sent = 2 * _ring(devices) * need.trained  # gradients, summed
   if strategy == "fsdp":
-    frozen, sent = frozen / n, sent + 2 * ring(n) * need.frozen
-  elif strategy == "tp":  # two sums of a block's tokens, in each direction
-    sent += 8 * ring(parts) * need.depth * images * need.carried
+    frozen = frozen / devices
+    sent += 2 * _ring(devices) * need.frozen  # gathered twice
+  elif strategy == "tp":
+    # Two sums of a block's tokens, in each direction.
+    sent += 8 * _ring(parts) * need.depth * images * need.carried
   sending = sent / (machine.link * 1e9)
+  computing = batch / devices * need.flops / (SHARE * machine.tflops * 1e12)
   kept = BUFFERS * images * need.image / parts
   return Step(
-    frozen + SLOTS * need.trained + kept,
-    batch / n * need.flops / (SHARE * machine.tflops * 1e12) + sending,
-    sent,
-    sending,
+    memory=frozen + SLOTS * need.trained + kept,
+    seconds=computing + sending,
+    sent=sent,
+    sending=sending,
   )
 
 
 def most_cells(need: Needs, machine: Machine, batch: int) -> int:
-  """Runs of so many images each that train together, each on all devices."""
+  """Returns how many runs of `batch` images can train together.
+
+  Each is on all devices; the frozen parameters are shared.
+  """
   free = SPARE * machine.memory * 1e9 - need.frozen
-  one = step(need, machine, batch).memory - need.frozen
-  return max(0, int(free // one))
+  one_run = step(need, machine, batch).memory - need.frozen
+  return max(0, int(free // one_run))
 
 
 def most_prompts(backbone: str, machine: Machine, batch: int) -> int:
-  """Prompts in every block that fit, under `dp`."""
-  one, two = (step(needs(backbone, n), machine, batch).memory for n in (1, 2))
-  return max(0, int((SPARE * machine.memory * 1e9 - one) // (two - one)) + 1)
+  """Returns how many prompts in every block fit, under `dp`."""
+  one = step(needs(backbone, 1), machine, batch).memory
+  two = step(needs(backbone, 2), machine, batch).memory
+  free = SPARE * machine.memory * 1e9 - one
+  return max(0, int(free // (two - one)) + 1)
+
+
+HEADING = [
+  "machine",
+  "backbone",
+  "images per device",
+  "GB",
+  "ms",
+  "images/s",
+  "sent MB (ms): dp",
+  "fsdp",
+  f"tp, {TENSOR}",
+  "cells",
+  "prompts",
+]
 
 
 def rows(
   backbones: Sequence[str], prompts: int, batch: int
 ) -> Iterator[list[str]]:
-  """The table's, header first."""
-  yield [
-    "machine",
-    "backbone",
-    "images per device",
-    "GB",
-    "ms",
-    "images/s",
-    "sent MB (ms): dp",
-    "fsdp",
-    f"tp, {TENSOR}",
-    "cells",
-    "prompts",
-  ]
+  """Returns the lines of the table, the heading first."""
+  yield HEADING
   for name, machine in MACHINES.items():
     images = max(batch, machine.devices)
     for backbone in backbones:
       need = needs(backbone, prompts)
-      of = {
-        strategy: step(need, machine, images, strategy)
-        for strategy in ("dp", "fsdp", "tp")
-      }
-      sent = [
-        f"{x.sent / 1e6:,.1f} ({1e3 * x.sending:.1f})"
-        if machine.devices > 1
-        else "-"
-        for x in of.values()
-      ]
-      here = of["dp"]
+      steps = [step(need, machine, images, plan) for plan in STRATEGIES]
+      data_parallel = steps[0]
+      # A sweep takes one process.
+      cells = most_cells(need, machine, images) if machine.hosts == 1 else "-"
       yield [
         name,
         backbone,
         f"{images / machine.devices:g}",
-        f"{here.memory / 1e9:.1f}",
-        f"{1e3 * here.seconds:.1f}",
-        f"{images / here.seconds:,.0f}",
-        *sent,
-        # A sweep takes one process.
-        f"{most_cells(need, machine, images)}" if machine.hosts == 1 else "-",
+        f"{data_parallel.memory / 1e9:.1f}",
+        f"{1e3 * data_parallel.seconds:.1f}",
+        f"{images / data_parallel.seconds:,.0f}",
+        *(_sent(each, machine) for each in steps),
+        f"{cells}",
         f"{most_prompts(backbone, machine, images):,}",
       ]
+
+
+def _sent(step: Step, machine: Machine) -> str:
+  if machine.devices == 1:
+    return "-"
+  return f"{step.sent / 1e6:,.1f} ({1e3 * step.sending:.1f})"
+
+
+CHECK_HEADING = [
+  "backbone",
+  "prompts",
+  "MB per image: model",
+  "compiled",
+  "ratio",
+  "GFLOPs: model",
+  "compiled",
+  "ratio",
+]
 
 
 def checked(
   backbones: Sequence[str], prompts: Sequence[int], batch: int
 ) -> Iterator[list[str]]:
-  """The model beside what XLA compiles on this machine, header first."""
-  yield [
-    "backbone",
-    "prompts",
-    "MB per image: model",
-    "compiled",
-    "ratio",
-    "GFLOPs: model",
-    "compiled",
-    "ratio",
-  ]
+  """Returns the model beside what XLA compiles here, the heading first."""
+  yield CHECK_HEADING
   for backbone in backbones:
     for count in prompts:
+      options = case(backbone, count, "float32")
       need = needs(backbone, count, "float32")
-      memory, flops = (
-        x / batch
-        for x in _compiled(
-          {**case(backbone, count, "float32"), "batch": batch, "seed": 0}
-        )
+      total_memory, total_flops = _compiled(
+        {**options, "batch": batch, "seed": 0}
       )
+      memory = total_memory / batch
+      flops = total_flops / batch
       yield [
         backbone,
         f"{count}",
@@ -318,60 +365,66 @@ def checked(
 
 
 def _compiled(options: dict[str, Any]) -> tuple[int, float]:
-  """(bytes of buffers, FLOPs) of the step as XLA compiles it here."""
+  """Returns bytes of buffers and FLOPs of the step as XLA compiles it here."""
   with tempfile.TemporaryDirectory() as folder:
-    side = jax_side.Ours({**options, "file": str(Path(folder) / "case.npz")})
+    side = jax_side.JaxSide({**options, "file": str(Path(folder) / "case.npz")})
     side.export(1)
-    program, *_ = side.step
-  return (
-    program.memory_analysis().temp_size_in_bytes,
-    program.cost_analysis()["flops"],
-  )
+    program = side.step.program
+  memory = program.memory_analysis().temp_size_in_bytes
+  return memory, program.cost_analysis()["flops"]
 
 
-def main(argv: Sequence[str]) -> int:
-  """Prints the plan; returns the exit status."""
-  parse = argparse.ArgumentParser(
-    prog="python -m vpt_jax.bench.plan", description=__doc__.splitlines()[0]
+def _names(text: str) -> tuple[str, ...]:
+  return tuple(text.split(","))
+
+
+def parser() -> argparse.ArgumentParser:
+  """Returns the parser of the command line."""
+  out = argparse.ArgumentParser(
+    prog="python -m vpt_jax.bench.plan",
+    description=__doc__.splitlines()[0],
   )
-  names = lambda text: tuple(text.split(","))
-  parse.add_argument(
+  out.add_argument(
     "--backbones",
-    type=names,
+    type=_names,
     default=BACKBONES,
     metavar="A,B",
-    help="default " + ",".join(BACKBONES),
+    help=f"default {','.join(BACKBONES)}",
   )
-  parse.add_argument(
+  out.add_argument(
     "--prompts",
     type=int,
     default=50,
     help="in every block (default %(default)s)",
   )
-  parse.add_argument(
+  out.add_argument(
     "--batch",
     type=int,
     default=64,
     help="images of all devices (default %(default)s)",
   )
-  parse.add_argument(
+  out.add_argument(
     "--check",
     action="store_true",
     help="compile steps here and compare, instead",
   )
-  args = parse.parse_args(argv)
-  try:
-    found = (
-      checked(args.backbones, (args.prompts,), args.batch)
-      if args.check
-      else rows(args.backbones, args.prompts, args.batch)
-    )
-    header, *lines = found
-    sys.stdout.write("\n".join(bench_tables.grid(header, lines)) + "\n")
-  except ValueError as error:
-    sys.stderr.write(f"error: {error}\n")
-    return 1
+  return out
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints the plan; returns the exit status."""
+  if args.check:
+    table = checked(args.backbones, (args.prompts,), args.batch)
+  else:
+    table = rows(args.backbones, args.prompts, args.batch)
+  sys.stdout.write("\n".join(bench_tables.grid(table)) + "\n")
   return 0
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; returns the exit status."""
+  args = parser().parse_args(argv)
+  return command_line.exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Times against the number of prompts, ours and PyTorch's."""
+"""Draws times against the number of prompts, of vpt_jax and of PyTorch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import Any
 from vpt_jax.analysis import figures
 from vpt_jax.bench import bench_tables, measure
 
+Row = Mapping[str, Any]  # see `measure.row`
 
-def draw(rows: Sequence[Mapping[str, Any]], to: Path) -> None:
+
+def draw(rows: Sequence[Row], to: Path) -> None:
   """Draws a line of two panels for every backbone, batch and type.
 
   Args:
@@ -17,50 +19,68 @@ def draw(rows: Sequence[Mapping[str, Any]], to: Path) -> None:
   """
   groups = bench_tables.grouped(rows)
   methods = list(dict.fromkeys(row["case"]["method"] for row in rows))
-  with figures.figure(to, 9.5, 0.6 + 3.0 * len(groups), "") as fig:
-    panels = fig.subplots(len(groups), 2, squeeze=False)
-    for (name, part), line in zip(groups.items(), panels):
-      for command, axes in zip(("forward", "train"), line):
+  height = 0.6 + 3.0 * len(groups)
+  with figures.figure(to, 9.5, height, "") as fig:
+    panels = fig.subplots(len(groups), len(measure.TIMED), squeeze=False)
+    for (name, part), panels_of_group in zip(
+      groups.items(), panels, strict=True
+    ):
+      for command, axes in zip(measure.TIMED, panels_of_group, strict=True):
         axes.set_title(f"{name}: {command}")
-        axes.set_xlabel("prompts")
-        axes.set_ylabel("ms per batch")
-        for i, method in enumerate(methods):
-          _lines(
-            axes,
-            [row for row in part if row["case"]["method"] == method],
-            command,
-            method,
-            i,
-          )
-        axes.set_ylim(bottom=0)
+        _panel(axes, part, command, methods)
     panels[0, 0].legend()
 
 
-def _lines(
-  axes: Any,
-  rows: Sequence[Mapping[str, Any]],
-  command: str,
-  method: str,
-  i: int,
+def _panel(
+  axes: Any, rows: Sequence[Row], command: str, methods: Sequence[str]
 ) -> None:
-  """A method's two lines: ours, and dashed the fastest of PyTorch."""
-  style = {"color": figures.colour(i), "marker": figures.marker(i)}
-  for name in ("ours", "torch"):
-    points = []
-    for row in sorted(rows, key=lambda row: row["case"]["prompts"]):
-      side = "ours" if name == "ours" else measure.best(row["sides"], command)
-      if side:
-        points.append(
-          (
-            row["case"]["prompts"],
-            1e3 * measure.median(row["sides"][side], command),
-          )
-        )
-    if points:
-      axes.plot(
-        *zip(*points),
-        "-" if name == "ours" else "--",
-        label=f"{method}, {name}",
-        **style,
-        markerfacecolor=None if name == "ours" else "white",
-      )
+  """Draws the two lines of each method: the dashed one is PyTorch's."""
+  axes.set_xlabel("prompts")
+  axes.set_ylabel("ms per batch")
+  for index, method in enumerate(methods):
+    of_method = [row for row in rows if row["case"]["method"] == method]
+    look = {"color": figures.colour(index), "marker": figures.marker(index)}
+    _line(
+      axes,
+      _jax_points(of_method, command),
+      "-",
+      label=f"{method}, {measure.JAX}",
+      **look,
+    )
+    _line(
+      axes,
+      _torch_points(of_method, command),
+      "--",
+      label=f"{method}, torch",
+      markerfacecolor="white",
+      **look,
+    )
+  axes.set_ylim(bottom=0)
+
+
+Points = list[tuple[int, float]]  # (prompts, milliseconds)
+
+
+def _jax_points(rows: Sequence[Row], command: str) -> Points:
+  return [_point(row, measure.JAX, command) for row in rows]
+
+
+def _torch_points(rows: Sequence[Row], command: str) -> Points:
+  """Returns the times of PyTorch's fastest variant, where there is one."""
+  out = []
+  for row in rows:
+    variant = measure.best(row["sides"], command)
+    if variant is not None:
+      out.append(_point(row, variant, command))
+  return out
+
+
+def _point(row: Row, side: str, command: str) -> tuple[int, float]:
+  seconds = measure.median(row["sides"][side], command)
+  return row["case"]["prompts"], 1e3 * seconds
+
+
+def _line(axes: Any, points: Points, style: str, **options: Any) -> None:
+  if points:
+    prompts, milliseconds = zip(*sorted(points), strict=True)
+    axes.plot(prompts, milliseconds, style, **options)

@@ -1,4 +1,4 @@
-"""The same models in PyTorch: a loop over the layers of timm's ViT."""
+"""Defines the benchmark's models in PyTorch: a loop over timm's ViT."""
 
 from collections.abc import Callable
 import re
@@ -15,19 +15,22 @@ _KEPT: list[Any] = []  # what torch forgets when it is collected
 
 
 def _vision_transformer() -> type[nn.Module]:
+  """Returns timm's class."""
   try:
     from timm.models.vision_transformer import VisionTransformer
   except RuntimeError:
     # A torchvision built for another torch does not load its C extension, and
     # then misses two operators that no ViT needs.
-    _KEPT.append(torch.library.Library("torchvision", "FRAGMENT"))
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    _KEPT.append(library)
     for name in ("nms", "qnms"):
-      _KEPT[0].define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
+      library.define(f"{name}(Tensor a, Tensor b, float c) -> Tensor")
     from timm.models.vision_transformer import VisionTransformer
   return VisionTransformer
 
 
-_TO_OURS = (
+# Parts of timm's names -> of the names in vpt_jax.
+_RENAMED = (
   (r"vit\.cls_token", "backbone.cls"),
   (r"vit\.patch_embed\.proj", "backbone.embedding"),
   (r"vit\.norm", "backbone.Transformer.encoder_norm"),
@@ -42,42 +45,59 @@ _TO_OURS = (
 
 
 def path_of(name: str, ndim: int) -> str:
-  """Our path of a tensor in `Peer.state_dict()` with so many axes."""
-  for pattern, ours in _TO_OURS:
-    name = re.sub(pattern, ours, name)
+  """Returns what vpt_jax calls a tensor of `PromptedViT.state_dict()`.
+
+  Args:
+    name: in that dictionary.
+    ndim: axes of the tensor: a weight of one is a norm's.
+  """
+  for pattern, renamed in _RENAMED:
+    name = re.sub(pattern, renamed, name)
   *layers, leaf = name.split(".")
   if leaf.startswith("running_"):
     return "/".join(["batch_stats", *layers, leaf.removeprefix("running_")])
-  leaf = {"weight": "kernel" if ndim > 1 else "scale"}.get(leaf, leaf)
+  if leaf == "weight":
+    leaf = "kernel" if ndim > 1 else "scale"
   return "/".join([*layers, leaf])
 
 
 def _value(
   name: str, ndim: int, take: Callable[[str], np.ndarray]
 ) -> np.ndarray:
-  """The value of a tensor in PyTorch's layout; `take` gives our arrays."""
-  if name == "vit.pos_embed":  # with one for the class token
+  """Returns the value of a tensor in PyTorch's layout.
+
+  Args:
+    name: of the tensor.
+    ndim: its axes.
+    take: returns the array of a path.
+  """
+  if name == "vit.pos_embed":
+    # timm's has a position for the class token, too.
     return np.pad(take("backbone/pos_embedding"), ((0, 0), (1, 0), (0, 0)))
   path = path_of(name, ndim)
   if "/qkv/" in path:
-    thirds = [
-      take(path.replace("qkv", part)) for part in ("query", "key", "value")
-    ]
     return np.concatenate(
       [
-        third.reshape(len(third), -1).T if ndim == 2 else third.reshape(-1)
-        for third in thirds
+        _one_of_qkv(take(path.replace("qkv", part)), ndim)
+        for part in ("query", "key", "value")
       ]
     )
   array = take(path)
   if not name.endswith(".weight"):
     return array
-  if array.ndim == 3:  # [heads, d, D]
+  if array.ndim == 3:  # attention's output, [heads, d, D]
     array = array.reshape(-1, array.shape[-1])
   return array.transpose(3, 2, 0, 1) if ndim == 4 else array.T
 
 
-class Peer(nn.Module):
+def _one_of_qkv(array: np.ndarray, ndim: int) -> np.ndarray:
+  """Returns [heads * d, D] of a kernel [D, heads, d], or [heads * d]."""
+  if ndim == 2:
+    return array.reshape(len(array), -1).T
+  return array.reshape(-1)
+
+
+class PromptedViT(nn.Module):
   """timm's ViT, a method and a head.
 
   Attributes:
@@ -88,7 +108,7 @@ class Peer(nn.Module):
     """A model of these arrays' sizes, and with their values.
 
     Args:
-      arrays: under our names.
+      arrays: under the names of vpt_jax.
       method: a name in `METHODS`.
       dropout: rate of every dropout of the method.
       fused: see above.
@@ -100,6 +120,7 @@ class Peer(nn.Module):
     self.fused = fused
     try:
       self._build(arrays, method, dropout)
+      self._fill(arrays)
     except KeyError as error:
       raise ValueError(
         f"the backbone has no {error}; the benchmark is of "
@@ -107,65 +128,86 @@ class Peer(nn.Module):
       ) from None
 
   def _build(self, arrays: Arrays, method: str, dropout: float) -> None:
-    kernel = arrays["backbone/embedding/kernel"]
+    """Makes the layers."""
+    embedding = arrays["backbone/embedding/kernel"]
     block = "backbone/Transformer/encoderblock_0"
-    heads = arrays[f"{block}/MultiHeadDotProductAttention_0/query/kernel"]
-    hidden = arrays[f"{block}/MlpBlock_0/Dense_0/kernel"]
-    side = round(arrays["backbone/pos_embedding"].shape[1] ** 0.5)
-    patch, width = len(kernel), kernel.shape[-1]
+    query = arrays[f"{block}/MultiHeadDotProductAttention_0/query/kernel"]
+    hidden = arrays[f"{block}/MlpBlock_0/Dense_0/kernel"].shape[1]
+    positions = arrays["backbone/pos_embedding"].shape[1]
+    patch = len(embedding)
+    width = embedding.shape[-1]
+    side = round(positions**0.5)
+    depth = sum(path.endswith("LayerNorm_0/scale") for path in arrays)
     self.vit = _vision_transformer()(
       img_size=side * patch,
       patch_size=patch,
       num_classes=0,
       embed_dim=width,
-      num_heads=heads.shape[1],
-      depth=sum(path.endswith("LayerNorm_0/scale") for path in arrays),
-      mlp_ratio=hidden.shape[1] / width,
+      num_heads=query.shape[1],
+      depth=depth,
+      mlp_ratio=hidden / width,
       weight_init="skip",
     )
     self.vit.requires_grad_(False)
     self.method = METHODS[method](arrays, dropout)
     self.head = nn.Linear(*arrays["head/kernel"].shape)
 
+  def _fill(self, arrays: Arrays) -> None:
+    """Gives the layers their values."""
     left = dict(arrays)
-    self.load_state_dict(
-      {
-        name: torch.from_numpy(np.array(_value(name, tensor.ndim, left.pop)))
-        for name, tensor in self.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-      },
-      strict=False,
-    )
+    values = {}
+    for name, tensor in self.state_dict().items():
+      if not name.endswith("num_batches_tracked"):
+        value = _value(name, tensor.ndim, left.pop)
+        values[name] = torch.from_numpy(np.array(value))
+    self.load_state_dict(values, strict=False)
     if left:
       raise ValueError(f"a plain ViT has no {', '.join(sorted(left))}")
 
   def forward(self, image: torch.Tensor) -> torch.Tensor:
-    """Normalised images [B, 3, H, W] -> logits [B, K]."""
+    """Returns logits [B, K] of normalised images [B, 3, H, W]."""
     vit = self.vit
-    x = vit.patch_embed(image.to(vit.cls_token.dtype))
-    x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], 1) + vit.pos_embed
+    patches = vit.patch_embed(image.to(vit.cls_token.dtype))
+    class_token = vit.cls_token.expand(len(patches), -1, -1)
+    x = torch.cat([class_token, patches], dim=1) + vit.pos_embed
     x = self.method.enter(image, x)
     for i, block in enumerate(vit.blocks):
-      run = lambda x, temperature=1.0, block=block: self._block(
-        block, x, temperature
-      )
-      x = self.method.block(i, x, run)
-    return self.head(vit.norm(x)[:, 0].float())
+      x = self.method.block(i, x, self._runner(block))
+    pooled = vit.norm(x)[:, 0]
+    return self.head(pooled.float())
 
-  def _block(
-    self, block: nn.Module, x: torch.Tensor, temperature: torch.Tensor | float
+  def _runner(self, block: nn.Module) -> Callable[..., torch.Tensor]:
+    """Returns (tokens, temperature) -> tokens of a block."""
+
+    def run(
+      x: torch.Tensor, temperature: torch.Tensor | float = 1.0
+    ) -> torch.Tensor:
+      x = x + self._attention(block.attn, block.norm1(x), temperature)
+      return x + block.mlp(block.norm2(x))
+
+    return run
+
+  def _attention(
+    self,
+    layer: nn.Module,
+    x: torch.Tensor,
+    temperature: torch.Tensor | float,
   ) -> torch.Tensor:
-    attn, (batch, count, width) = block.attn, x.shape
-    q, k, v = (
-      attn.qkv(block.norm1(x))
-      .reshape(batch, count, 3, attn.num_heads, -1)
-      .permute(2, 0, 3, 1, 4)
-    )
+    """Returns softmax(q k^T / (temperature sqrt(d))) v, projected, [B, T, D].
+
+    Args:
+      layer: timm's attention.
+      x: normalised tokens [B, T, D].
+      temperature: divides the scores; a tensor only if it is learned.
+    """
+    batch, count, width = x.shape
+    qkv = layer.qkv(x).reshape(batch, count, 3, layer.num_heads, -1)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d]
     if torch.is_tensor(temperature):
       q = q / temperature.to(q.dtype)
     if self.fused:
-      y = F.scaled_dot_product_attention(q, k, v)
+      mixed = F.scaled_dot_product_attention(q, k, v)
     else:
-      y = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1) @ v
-    x = x + attn.proj(y.transpose(1, 2).reshape(batch, count, width))
-    return x + block.mlp(block.norm2(x))
+      scores = q * q.shape[-1] ** -0.5 @ k.mT
+      mixed = scores.softmax(-1) @ v
+    return layer.proj(mixed.transpose(1, 2).reshape(batch, count, width))

@@ -1,43 +1,53 @@
-"""A side of the benchmark: a process of its own that does one thing when asked.
+"""Runs a side of the benchmark in a process of its own.
 
 Thread pools of two libraries in one process disturb each other, and its memory
-can't be told apart. So each side has a process, and only one works at a time.
-They speak JSON, a line each way: {"do": command, "count": n} and its result.
+cannot be told apart. So each side has a process, and only one works at a time.
+
+The two ends speak JSON, a line each way. First the parent sends the case. Then
+for every {"do": command, "count": n} the process answers {"value": result,
+"idle": share} or {"error": why}.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import json
 import math
 import os
 from pathlib import Path
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 
 from vpt_jax.utils import malloc
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 20  # seconds that a process has to end
 
 
 class Side(Protocol):
-  """What runs in a worker: commands that take a count and give JSON values."""
+  """What runs in a worker.
+
+  Attributes:
+    commands: {name: function of a count}, which return JSON values.
+  """
 
   commands: Mapping[str, Callable[[int], dict[str, Any]]]
 
 
 class Failed(ValueError):
-  """A side could not do what it was asked; says why."""
+  """A side could not do what it was asked to do."""
 
 
 class Worker:
-  """The parent's end.
+  """A process with a side, as its parent sees it.
 
   Attributes:
     name: of the side.
@@ -52,12 +62,21 @@ class Worker:
     case: Mapping[str, Any],
     environ: Mapping[str, str],
   ):
-    """Starts `python -m MODULE`, whose side is made from `case`."""
-    self.name, self.idle = name, 0.0
-    self._errors = tempfile.TemporaryFile()
-    path = os.pathsep.join(
-      filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
-    )
+    """Starts a process.
+
+    Args:
+      name: of the side.
+      module: what the process runs, by `python -m`.
+      case: what its side is made from.
+      environ: variables that it has beside those of this process.
+    """
+    self.name = name
+    self.idle = 0.0
+    self._resources = contextlib.ExitStack()
+    self._errors = self._resources.enter_context(tempfile.TemporaryFile())
+    python_path = [str(ROOT)]
+    if os.environ.get("PYTHONPATH"):
+      python_path.append(os.environ["PYTHONPATH"])
     self.started = time.perf_counter()
     self._process = subprocess.Popen(
       [sys.executable, "-m", module],
@@ -65,7 +84,11 @@ class Worker:
       stdout=subprocess.PIPE,
       stderr=self._errors,
       text=True,
-      env={**os.environ, **environ, "PYTHONPATH": path},
+      env={
+        **os.environ,
+        **environ,
+        "PYTHONPATH": os.pathsep.join(python_path),
+      },
     )
     self._send(case)
 
@@ -76,94 +99,131 @@ class Worker:
     self.close()
 
   def _send(self, message: Mapping[str, Any]) -> None:
-    try:
+    # If the process has ended the pipe is broken; `ask` says how it ended.
+    with contextlib.suppress(BrokenPipeError):
       self._process.stdin.write(json.dumps(message) + "\n")
       self._process.stdin.flush()
-    except BrokenPipeError:
-      pass  # it has ended; `ask` says how
 
   def ask(self, command: str, count: int = 1) -> dict[str, Any]:
-    """Has it done, and waits.
+    """Has a command done, waits, and returns its result.
 
     Raises:
-      Failed: it could not, or the process has ended.
+      Failed: the side could not, or the process has ended.
     """
     self._send({"do": command, "count": count})
     line = self._process.stdout.readline()
     if not line:
-      status = self._process.wait()
-      raise Failed(
-        f"{self.name} ended with status {status} at {command!r}"
-        f"{' (killed: out of memory?)' * (status == -9)}; its last "
-        f"words: {self._last_words() or 'none'}"
-      )
+      raise self._ended(command)
     reply = json.loads(line)
     if "error" in reply:
       raise Failed(f"{self.name}, {command!r}: {reply['error']}")
     self.idle = reply["idle"]
     return reply["value"]
 
+  def _ended(self, command: str) -> Failed:
+    """Returns the error of a process that has ended at a command."""
+    status = self._process.wait()
+    cause = " (killed: out of memory?)" if status == -signal.SIGKILL else ""
+    last_words = self._last_words() or "none"
+    return Failed(
+      f"{self.name} ended with status {status} at {command!r}{cause}; its last "
+      f"words: {last_words}"
+    )
+
   def _last_words(self, lines: int = 3) -> str:
+    """Returns the last lines that the process wrote to stderr."""
     self._errors.seek(0)
     text = self._errors.read().decode(errors="replace").strip()
     return " | ".join(text.splitlines()[-lines:])
 
   def close(self) -> None:
     """Ends the process."""
-    try:
+    with contextlib.suppress(BrokenPipeError):
       self._process.stdin.close()
-    except BrokenPipeError:
-      pass
     try:
-      self._process.wait(20)
+      self._process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
     self._process.stdout.close()
-    self._errors.close()
+    self._resources.close()
 
 
 def serve(make: Callable[[dict[str, Any]], Side]) -> None:
-  """The process' end: makes its side and does what it is asked."""
-  malloc.keep()  # both sides, as `main` does
-  # What libraries write to stdout would be taken for replies.
-  replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-  case, side, idle = json.loads(sys.stdin.readline()), None, [0.0, 0.0]
+  """Makes a side and does what the parent asks, until that closes its end.
+
+  Args:
+    make: returns the side of a case.
+  """
+  malloc.keep()  # in the processes of both libraries, as `main` does
+  replies = _take_stdout()
+  case = json.loads(sys.stdin.readline())
+  side = None
+  waiting = _Waiting()
   while True:
-    since = time.process_time(), time.perf_counter()
-    line = sys.stdin.readline()
+    # What happens before there is a side is no idle time of its threads.
+    line = waiting.for_line() if side is not None else sys.stdin.readline()
     if not line:
       return
-    if side is not None:
-      idle[0] += time.process_time() - since[0]
-      idle[1] += time.perf_counter() - since[1]
-    asked = json.loads(line)
+    request = json.loads(line)
     try:
-      side = side or make(case)
-      reply = {
-        "value": side.commands[asked["do"]](asked["count"]),
-        "idle": idle[0] / max(idle[1], 1e-9),
-      }
+      if side is None:
+        side = make(case)
+      value = side.commands[request["do"]](request["count"])
+      reply = {"value": value, "idle": waiting.share}
     except Exception as error:  # whatever it is, the parent must hear of it
       traceback.print_exc()
-      text = str(error).strip() or "no reason given"
-      reply = {"error": f"{type(error).__name__}: {text.splitlines()[0]}"}
+      reply = {"error": _first_line(error)}
     replies.write(json.dumps(reply) + "\n")
     replies.flush()
 
 
+def _take_stdout() -> TextIO:
+  """Returns this process' stdout, and has what libraries print go to stderr.
+
+  It would be taken for replies.
+  """
+  replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+  return replies
+
+
+class _Waiting:
+  """How much of a core this process uses while it waits for a request."""
+
+  def __init__(self):
+    self.cpu_seconds = 0.0
+    self.seconds = 0.0
+
+  def for_line(self) -> str:
+    """Returns the next line of stdin."""
+    cpu_start = time.process_time()
+    start = time.perf_counter()
+    line = sys.stdin.readline()
+    self.cpu_seconds += time.process_time() - cpu_start
+    self.seconds += time.perf_counter() - start
+    return line
+
+  @property
+  def share(self) -> float:
+    """CPU seconds per second of waiting."""
+    return self.cpu_seconds / max(self.seconds, 1e-9)
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip() or "no reason given"
+  return f"{type(error).__name__}: {text.splitlines()[0]}"
+
+
 def cores() -> int:
-  """How many this process may use."""
-  return (
-    len(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else os.cpu_count() or 1
-  )
+  """Returns how many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def peak_memory() -> int:
-  """Most bytes of memory that this process has had, libraries included."""
+  """Returns the most bytes that this process has had, libraries included."""
   try:
     status = Path("/proc/self/status").read_text()
     # Not `ru_maxrss`: that starts from the parent's.
@@ -176,12 +236,12 @@ def peak_memory() -> int:
 def timed(
   run: Callable[[], Any], wait: Callable[[Any], Any], count: int
 ) -> tuple[float, Any]:
-  """(seconds of one of `count` runs in a row, what the last one gave).
+  """Returns (seconds of a run, what the last run returned).
 
   Args:
-    run: starts the work; a device may go on after it has returned.
+    run: starts the work; a device may still be at it when it returns.
     wait: returns when the work is done.
-    count: of runs.
+    count: runs in a row, of which the mean is taken.
   """
   start = time.perf_counter()
   for _ in range(count):
@@ -191,21 +251,26 @@ def timed(
 
 
 def matrix(n: int) -> np.ndarray:
-  """Random [n, n] whose square has entries of its own size, float32."""
-  return np.random.default_rng(0).standard_normal(
-    (n, n), np.float32
-  ) / np.float32(n**0.5)
+  """Returns random [n, n], float32, whose square has entries of its own size."""
+  values = np.random.default_rng(0).standard_normal((n, n), np.float32)
+  return values / np.float32(n**0.5)
 
 
 def matmul(
   run: Callable[[], Any], wait: Callable[[Any], Any], n: int
 ) -> dict[str, float]:
-  """{"gflops": GFLOP/s} of products of [n, n] matrices: the best of five.
+  """Returns {"gflops": GFLOP/s} of products of [n, n] matrices.
 
-  Each time as many in a row as take a fifth of a second, so that starting and
-  waiting do not count.
+  It is the best of five. Each time as many in a row as take a fifth of a
+  second, so that starting and waiting do not count.
+
+  Args:
+    run: starts a product.
+    wait: returns when it is done.
+    n: rows and columns.
   """
-  timed(run, wait, 1)
-  count = math.ceil(0.2 / timed(run, wait, 1)[0])
+  timed(run, wait, 1)  # compiles
+  usual, _ = timed(run, wait, 1)
+  count = math.ceil(0.2 / usual)
   best = min(timed(run, wait, count)[0] for _ in range(5))
   return {"gflops": 2 * n**3 / best / 1e9}
