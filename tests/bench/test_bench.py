@@ -1,4 +1,4 @@
-"""The benchmark: both sides compute the same, and reports say what was found."""
+"""Tests that both sides compute the same, and what reports say."""
 
 import importlib.util
 import json
@@ -20,21 +20,21 @@ from vpt_jax.bench import bench_tables, jax_side, measure, worker
 from vpt_jax.utils import trees
 
 factory.BACKBONES["vit_bench_test"] = factory.Entry(
-  dict(patch_size=16, width=32, depth=2, mlp_dim=64, num_heads=2)
+  {"patch_size": 16, "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2}
 )
 VARIANTS = ("eager", "sdpa")
 
 
 @pytest.fixture(scope="module")
 def torch_side():
-  """`theirs.py`, or the test is skipped."""
+  """Returns `pytorch_side`, or the test is skipped."""
   installed.timm()
-  from vpt_jax.bench import pytorch_side as theirs
+  from vpt_jax.bench import pytorch_side
 
   with pytest.MonkeyPatch.context() as patch:
     # PyTorch's threads wait for each other: slow beside other tests.
     patch.setattr(worker, "cores", lambda: 1)
-    yield theirs
+    yield pytorch_side
 
 
 def case(method, folder, **more):
@@ -55,14 +55,14 @@ def case(method, folder, **more):
 
 
 def exported(method, folder, **more):
-  """Our side, with its arrays written for the other one."""
-  side = jax_side.Ours(case(method, folder, **more))
+  """Returns the side of vpt_jax, its arrays written for the other one."""
+  side = jax_side.JaxSide(case(method, folder, **more))
   side.export(1)
   return side
 
 
-def gradients_of_ours(side):
-  """{path: gradient} of the mean loss, as a step takes it."""
+def jax_gradients(side):
+  """Returns {path: gradient} of the mean loss, as a step takes it."""
   variables = side.variables
   trained, frozen = trees.split(variables["params"], r"(method|head)/.*")
 
@@ -86,8 +86,8 @@ def gradients_of_ours(side):
   return gradients(trained, frozen, stats)
 
 
-def gradients_of_theirs(side):
-  """The same, under our names and in our layout."""
+def torch_gradients(side):
+  """Returns the same, under the names and in the layout of vpt_jax."""
   import torch.nn.functional as F
 
   from vpt_jax.bench import pytorch_models
@@ -110,24 +110,24 @@ def gradients_of_theirs(side):
 
 @pytest.mark.parametrize("method", measure.METHODS)
 def test_both_sides_compute_the_same(method, tmp_path, torch_side):
-  mine = exported(method, tmp_path)
-  logits = mine.logits(1)["logits"]
-  want = gradients_of_ours(mine)
-  steps = [mine.train(1)["loss"] for _ in range(4)]
+  jax_run = exported(method, tmp_path)
+  logits = jax_run.logits(1)["logits"]
+  want = jax_gradients(jax_run)
+  steps = [jax_run.train(1)["loss"] for _ in range(4)]
   assert steps[-1] < steps[0] - 0.1  # they do train
   for variant in VARIANTS:
-    theirs = torch_side.Theirs(mine.case | {"variant": variant})
+    torch_run = torch_side.PytorchSide(jax_run.case | {"variant": variant})
     difference = measure.compare(
-      logits, theirs.logits(1)["logits"], "float32", variant
+      logits, torch_run.logits(1)["logits"], "float32", variant
     )
     assert difference < 1e-5
     # Of five steps, so that the optimizer has a part in it.
     np.testing.assert_allclose(
-      [theirs.train(1)["loss"] for _ in range(4)], steps, rtol=1e-4
+      [torch_run.train(1)["loss"] for _ in range(4)], steps, rtol=1e-4
     )
 
-  theirs = torch_side.Theirs(mine.case | {"variant": "eager"})
-  got = gradients_of_theirs(theirs)
+  torch_run = torch_side.PytorchSide(jax_run.case | {"variant": "eager"})
+  got = torch_gradients(torch_run)
   assert got.keys() == want.keys()
   assert any(path.startswith("method/") for path in got) == (method != "linear")
   for path, gradient in want.items():
@@ -140,39 +140,39 @@ def test_both_sides_compute_the_same(method, tmp_path, torch_side):
 
 @pytest.mark.parametrize("method", ["vpt_deep", "vapt"])
 def test_dropout_is_drawn_in_steps_alone(method, tmp_path, torch_side):
-  mine = exported(method, tmp_path, dropout=0.5)
-  theirs = torch_side.Theirs(mine.case | {"variant": "sdpa"})
-  logits = [side.logits(1)["logits"] for side in (mine, theirs)]
+  jax_run = exported(method, tmp_path, dropout=0.5)
+  torch_run = torch_side.PytorchSide(jax_run.case | {"variant": "sdpa"})
+  logits = [side.logits(1)["logits"] for side in (jax_run, torch_run)]
   measure.compare(*logits, "float32", "sdpa")
   without = optax.softmax_cross_entropy_with_integer_labels(
-    jnp.array(logits[0]), mine.arrays["label"]
+    jnp.array(logits[0]), jax_run.arrays["label"]
   ).mean()
-  for side in (mine, theirs):
+  for side in (jax_run, torch_run):
     assert abs(side.train(1)["loss"] - without) > 1e-3
 
 
 @pytest.mark.parametrize("method", ["vapt", "gated"])
 def test_bfloat16_is_used_and_close(method, tmp_path, torch_side):
   exact = np.array(exported(method, tmp_path).logits(1)["logits"])
-  mine = jax_side.Ours(case(method, tmp_path, dtype="bfloat16"))
-  theirs = torch_side.Theirs(mine.case | {"variant": "sdpa"})
-  assert theirs.model.vit.cls_token.dtype == theirs.dtype
-  assert mine.arrays["backbone/cls"].dtype == jnp.bfloat16
-  logits = [np.array(side.logits(1)["logits"]) for side in (mine, theirs)]
+  jax_run = jax_side.JaxSide(case(method, tmp_path, dtype="bfloat16"))
+  torch_run = torch_side.PytorchSide(jax_run.case | {"variant": "sdpa"})
+  assert torch_run.model.vit.cls_token.dtype == torch_run.dtype
+  assert jax_run.arrays["backbone/cls"].dtype == jnp.bfloat16
+  logits = [np.array(side.logits(1)["logits"]) for side in (jax_run, torch_run)]
   measure.compare(*logits, "bfloat16", "sdpa")
   for of in logits:
     assert 1e-4 < np.abs(of - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_flops(tmp_path, torch_side):
-  """Both counts, and that deep prompts cost us less."""
+  """Tests both counts, and that deep prompts cost vpt_jax less."""
   counts = {}
   for method, prompts in (("linear", 0), ("vpt_deep", 50)):
-    mine = exported(method, tmp_path, prompts=prompts)
+    jax_run = exported(method, tmp_path, prompts=prompts)
     for name in ("forward", "train"):
-      getattr(mine, name)(1)
-    theirs = torch_side.Theirs(mine.case | {"variant": "eager"})
-    counts[method] = mine.facts(1)["gflops"], theirs.facts(1)["gflops"]
+      getattr(jax_run, name)(1)
+    torch_run = torch_side.PytorchSide(jax_run.case | {"variant": "eager"})
+    counts[method] = jax_run.facts(1)["gflops"], torch_run.facts(1)["gflops"]
   # 4 patches and a class token: embedding, two blocks, head; in products.
   rows, width = 5, 32
   blocks = 2 * (rows * width * (4 * width + 2 * 64) + 2 * rows**2 * width)
@@ -180,20 +180,20 @@ def test_flops(tmp_path, torch_side):
   assert counts["linear"][1]["forward"] == pytest.approx(products)
   # The last block gives one row, and XLA counts more than products.
   assert 0.7 < counts["linear"][0]["forward"] / products < 1.3
-  mine, theirs = counts["vpt_deep"]
-  assert mine["forward"] < 0.7 * theirs["forward"]
-  assert theirs["train"] > 1.5 * theirs["forward"]
+  jax_run, torch_run = counts["vpt_deep"]
+  assert jax_run["forward"] < 0.7 * torch_run["forward"]
+  assert torch_run["train"] > 1.5 * torch_run["forward"]
 
 
 def test_a_backbone_that_is_no_plain_vit(tmp_path, torch_side):
-  mine = exported("linear", tmp_path, backbone="clip_test", image_size=8)
-  with pytest.raises(ValueError, match="has no .*embedding/bias"):
-    torch_side.Theirs(mine.case | {"variant": "sdpa"})
+  jax_run = exported("linear", tmp_path, backbone="clip_test", image_size=8)
+  with pytest.raises(ValueError, match=r"has no .*embedding/bias"):
+    torch_side.PytorchSide(jax_run.case | {"variant": "sdpa"})
 
 
 def test_scoring(tmp_path):
-  mine = exported("vpt_deep", tmp_path)
-  found = mine.score(5)  # in batches of 4
+  jax_run = exported("vpt_deep", tmp_path)
+  found = jax_run.score(5)  # in batches of 4
   assert found["images"] == 8 and found["scores"].keys() == set(jax_side.SCORES)
   for times in found["scores"].values():
     # Compilation is of the first batch.
@@ -207,8 +207,8 @@ def test_disagreement_stops():
   assert measure.compare(logits, near, "float32", "sdpa") == pytest.approx(1e-4)
   with pytest.raises(
     measure.Disagree,
-    match="ours and sdpa differ by 1.00e-03"
-    " in float32; expected at most 2.00e-04",
+    match=r"vpt_jax and sdpa differ by 1\.00e-03"
+    r" in float32; expected at most 2\.00e-04",
   ):
     measure.compare(logits, far, "float32", "sdpa")
   assert measure.compare(logits, far, "bfloat16", "sdpa") < 0.05 * 3
@@ -273,11 +273,13 @@ def test_a_worker_answers(start):
     with pytest.raises(worker.Failed, match="echo, 'nothing': KeyError"):
       echo.ask("nothing")
     assert echo.ask("noise", 8) == {"count": 8}
-    with pytest.raises(worker.Failed, match="status 3 at 'die'.*so it ends"):
+    with pytest.raises(worker.Failed, match=r"status 3 at 'die'.*so it ends"):
       echo.ask("die")
-  with start({"wrong": "backbone"}) as echo:
-    with pytest.raises(worker.Failed, match="ValueError: no such backbone"):
-      echo.ask("noise")
+  with (
+    start({"wrong": "backbone"}) as echo,
+    pytest.raises(worker.Failed, match="ValueError: no such backbone"),
+  ):
+    echo.ask("noise")
 
 
 def test_a_busy_worker_is_seen(start):
@@ -300,7 +302,7 @@ from vpt_jax.bench import worker
 
 class Side:
   def __init__(self, case):
-    name = case.get("variant", "ours")
+    name = case.get("variant", "vpt_jax")
     logits = [[1.0, 2.1 if case["method"] == name else 2.0]]
     fails = case["method"] == "fails" and name == "compile"
     def export(count):
@@ -335,8 +337,8 @@ def played(tmp_path, monkeypatch):
   """Sides that only play: a method of a variant's name has it disagree."""
   (tmp_path / "played_side.py").write_text(SIDES)
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-  monkeypatch.setattr(measure, "OURS", "played_side")
-  monkeypatch.setattr(measure, "THEIRS", "played_side")
+  monkeypatch.setattr(measure, "JAX_MODULE", "played_side")
+  monkeypatch.setattr(measure, "PYTORCH_MODULE", "played_side")
   return tmp_path
 
 
@@ -345,10 +347,10 @@ def test_a_row(played):
   assert found["case"]["method"] == "fails" and found["platform"] == "cpu"
   failed = found["sides"].pop("compile")
   assert list(failed) == ["unavailable"] and "no compiler" in str(failed)
-  assert list(found["sides"]) == ["ours", "eager", "sdpa"]
+  assert list(found["sides"]) == ["vpt_jax", "eager", "sdpa"]
   for name, of in found["sides"].items():
     assert of["device"] == name and of["difference"] == 0
-    assert of["matmul"] == measure.SIDE["cpu"]
+    assert of["matmul"] == measure.PEAK_SIZE["cpu"]
     for command_ in ("forward", "train"):
       # 0.2 seconds of 0.1 each.
       assert of[command_] == {
@@ -360,15 +362,17 @@ def test_a_row(played):
 
 
 def test_a_row_stops_where_sides_disagree(played):
-  with pytest.raises(measure.Disagree, match="ours and sdpa"):
+  with pytest.raises(measure.Disagree, match=r"vpt_jax and sdpa"):
     measure.row(case("sdpa", played), 1, measure.VARIANTS, played)
 
 
 def test_start_up(played):
-  mine, fails = measure.start_up(
+  jax_run, fails = measure.start_up(
     case("fails", played), "cpu", ["compile"], played
   )
-  assert mine["side"] == "ours" and mine["cold"] > mine["warm"] + 0.2
+  assert (
+    jax_run["side"] == "vpt_jax" and jax_run["cold"] > jax_run["warm"] + 0.2
+  )
   assert fails["side"] == "compile" and "no compiler" in fails["unavailable"]
   assert "warm" not in fails
 
@@ -419,8 +423,8 @@ def test_the_tables():
   text = bench_tables.text(
     report(
       {
-        # Medians 0.02 and 0.06; with 4 images of 0.5 and 1.5 GFLOPs 100 GFLOP/s.
-        "ours": side(
+        # Medians 0.02 and 0.06; 4 images of 0.5 and 1.5 GFLOPs: 100 GFLOP/s.
+        "vpt_jax": side(
           [0.02, 0.01, 0.9],
           [0.06, 0.06, 0.05],
           first=(1.02, 2.06),
@@ -480,19 +484,19 @@ def test_the_tables():
   ]
   assert "not available: compile, 'logits': no compiler" in text
   assert "eager used 50% of a core" in text
-  assert "forward of ours took 10.0 to 900.0 ms" in text
-  assert "train of ours took" not in text
+  assert "forward of vpt_jax took 10.0 to 900.0 ms" in text
+  assert "train of vpt_jax took" not in text
   assert "float32: 200 GFLOP/s" in text
 
 
 def test_the_tables_without_torch():
   text = bench_tables.text(
     report(
-      {"ours": side([0.02], [0.06]), "sdpa": {"unavailable": "no CUDA"}},
+      {"vpt_jax": side([0.02], [0.06]), "sdpa": {"unavailable": "no CUDA"}},
       start_up=[
         {
           "case": case("vpt_deep", Path(".")),
-          "side": "ours",
+          "side": "vpt_jax",
           "cold": 9.04,
           "warm": 4.0,
         }
@@ -516,7 +520,7 @@ def test_the_tables_without_torch():
     "-",
   ]
   assert work[2:8] == ["-", "-", "-", "-", "1", "-"]
-  assert start_up[-3:] == ["ours", "9.0", "4.0"]
+  assert start_up[-3:] == ["vpt_jax", "9.0", "4.0"]
   assert scoring[-5:] == ["removal", "64", "3.0", "32.0", "2.0"]
 
 
@@ -606,7 +610,7 @@ def test_the_command(tmp_path, torch_side):
   assert done.returncode == 0, done.stderr
   found = json.loads((tmp_path / "out/bench.json").read_text())
   [row] = found["rows"]
-  assert row["sides"].keys() == {"ours", "sdpa"}
+  assert row["sides"].keys() == {"vpt_jax", "sdpa"}
   for of in row["sides"].values():
     for name in ("forward", "train"):
       assert len(of[name]["samples"]) == 2 and min(of[name]["samples"]) > 0
@@ -631,11 +635,11 @@ def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
 
   def row(case, *_):
     if case["prompts"] in fails:
-      raise worker.Failed("ours ended with status -9")
+      raise worker.Failed("vpt_jax ended with status -9")
     return {
       "case": dict(case),
       "platform": "cpu",
-      "sides": {"ours": side([0.02], [0.06])},
+      "sides": {"vpt_jax": side([0.02], [0.06])},
     }
 
   monkeypatch.setattr(measure, "row", row)
@@ -656,7 +660,7 @@ def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
   text = (tmp_path / "bench.md").read_text()
   assert text in out and [line[1] for line in cells(text)][:2] == ["20"] * 2
   assert (
-    "vpt_deep with 10 prompts: ours ended with status -9"
+    "vpt_deep with 10 prompts: vpt_jax ended with status -9"
     in text.split("## Not measured")[1]
   )
   assert (tmp_path / "bench.png").exists()
@@ -664,7 +668,7 @@ def test_a_row_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
   assert [line["case"]["prompts"] for line in found["failed"]] == [10]
   fails = [10, 20]
   assert command.main(args) == 1
-  assert "nothing could be measured: ours ended" in capsys.readouterr().err
+  assert "nothing could be measured: vpt_jax ended" in capsys.readouterr().err
   fails = []
   assert command.main(args) == 0
   assert "Not measured" not in capsys.readouterr().out

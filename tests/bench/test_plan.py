@@ -1,4 +1,4 @@
-"""The plan for other machines follows from the model."""
+"""Tests that the plan for other machines follows from the model."""
 
 import dataclasses
 import subprocess
@@ -59,10 +59,9 @@ def test_what_is_sent():
 def test_what_fits():
   for machine in (ONE, EIGHT):
     cells = plan.most_cells(NEED, machine, 8)
-    taken = lambda n: (
-      NEED.frozen + n * (plan.step(NEED, machine, 8).memory - NEED.frozen)
-    )
-    assert taken(cells) <= 9e8 < taken(cells + 1)
+    one_run = plan.step(NEED, machine, 8).memory - NEED.frozen
+    free = 9e8 - NEED.frozen
+    assert cells * one_run <= free < (cells + 1) * one_run
   # Eight devices hold an eighth of the images of every run.
   assert cells > 5 * plan.most_cells(NEED, ONE, 8)
   assert plan.most_cells(dataclasses.replace(NEED, frozen=1e9), ONE, 8) == 0
@@ -108,7 +107,9 @@ def test_the_compiler_needs_no_more():
     [cell.strip() for cell in line.split("|")] for line in out.splitlines()
   )
   memory, flops = (
-    float(ratio) for name, ratio in zip(header, row) if name == "ratio"
+    float(ratio)
+    for name, ratio in zip(header, row, strict=True)
+    if name == "ratio"
   )
   assert 1 <= memory <= plan.BUFFERS
   assert flops == pytest.approx(1, abs=0.03)

@@ -1,4 +1,4 @@
-"""Features of timm's models, run by PyTorch, from the same weight files.
+"""Compares features with timm's models, from the same weight files.
 
 The weights are random: what is compared is the whole way from a file's names to
 features, at published sizes.
@@ -10,7 +10,7 @@ import pytest
 
 from tests import peers
 from tests.published import tokens
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.backbones import factory
 from vpt_jax.methods.method import Method
 from vpt_jax.utils import trees
@@ -54,19 +54,19 @@ def built(name):
 def loaded(name, options, file):
   """(linear probe, what its backbone loads from a file)."""
   backbone = factory.make(name, factory.get(name), (224, 224), **options)
-  model = models.Model(backbone, Method(backbone.spec), 1)
+  model = model_lib.Model(backbone, Method(backbone.spec), 1)
   template = trees.flatten(
-    jax.eval_shape(lambda: models.init(model, jax.random.key(0), ["backbone"]))[
-      "backbone"
-    ]
+    jax.eval_shape(
+      lambda: model_lib.init(model, jax.random.key(0), ["backbone"])
+    )["backbone"]
   )
   return model, load.load(file, template, backbone.spec)
 
 
-def close(ours, theirs):
-  ours = np.asarray(ours)
-  difference = np.abs(ours - theirs.reshape(ours.shape)).max()
-  assert difference <= TOLERANCE * np.abs(theirs).max(), difference
+def close(got, want):
+  got = np.asarray(got)
+  difference = np.abs(got - want.reshape(got.shape)).max()
+  assert difference <= TOLERANCE * np.abs(want).max(), difference
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -101,8 +101,8 @@ def test_features(name, tmp_path):
       model.apply(variables, image, method=model.features),
     )
 
-  ours, feature = run(got.backbone)
-  close(ours, encoded.numpy())
+  encoding, feature = run(got.backbone)
+  close(encoding, encoded.numpy())
   close(feature, pooled.numpy())
   close(
     feature @ got.extras["head/kernel"] + got.extras["head/bias"],
@@ -124,10 +124,10 @@ def test_files_of_torch(tmp_path):
       _use_new_zipfile_serialization=zipped,
     )
     _, got = loaded("deit_ti16", {}, tmp_path / "x.pth")
-    for ours, theirs in (
+    for part, want_part in (
       (got.backbone, want.backbone),
       (got.extras, want.extras),
     ):
-      assert ours.keys() == theirs.keys()
-      for name, array in ours.items():
-        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+      assert part.keys() == want_part.keys()
+      for name, array in part.items():
+        np.testing.assert_array_equal(array, want_part[name], err_msg=name)

@@ -72,8 +72,7 @@ class Worker:
     """
     self.name = name
     self.idle = 0.0
-    self._resources = contextlib.ExitStack()
-    self._errors = self._resources.enter_context(tempfile.TemporaryFile())
+    self._errors = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
     python_path = [str(ROOT)]
     if os.environ.get("PYTHONPATH"):
       python_path.append(os.environ["PYTHONPATH"])
@@ -146,7 +145,7 @@ class Worker:
       self._process.kill()
       self._process.wait()
     self._process.stdout.close()
-    self._resources.close()
+    self._errors.close()
 
 
 def serve(make: Callable[[dict[str, Any]], Side]) -> None:
@@ -226,11 +225,14 @@ def peak_memory() -> int:
   """Returns the most bytes that this process has had, libraries included."""
   try:
     status = Path("/proc/self/status").read_text()
-    # Not `ru_maxrss`: that starts from the parent's.
-    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
-  except (OSError, TypeError):
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  except OSError:
+    status = ""
+  high_water = re.search(r"VmHWM:\s*(\d+) kB", status)
+  if high_water:
+    return 1024 * int(high_water[1])
+  # Where there is no such file; on Linux this would start from the parent's.
+  unit = 1 if sys.platform == "darwin" else 1024
+  return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def timed(
@@ -251,7 +253,7 @@ def timed(
 
 
 def matrix(n: int) -> np.ndarray:
-  """Returns random [n, n], float32, whose square has entries of its own size."""
+  """Returns random [n, n], float32; its square has entries of its own size."""
   values = np.random.default_rng(0).standard_normal((n, n), np.float32)
   return values / np.float32(n**0.5)
 
