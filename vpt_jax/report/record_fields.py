@@ -19,8 +19,6 @@ Record = run_records.Record
 RESULT_STAGES = ("final", "single")  # whose scores the tables show
 STAGES = (*RESULT_STAGES, "search", "condense")
 STATUSES = ("done", "diverged")
-# Records of older versions do not name their problem.
-DEFAULT_PROBLEM = "classification"
 MOST_CLASSES = 100_000  # so that a damaged label does not ask for a huge table
 
 
@@ -145,7 +143,7 @@ def check(records: Sequence[Record]) -> None:
 
 
 def _check_problem(record: Record) -> None:
-  name = record.get("problem", DEFAULT_PROBLEM)
+  name = record.get("problem", problems.DEFAULT)
   known = _one_of(sorted(problems.PROBLEMS))
   if not known.accepts(name):
     raise _fault(record, "problem", known.expected, record)
@@ -155,7 +153,7 @@ def _check_run(record: Record) -> None:
   _check_fields(record, RUN, record)
   if record["status"] != "done":
     return
-  scores = [score.name for score in problem(record).scores]
+  scores = [score.name for score in problems.of_record(record).scores]
   _check_fields(record, {"metric": _one_of(scores)}, record)
   _check_fields(record, FINISHED_RUN | {record["metric"]: NUMBER}, record)
   if "confusion" in record:
@@ -165,7 +163,7 @@ def _check_run(record: Record) -> None:
 def _check_condensation(record: Record) -> None:
   _check_fields(record, CONDENSATION, record)
   if "metric" in record:
-    scores = [score.name for score in problem(record).scores]
+    scores = [score.name for score in problems.of_record(record).scores]
     _check_fields(record, {"metric": _one_of(scores)}, record)
   scores = dict.fromkeys(share_scores(record), NUMBER)
   for share in record["rows"]:
@@ -193,18 +191,13 @@ def _fault(part: Any, name: str, expected: str, record: Record) -> ValueError:
   )
 
 
-def problem(record: Record) -> type[problems.Problem]:
-  """Returns the problem that a record's run has learned."""
-  return problems.PROBLEMS[record.get("problem", DEFAULT_PROBLEM)]
-
-
 def metric(record: Record) -> problems.Score:
   """Returns the score that a record is judged by.
 
   It is the one that the record names. A run that diverged has none and names
   none: then the first score of its problem.
   """
-  scores = problem(record).scores
+  scores = problems.of_record(record).scores
   named = record.get("metric")
   for score in scores:
     if score.name == named:
