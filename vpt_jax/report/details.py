@@ -43,7 +43,7 @@ def curves(found: Sequence[Row], names: Mapping[int, str]) -> list[Json]:
       runs = [_run_curve(record) for record in records]
       runs = [run for run in runs if run["epoch"]]
       if runs:
-        score = problems.of_record(records[0]).training_score
+        score = problems.of_run(records[0]).training_score
         out.append(
           {
             "task": task,
@@ -57,7 +57,7 @@ def curves(found: Sequence[Row], names: Mapping[int, str]) -> list[Json]:
 
 def _run_curve(record: Record) -> Json:
   """Returns at most MOST_POINTS epochs of a run, the last one among them."""
-  score = problems.of_record(record).training_score
+  score = problems.of_run(record).training_score
   losses = record["curve"].get("loss", [])
   scores = record["curve"].get(score.name, [])
   count = max(len(losses), len(scores))

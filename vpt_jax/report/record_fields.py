@@ -153,7 +153,7 @@ def _check_run(record: Record) -> None:
   _check_fields(record, RUN, record)
   if record["status"] != "done":
     return
-  scores = [score.name for score in problems.of_record(record).scores]
+  scores = [score.name for score in problems.of_run(record).scores]
   _check_fields(record, {"metric": _one_of(scores)}, record)
   _check_fields(record, FINISHED_RUN | {record["metric"]: NUMBER}, record)
   if "confusion" in record:
@@ -163,7 +163,7 @@ def _check_run(record: Record) -> None:
 def _check_condensation(record: Record) -> None:
   _check_fields(record, CONDENSATION, record)
   if "metric" in record:
-    scores = [score.name for score in problems.of_record(record).scores]
+    scores = [score.name for score in problems.of_run(record).scores]
     _check_fields(record, {"metric": _one_of(scores)}, record)
   scores = dict.fromkeys(share_scores(record), NUMBER)
   for share in record["rows"]:
@@ -197,7 +197,7 @@ def metric(record: Record) -> problems.Score:
   It is the one that the record names. A run that diverged has none and names
   none: then the first score of its problem.
   """
-  scores = problems.of_record(record).scores
+  scores = problems.of_run(record).scores
   named = record.get("metric")
   for score in scores:
     if score.name == named:

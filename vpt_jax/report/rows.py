@@ -163,7 +163,7 @@ def score(records: Sequence[Record]) -> TaskScore:
     trained=statistics.fmean(record["trainable_params"] for record in records),
     percent=statistics.fmean(percents),
     metric=record_fields.metric(judged),
-    usual_metric=problems.of_record(judged).scores[0],
+    usual_metric=problems.of_run(judged).scores[0],
   )
 
 
