@@ -153,6 +153,20 @@ def of_problem(problem, metric, training_score, value, name="vpt_deep", **more):
   return out
 
 
+def multi_label(value, average_precision=None, **more):
+  """Returns a record of multi-label classification."""
+  out = of_problem(
+    "multi_label",
+    "mean_average_precision",
+    "train_label_accuracy",
+    value,
+    **more,
+  )
+  if out["status"] == "done":
+    out["average_precision"] = average_precision
+  return out
+
+
 def search(task="eurosat", name="vpt_deep", extra=None, **more):
   """12 cells, 3 rates x 4 decays; one diverged, two share the best."""
   values = [

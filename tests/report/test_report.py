@@ -739,6 +739,29 @@ def test_damaged_records_of_another_problem(tags, change, message):
     rows.collect([tags(50.0) | change])
 
 
+def test_classes_of_a_multi_label_record():
+  """Means over seeds; a class without images has none."""
+  records = [
+    made.multi_label(60.0, values, seed=seed, classes=("cat", "dog", "owl"))
+    for seed, values in (
+      (42, [90.0, 40.0, None]),
+      (44, [80.0, 50.0, None]),
+      (82, None),
+    )
+  ]
+  found = rows.collect(records)
+  (one,) = details.classes(found.rows, page.labels(found.rows))
+  assert one["measure"] == "average precision" and one["seeds"] == 2
+  assert one["scores"] == [[45.0, 1, None], [85.0, 0, None]]
+  assert one["titles"] == {0: "cat", 1: "dog"}
+  assert one["matrix"] == one["wrong"] == []
+  data = page.data(records, found)
+  assert data["curves"][0]["score"] == "training label accuracy, %"
+  for damaged in ([90.0, "high"], 90.0, [90.0, float("nan")]):
+    with pytest.raises(ValueError, match="'average_precision' is"):
+      rows.collect([made.multi_label(60.0, damaged)])
+
+
 def test_a_diverged_task_is_of_its_problem(tags):
   records = [tags(50.0, task="photos", status="diverged")]
   text = result_tables.terminal(records)
@@ -827,7 +850,7 @@ def test_confusions_are_summed_over_seeds():
     for seed in (42, 44)
   ]
   one = details.confusions(records)
-  assert one["accuracy"] == [[75.0, 0, 8], [100.0, 1, 8]]
+  assert one["scores"] == [[75.0, 0, 8], [100.0, 1, 8]]
   assert one["wrong"] == [[0, 1, 2, 8]]
   assert one["matrix"] == [[0, 0, 6], [0, 1, 2], [1, 1, 8]]
   assert one["titles"] == {0: "a", 1: "b"}
@@ -837,7 +860,7 @@ def test_many_classes_have_no_matrix():
   pairs = [[label, label, label + 1] for label in range(120)] + [[7, 9, 50]]
   one = details.confusions([made.record(classes=[], confusion=sorted(pairs))])
   assert one["matrix"] == [] and one["wrong"] == [[7, 9, 50, 58]]
-  assert one["left_out"] == 70 and len(one["accuracy"]) == 50
+  assert one["left_out"] == 70 and len(one["scores"]) == 50
   assert one["titles"][7] == "7"
 
 
@@ -1086,13 +1109,25 @@ def test_a_page_of_little_has_few_sections(tmp_path):
   assert "Uncaught" not in log
 
 
+def test_the_classes_of_a_multi_label_page(tmp_path):
+  values = [90.0, 40.0, None]
+  records = [made.multi_label(65.0, values, classes=("cat", "dog", "owl"))]
+  text = page.render(records, rows.collect(records))
+  out, log = opened(text, tmp_path, probe=TITLES)
+  assert "Uncaught" not in log
+  assert "Average precision of each class" in out["figures"]
+  assert {"cat", "dog", "average precision, %"} <= {*out["classes"]}
+
+
 TITLES = """
 addEventListener("load", () => setTimeout(() => {
   const texts = (query) => [...document.querySelectorAll(query)].map(
     (node) => node.textContent);
   document.body.dataset.seen = JSON.stringify({
     sections: texts("section > h2"), curves: texts("#curves svg text"),
-    scatter: texts("#parameters svg text")});
+    scatter: texts("#parameters svg text"),
+    figures: texts("#classes figcaption"),
+    classes: texts("#classes svg text")});
 }, 400));
 """
 
