@@ -37,7 +37,7 @@ def run(
   """Adapts, evaluates and saves; goes on where an earlier call was killed.
 
   Args:
-    config: see `configs/common.py`.
+    config: see `vpt_jax/config/sections.py`.
     workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/,
       adapter.npz and, last, result.json.
     data: splits in memory; default: those that `config.task` names.
@@ -190,7 +190,10 @@ def _main(command: configs.Command) -> int:
     log.setLevel(logging.WARNING)
   if config.task == "digits" and ":" not in path:
     log.info(EMBEDDED, config.backbone.name, path)
-  config = config if whole else configs.resolve(config)
+  if whole:
+    configs.check_values(config)
+  else:
+    config = configs.resolve(config)
   task = "sweep" if whole and config.sweep.tasks else config.task
   workdir = workdir or os.path.join(
     "runs", f"{task}-{config.method}-{configs.digest(config)}"
