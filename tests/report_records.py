@@ -5,6 +5,8 @@ import json
 import math
 
 from configs import common
+from vpt_jax.report import rows, suites
+from vpt_jax.training import records as run_records
 
 METHODS = {  # name -> (method, fields that differ, trainable parameters)
   "linear": ("linear", {}, 7690),
@@ -254,4 +256,50 @@ def many(tasks, seeds=(42, 44, 82), names=tuple(METHODS), classes=None, **more):
             **more,
           )
         )
+  return out
+
+
+# What tests of several modules need.
+
+VTAB = suites.SUITES[0]
+
+
+NATURAL = (
+  "cifar100",
+  "caltech101",
+  "dtd",
+  "oxford_flowers102",
+  "oxford_iiit_pet",
+  "svhn",
+  "sun397",
+)
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+def write(folder, records):
+  """A workdir with these records."""
+  store = run_records.Store(folder / run_records.FILE)
+  for record in records:
+    store.add(record)
+  return folder
+
+
+def a_row(records, name="vpt_deep"):
+  return next(row for row in rows.collect(records).rows if row.name == name)
+
+
+def column(key):
+  return next(
+    one for suite in suites.SUITES for one in suite.columns if one.key == key
+  )
+
+
+def tagged(tags):
+  """Three seeds of two methods on a task of tags."""
+  out = []
+  for name, start in (("linear", 50.0), ("vpt_deep", 60.0)):
+    for seed, more in ((42, 0.0), (44, 1.0), (82, 2.0)):
+      out.append(tags(start + more, name=name, task="photos", seed=seed))
   return out
