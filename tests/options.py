@@ -1,4 +1,4 @@
-"""The model that a fixture's `meta` describes, built from our parts."""
+"""Builds the model that a fixture's `meta` and parameters describe."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -10,8 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tests.reference import Arrays, below, Names, STATS
-from vpt_jax import model as models
+from tests.reference import (
+  Arrays,
+  attention_heads,
+  below,
+  Names,
+  reference_class,
+  stage_depths,
+  STATS,
+)
+from vpt_jax import model as model_lib
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.gated import Gated
@@ -24,7 +32,9 @@ from vpt_jax.nn import layers
 from vpt_jax.nn.tokens import Spec
 from vpt_jax.training import optim
 from vpt_jax.utils import lookup, trees
-from vpt_jax.weights import diagnosis
+from vpt_jax.weights import diagnosis, identify
+
+Meta = dict[str, Any]
 
 POOLS = {
   "original": "",
@@ -32,22 +42,54 @@ POOLS = {
   "prompt_pool": "prompt",
   "imgprompt_pool": "imgprompt",
 }
+# Of the backbones' LayerNorms, where `meta` does not say.
+EPS = {"vit": 1e-6, "clip": 1e-5, "swin": 1e-5}
+VAPT_EPS = 1e-5  # of the norm before a generator
+GELUS = ("exact", "tanh", "quick")  # how their names in `meta` begin
+
+
+def _add(spec: Spec, num_tokens: int, deep: bool) -> Method:
+  """Makes one prompt for each token, so that NUM_TOKENS means nothing."""
+  return Add(spec, deep=deep)
+
+
+def _add_one(spec: Spec, num_tokens: int, deep: bool) -> Method:
+  """Makes one vector for all tokens."""
+  return Add(spec, single=True, deep=deep)
+
+
+def _pad(spec: Spec, num_tokens: int, deep: bool) -> Method:
+  """Makes a border of NUM_TOKENS pixels."""
+  return Pad(spec, num_tokens)
+
+
+def _below(spec: Spec, num_tokens: int, deep: bool) -> Method:
+  """Makes NUM_TOKENS more channels."""
+  return Below(spec, num_tokens)
+
+
+def _prepend_pixel(normalize: str) -> Callable[[Spec, int, bool], Method]:
+  """Returns what makes patches of pixels that are normalised so."""
+
+  def make(spec: Spec, num_tokens: int, deep: bool) -> Method:
+    """Makes NUM_TOKENS patches of pixels."""
+    if not normalize:
+      return PrependPixel(spec, num_tokens)
+    return PrependPixel(spec, num_tokens, normalize)
+
+  return make
 
 
 # Prompts that do not stand beside the tokens: what makes the method from the
 # spec, NUM_TOKENS and DEEP.
 LOCATIONS: dict[str, Callable[[Spec, int, bool], Method]] = {
-  "add": lambda spec, n, deep: Add(spec, deep=deep),
-  "add-1": lambda spec, n, deep: Add(spec, single=True, deep=deep),
-  "pad": lambda spec, n, deep: Pad(spec, n),
-  "below": lambda spec, n, deep: Below(spec, n),
-  "prepend-pixel": lambda spec, n, deep: PrependPixel(spec, n),
-  "prepend-pixel-gaussian": lambda spec, n, deep: PrependPixel(
-    spec, n, "gaussian"
-  ),
-  "prepend-pixel-imgnettransform": lambda spec, n, deep: PrependPixel(
-    spec, n, "imgnettransform"
-  ),
+  "add": _add,
+  "add-1": _add_one,
+  "pad": _pad,
+  "below": _below,
+  "prepend-pixel": _prepend_pixel(""),
+  "prepend-pixel-gaussian": _prepend_pixel("gaussian"),
+  "prepend-pixel-imgnettransform": _prepend_pixel("imgnettransform"),
 }
 
 
@@ -55,45 +97,89 @@ class Unsupported(Exception):
   """A sound fixture of something that is not compared; the text says why."""
 
 
-def check_supported(meta: dict[str, Any], keys: set[str]) -> None:
-  """Raises Unsupported with the reason unless we have that model."""
-  where = f"{meta.get('reference', '')} {meta.get('reference_class', '')}"
-  cfg = meta.get("prompt_cfg") or {}
-  eps = meta.get("layer_norm_eps", 1e-6)
-  gelu = meta.get("gelu", "exact")
-  location = cfg.get("LOCATION", "prepend")
-  elsewhere = location != "prepend"
-  style = (meta.get("adapter_cfg") or {}).get("STYLE", "Pfeiffer")
-  reasons = {
-    f"adapter style {style!r}": style != "Pfeiffer",
-    "method: side network": any(key.startswith("side") for key in keys),
-    f"prompt location {location!r}": elsewhere
-    and (location not in LOCATIONS or "vit_ablations" not in where),
-    "added prompts that are shared, projected or not in all blocks": elsewhere
-    and (
-      cfg.get("PROJECT", -1) > 0
-      or any(map(cfg.get, ("NUM_DEEP_LAYERS", "REVERSE_DEEP", "DEEP_SHARED")))
-    ),
-    "projected prompts with gates": (
-      is_gated(meta) and cfg.get("PROJECT", -1) > 0 and not cfg["DEEP"]
-    ),
-    f"LayerNorm eps {eps} (ours is 1e-6)": eps != 1e-6,
-    f"GELU {gelu!r}": not str(gelu).startswith(("exact", "tanh")),
-    "projected prompts beside generated ones": bool(
-      cfg.get("ADAPTIVE") and cfg.get("PROJECT", -1) > 0
-    ),
-  }
-  for reason, holds in reasons.items():
-    if holds:
-      raise Unsupported(reason)
+def prompt_options(meta: Meta) -> dict[str, Any]:
+  """Returns the reference's options of prompts, {} where it has none."""
+  return meta.get("prompt_cfg") or {}
 
 
-def is_gated(meta: dict[str, Any]) -> bool:
-  """Whether a fixture is of the repository of Gated Prompt Tuning."""
+def is_projected(cfg: dict[str, Any]) -> bool:
+  """Returns whether prompts go through a linear layer first."""
+  return cfg.get("PROJECT", -1) > 0
+
+
+def is_gated(meta: Meta) -> bool:
+  """Returns whether a fixture is of the repository of Gated Prompt Tuning."""
   return "Gated" in meta.get("reference", "")
 
 
-class TrainedHead(models.Model):
+def gelu_of(meta: Meta, default: str = "exact") -> str:
+  """Returns the library's name of the reference's GELU.
+
+  Raises:
+    Unsupported: the library does not have it.
+  """
+  name = str(meta.get("gelu") or meta.get("activation") or default)
+  for gelu in GELUS:
+    if name.lower().startswith(gelu):
+      return gelu
+  raise Unsupported(f"GELU {name!r}")
+
+
+def layer_norm_eps(meta: Meta, family: str) -> float:
+  """Returns eps of the backbone's LayerNorms.
+
+  Args:
+    meta: of the fixture. A Swin's `layer_norm_eps` may be that of its other
+      classes' config; PyTorch's own default is what it runs with, unless
+      `layer_norm_eps_swin` says else.
+    family: a key of `EPS`.
+  """
+  key = "layer_norm_eps_swin" if family == "swin" else "layer_norm_eps"
+  return float(meta.get(key) or EPS[family])
+
+
+def check_supported(meta: Meta, keys: set[str]) -> None:
+  """Checks that the library has a fixture's model.
+
+  Raises:
+    Unsupported: it does not; the text says what is missing.
+  """
+  cfg = prompt_options(meta)
+  adapter = meta.get("adapter_cfg") or {}
+  style = adapter.get("STYLE", "Pfeiffer")
+  if style != "Pfeiffer":
+    raise Unsupported(f"adapter style {style!r}")
+  if any(key.startswith("side") for key in keys):
+    raise Unsupported("method: side network")
+  _check_location(meta, cfg)
+  if is_projected(cfg) and is_gated(meta) and not cfg.get("DEEP"):
+    raise Unsupported("projected prompts with gates")
+  if is_projected(cfg) and cfg.get("ADAPTIVE"):
+    raise Unsupported("projected prompts beside generated ones")
+  gelu_of(meta)
+  eps = meta.get("deep_prompt_norm_eps", VAPT_EPS)
+  if eps != VAPT_EPS:
+    raise Unsupported(
+      f"eps {eps} of the norm before a generator (ours is {VAPT_EPS})"
+    )
+
+
+def _check_location(meta: Meta, cfg: dict[str, Any]) -> None:
+  """Raises Unsupported unless prompts are at a place that the library has."""
+  location = cfg.get("LOCATION", "prepend")
+  if location == "prepend":
+    return
+  where = f"{meta.get('reference', '')} {reference_class(meta)}"
+  if location not in LOCATIONS or "vit_ablations" not in where:
+    raise Unsupported(f"prompt location {location!r}")
+  changed = ("NUM_DEEP_LAYERS", "REVERSE_DEEP", "DEEP_SHARED")
+  if is_projected(cfg) or any(cfg.get(option) for option in changed):
+    raise Unsupported(
+      "added prompts that are shared, projected or not in all blocks"
+    )
+
+
+class TrainedHead(model_lib.Model):
   """The head, alone, in training mode; without dropout."""
 
   def setup(self):
@@ -121,20 +207,18 @@ class Published(VPT):
   def before(self, i, tokens, *, train):
     if self.reverse and i == self.prompted[0]:
       rest = tokens.patch[:, self.num_tokens :]
-      return tokens.replace(
-        x=jnp.concatenate([tokens.cls, rest], axis=1), grid=None
-      )
+      x = jnp.concatenate([tokens.cls, rest], axis=1)
+      return tokens.replace(x=x, grid=None)
     return super().before(i, tokens, train=train)
 
   def after(self, i, tokens_in, tokens_out, *, train):
-    if self.counted and i == self.spec.depth - 1:
-      rows = (
-        slice(self.num_tokens)
-        if self.counted == "prompt"
-        else slice(self.num_tokens, None)
-      )
-      return tokens_out.replace(x=tokens_out.x[:, rows], grid=None)
-    return tokens_out
+    if not self.counted or i != self.spec.depth - 1:
+      return tokens_out
+    if self.counted == "prompt":
+      rows = slice(self.num_tokens)
+    else:
+      rows = slice(self.num_tokens, None)
+    return tokens_out.replace(x=tokens_out.x[:, rows], grid=None)
 
 
 @dataclasses.dataclass
@@ -142,59 +226,82 @@ class Built:
   """A fixture's model.
 
   Attributes:
+    model: what is compared.
+    names: of the reference's parameters.
     faithful: where the reference slips and `model` imitates it: the library's
       own model, None if it has none that is comparable.
     slip: what `model` imitates, "" if nothing.
   """
 
-  model: models.Model
+  model: model_lib.Model
   names: Names
-  faithful: models.Model | None = None
+  faithful: model_lib.Model | None = None
   slip: str = ""
 
 
 def architecture(
   flat: trees.Flat, image_size: tuple[int, int], heads: int, **more: Any
-) -> ViT:
-  """The ViT that has these backbone parameters (paths without `backbone/`)."""
+) -> ViT | Swin:
+  """Returns the backbone that has these parameters.
+
+  Args:
+    flat: paths without `backbone/` -> arrays.
+    image_size: of the images that it is given.
+    heads: of every block of a ViT; a Swin's parameters tell.
+    **more: further options of the backbone.
+  """
+  if any(path.endswith("relative_position_bias") for path in flat):
+    return identify.module_of(flat).clone(image_size=image_size, **more)
   shape = diagnosis.shape_of(flat)
-  return ViT(image_size=image_size, num_heads=heads, **shape, **more)
+  return ViT(
+    image_size=image_size,
+    num_heads=heads,
+    num_cls=1 if "cls" in flat else 0,
+    patch_bias="embedding/bias" in flat,
+    pre_norm="embedding_norm/scale" in flat,
+    **shape,
+    **more,
+  )
 
 
 def backbone_of(
-  meta: dict[str, Any], flat: trees.Flat, image_size: tuple[int, int]
+  meta: Meta, params: Arrays, flat: trees.Flat, image_size: tuple[int, int]
 ) -> ViT | Swin:
-  """The backbone that a fixture's reference runs."""
-  sizes, where = meta["sizes"], str(meta.get("reference_class"))
-  gelu = str(meta.get("gelu", "exact"))
-  gelu = "tanh" if gelu.startswith("tanh") else "exact"
-  if "swin" in where.lower():
-    return Swin(
-      image_size,
-      sizes["embed"],
-      tuple(sizes["depths"]),
-      tuple(sizes["heads"]),
-      sizes["window"],
-      sizes["patch"],
-      sizes["mlp_ratio"],
-      gelu=gelu,
-    )
-  more = dict(pool="imgprompt", norm_order="after") if "mae" in where else {}
-  cfg = meta.get("prompt_cfg") or {}
+  """Returns the backbone that a fixture's reference runs.
+
+  Args:
+    meta: of the fixture.
+    params: its `param/`.
+    flat: the backbone's part of them under our names.
+    image_size: of its images.
+  """
+  gelu = gelu_of(meta)
+  if stage_depths(params):
+    eps = layer_norm_eps(meta, "swin")
+    return architecture(flat, image_size, 0, gelu=gelu, eps=eps)
+  more: dict[str, Any] = {"gelu": gelu, "eps": layer_norm_eps(meta, "vit")}
+  cfg = prompt_options(meta)
+  # A norm after the pooling has another name, but in Gated Prompt Tuning.
+  pooled_norm = any(key.endswith("fc_norm.weight") for key in params)
+  if pooled_norm or "mae" in reference_class(meta):
+    more["pool"] = "imgprompt"
+    more["norm_order"] = "after"
   if is_gated(meta) and cfg.get("VIT_POOL_TYPE", "original") != "original":
     more["norm_order"] = "after"
   if cfg.get("LOCATION") == "pad":
-    image_size = tuple(side + 2 * cfg["NUM_TOKENS"] for side in image_size)
-  return architecture(flat, image_size, sizes["heads"], gelu=gelu, **more)
+    border = 2 * cfg["NUM_TOKENS"]
+    image_size = (image_size[0] + border, image_size[1] + border)
+  heads = attention_heads(params, meta)
+  return architecture(flat, image_size, heads, **more)
 
 
 def build(
-  meta: dict[str, Any],
+  meta: Meta,
   params: Arrays,
   image_size: tuple[int, int],
   train_head: bool = False,
 ) -> tuple[Built, trees.Flat]:
-  """The model of a fixture, and its parameters under our names.
+  """Returns the model of a fixture, and its parameters under our names.
 
   Running statistics are among them, below `batch_stats/`.
 
@@ -209,37 +316,25 @@ def build(
     ValueError: a parameter that has no counterpart, or the reverse.
   """
   check_supported(meta, set(params))
-  sizes = meta["sizes"]
-  depths, heads = tuple(sizes.get("depths", ())), sizes["heads"]
-  if depths:
-    heads = [n for n, depth in zip(heads, depths) for _ in range(depth)]
-  names = Names(heads, depths=depths)
+  names = Names(attention_heads(params, meta), depths=stage_depths(params))
+  not_backbone = r"head\.|.*(prompt_|adapter_|gate_logit$|temp$)"
   backbone = names.parameters(
     {
-      key: value
-      for key, value in params.items()
-      if not re.match(r"head\.|.*(prompt_|adapter_|gate_logit$|temp$)", key)
+      key: array
+      for key, array in params.items()
+      if not re.match(not_backbone, key)
     }
   )
   if not any(path.endswith("query/kernel") for path in backbone):
     raise ValueError("no parameter of a known backbone; is it a fixture?")
-  module = backbone_of(meta, below(backbone, "backbone/"), image_size)
-  classes = [
-    len(value)
-    for key, value in params.items()
-    if re.fullmatch(r"head(\.last_layer)?\.bias", key)
-  ]
-  if len(classes) != 1:
-    raise ValueError("expected one head.bias or head.last_layer.bias")
-  cls = TrainedHead if train_head else models.Model
-  model = cls(
+  flat_backbone = below(backbone, "backbone/")
+  module = backbone_of(meta, params, flat_backbone, image_size)
+  model_class = TrainedHead if train_head else model_lib.Model
+  model = model_class(
     module,
     Method(module.spec),
-    classes[0],
-    hidden_layers=sum(
-      re.fullmatch(r"head\.projection\.\d+\.running_mean", key) is not None
-      for key in params
-    ),
+    _num_classes(params),
+    hidden_layers=_hidden_layers(params),
   )
   built = _with_method(model, meta, names)
   flat = built.names.parameters(params)
@@ -247,72 +342,99 @@ def build(
   return built, flat
 
 
-def template(model: models.Model) -> trees.Flat:
-  """Shapes of the model's parameters and running statistics."""
+def _num_classes(params: Arrays) -> int:
+  """Returns the number of classes of the head."""
+  biases = [
+    array
+    for key, array in params.items()
+    if re.fullmatch(r"head(\.last_layer)?\.bias", key)
+  ]
+  if len(biases) != 1:
+    raise ValueError("expected one head.bias or head.last_layer.bias")
+  return len(biases[0])
+
+
+def _hidden_layers(params: Arrays) -> int:
+  """Returns the number of the head's hidden layers, each with statistics."""
+  statistics = r"head\.projection\.\d+\.running_mean"
+  return sum(1 for key in params if re.fullmatch(statistics, key))
+
+
+def template(model: model_lib.Model) -> trees.Flat:
+  """Returns the shapes of a model's parameters and running statistics."""
   image = jnp.zeros((1, *model.method.input_size, 3))
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
-  return {
-    **trees.flatten(shapes["params"]),
-    **trees.flatten(shapes.get("batch_stats", {}), STATS),
-  }
+  flat = trees.flatten(shapes["params"])
+  for path, leaf in trees.flatten(shapes.get("batch_stats", {})).items():
+    flat[STATS + path] = leaf
+  return flat
 
 
-def check_template(flat: trees.Flat, model: models.Model) -> None:
+def check_template(flat: trees.Flat, model: model_lib.Model) -> None:
   """Raises ValueError unless these are the model's parameters, exactly."""
   ours = {path: leaf.shape for path, leaf in template(model).items()}
   theirs = {path: np.shape(leaf) for path, leaf in flat.items()}
-  wrong = [
-    f"{path}: {ours.get(path, 'none')} here, "
-    f"{theirs.get(path, 'none')} in the fixture"
-    for path in sorted(ours.keys() | theirs.keys())
-    if ours.get(path) != theirs.get(path)
-  ]
+  wrong = []
+  for path in sorted(ours.keys() | theirs.keys()):
+    if ours.get(path) != theirs.get(path):
+      wrong.append(
+        f"{path}: {ours.get(path, 'none')} here, "
+        f"{theirs.get(path, 'none')} in the fixture"
+      )
   if wrong:
     raise ValueError("parameters do not fit: " + "; ".join(wrong))
 
 
-def _with_method(
-  model: models.Model, meta: dict[str, Any], names: Names
-) -> Built:
+def _with_method(model: model_lib.Model, meta: Meta, names: Names) -> Built:
   """Puts in the method and pool of a reference's option dictionaries."""
-  cfg, spec = meta.get("prompt_cfg"), model.backbone.spec
-  depth = spec.depth
+  cfg = prompt_options(meta)
+  spec = model.backbone.spec
   if not cfg:
-    adapter, method = meta.get("adapter_cfg"), model.method
+    method = model.method
+    adapter = meta.get("adapter_cfg")
     if adapter:
-      method = Adapter(spec, adapter["REDUCATION_FACTOR"])
+      method = Adapter(spec, adapter["REDUCATION_FACTOR"])  # sic
     return Built(model.clone(method=method), names.of(method))
-  pool = lookup.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
-  if re.search("Swin|moco", str(meta["reference_class"])) and (
-    not is_gated(meta)
-  ):
-    pool = "original"  # they do not read the option
-  pool, deep = POOLS[pool] or spec.pool, bool(cfg["DEEP"])
-  model = model.clone(pool=pool)
+  model = model.clone(pool=_pool(meta, cfg) or spec.pool)
+  deep = bool(cfg.get("DEEP"))
   if deep and cfg.get("ADAPTIVE"):
     return _with_vapt(model, cfg, names)
   location = cfg.get("LOCATION", "prepend")
-  if location != "prepend" or is_gated(meta) and not deep:
-    method = (
-      _gated(spec, cfg)
-      if location == "prepend"
-      else LOCATIONS[location](spec, cfg["NUM_TOKENS"], deep)
-    )
+  if location != "prepend":
+    method = LOCATIONS[location](spec, cfg["NUM_TOKENS"], deep)
     return Built(model.clone(method=method), names.of(method))
+  if is_gated(meta) and not deep:
+    method = _gated(spec, cfg)
+    return Built(model.clone(method=method), names.of(method))
+  return _with_vpt(model, cfg, names)
+
+
+def _pool(meta: Meta, cfg: dict[str, Any]) -> str:
+  """Returns the pool of a reference's options, "" for the backbone's own."""
+  name = lookup.choose(cfg.get("VIT_POOL_TYPE", "original"), POOLS, "pool")
+  reads_option = not re.search("Swin|moco", reference_class(meta))
+  return POOLS[name] if reads_option or is_gated(meta) else ""
+
+
+def _with_vpt(
+  model: model_lib.Model, cfg: dict[str, Any], names: Names
+) -> Built:
+  """Puts in VPT, with the reference's slips where it has any."""
+  spec = model.backbone.spec
+  deep = bool(cfg.get("DEEP"))
   reverse = bool(deep and cfg.get("REVERSE_DEEP"))
   noexpand = bool(deep and cfg.get("FORWARD_DEEP_NOEXPAND") and not reverse)
-  options = dict(
-    num_tokens=cfg["NUM_TOKENS"],
-    deep=deep,
-    reverse=reverse,
-    num_layers=min(cfg.get("NUM_DEEP_LAYERS") or depth, depth),
-    # Only the reference's plain deep loop reads DEEP_SHARED.
-    shared=bool(
-      deep and cfg.get("DEEP_SHARED") and not reverse and not noexpand
-    ),
-    expand=not noexpand,
-    project=max(0, cfg.get("PROJECT", -1)),
-  )
+  # Only the reference's plain deep loop reads DEEP_SHARED.
+  plain = deep and not reverse and not noexpand
+  options = {
+    "num_tokens": cfg["NUM_TOKENS"],
+    "deep": deep,
+    "reverse": reverse,
+    "num_layers": min(cfg.get("NUM_DEEP_LAYERS") or spec.depth, spec.depth),
+    "shared": bool(plain and cfg.get("DEEP_SHARED")),
+    "expand": not noexpand,
+    "project": max(0, cfg.get("PROJECT", -1)),
+  }
   ours = model.clone(method=VPT(spec, **options))
   names = names.of(ours.method)
   if reverse:
@@ -322,7 +444,8 @@ def _with_method(
       ours,
       "REVERSE_DEEP takes the first patches for prompts",
     )
-  if not noexpand or options["num_layers"] == depth or pool == "cls":
+  pool = model.pool
+  if not noexpand or options["num_layers"] == spec.depth or pool == "cls":
     return Built(ours, names)
   ours = ours.clone(pool="img")  # no prompts are left: the same as imgprompt
   if pool == "imgprompt":
@@ -336,16 +459,18 @@ def _with_method(
 
 
 def _gated(spec: Spec, cfg: dict[str, Any]) -> Gated:
-  learned = bool(cfg["TEMP_LEARN"])
-  bounds = (
-    dict(temperature_min=cfg["TEMP_MIN"], temperature_max=cfg["TEMP_MAX"])
-    if learned
-    else {}
-  )
+  """Returns Gated Prompt Tuning with the reference's options."""
+  learned = bool(cfg.get("TEMP_LEARN"))
+  bounds = {}
+  if learned:
+    bounds = {
+      "temperature_min": cfg["TEMP_MIN"],
+      "temperature_max": cfg["TEMP_MAX"],
+    }
   return Gated(
     spec,
     cfg["NUM_TOKENS"],
-    gates=bool(cfg["GATE_PRIOR"]),
+    gates=bool(cfg.get("GATE_PRIOR")),
     num_gates=cfg["GATE_NUM"],
     learn_temperature=learned,
     temperature_init=cfg["TEMP"],
@@ -353,9 +478,18 @@ def _gated(spec: Spec, cfg: dict[str, Any]) -> Gated:
   )
 
 
-def _with_vapt(model: models.Model, cfg: dict[str, Any], names: Names) -> Built:
-  first, activation = cfg["VPT_DEPTH"], cfg["ACTIVATION"]
-  projector = "shared" if cfg["SHARE_PROJECTOR"] else "own"
+def _with_vapt(
+  model: model_lib.Model, cfg: dict[str, Any], names: Names
+) -> Built:
+  """Puts in VAPT with the reference's options."""
+  first = cfg["VPT_DEPTH"]
+  projector = "none"
+  if cfg["FEAT_PROJECTOR"]:
+    projector = "shared" if cfg["SHARE_PROJECTOR"] else "own"
+  # The reference takes an unknown name for the identity.
+  activation = cfg["ACTIVATION"]
+  if activation not in ACTIVATIONS:
+    activation = "identity"
   method = VAPT(
     model.backbone.spec,
     num_tokens=cfg["NUM_TOKENS"],
@@ -365,19 +499,18 @@ def _with_vapt(model: models.Model, cfg: dict[str, Any], names: Names) -> Built:
     padding=cfg["PADDING"],
     # CHANNELWISE=True is one kernel for all channels.
     per_channel=not cfg["CHANNELWISE"],
-    projector=projector if cfg["FEAT_PROJECTOR"] else "none",
+    projector=projector,
     hidden=cfg["HIDDEN_DIM"],
-    # The reference takes an unknown name for the identity.
-    activation=activation if activation in ACTIVATIONS else "identity",
+    activation=activation,
     learnable_scale=cfg["LEARNABLE_SCALE"],
   )
   return Built(model.clone(method=method), names.of(method, first))
 
 
 def optimizer(
-  meta: dict[str, Any], trained: Sequence[str], paths: Sequence[str]
+  meta: Meta, trained: Sequence[str], paths: Sequence[str]
 ) -> tuple[optax.GradientTransformation, optim.Rate]:
-  """The library's optimizer and rate for a trajectory's `SOLVER` options.
+  """Returns the library's optimizer and rate for a trajectory's `SOLVER`.
 
   Args:
     meta: of the fixture.
@@ -388,24 +521,11 @@ def optimizer(
     Unsupported: another optimizer, schedule or trainable set.
   """
   solver = meta["solver"]
-  name, decay = solver["OPTIMIZER"], solver["WEIGHT_DECAY"]
-  name = name if name in ("adam", "adamw") else "sgd"  # as the reference does
-  schedule = solver["SCHEDULER"]
-  reasons = {
-    "training of the class token and its position apart (one parameter here)": any(
-      key.endswith(("embeddings.cls_token", "position_embeddings"))
-      for key in trained
-    ),
-    "the reference's own AdamW (decay 0.01, eps before the bias correction)": name
-    == "adamw"
-    and decay > 0,
-    f"schedule {schedule!r}": schedule not in optim.SCHEDULES,
-  }
-  for reason, holds in reasons.items():
-    if holds:
-      raise Unsupported(reason)
-  # Without decay the reference has no branch for adamw, and adam forgets the
-  # multiplier.
+  name = solver["OPTIMIZER"]
+  decay = solver["WEIGHT_DECAY"]
+  _check_solver(solver, trained)
+  # The reference takes any other name for SGD. Without decay it has no branch
+  # for adamw, and adam forgets the multiplier.
   name = "adam" if name == "adam" else "sgd"
   factor = solver["BIAS_MULTIPLIER"] if decay or name == "sgd" else 1.0
   table = [
@@ -413,26 +533,41 @@ def optimizer(
     (r".*bias", {"lr": factor}),
     (r".*", {}),
   ]
-  policies, left = [], list(paths)
+  policies = []
+  left = list(paths)
   for pattern, policy in table:
     if any(re.fullmatch(pattern, path) for path in left):
       policies.append((pattern, policy))  # an idle rule is an error
     left = [path for path in left if not re.fullmatch(pattern, path)]
-  rate = optim.per_epoch(
-    solver["BASE_LR"]
-    * optim.epoch_factors(
-      schedule,
-      solver["TOTAL_EPOCH"],
-      solver["WARMUP_EPOCH"],
-      length=meta["epochs"],
-    ),
-    meta["batches_per_epoch"],
+  factors = optim.epoch_factors(
+    solver["SCHEDULER"],
+    solver["TOTAL_EPOCH"],
+    solver["WARMUP_EPOCH"],
+    length=meta["epochs"],
   )
-  return optim.make_optimizer(
+  rate = optim.per_epoch(solver["BASE_LR"] * factors, meta["batches_per_epoch"])
+  transformation = optim.make_optimizer(
     name,
     rate,
     paths,
     weight_decay=decay,
     momentum=solver["MOMENTUM"],
     policies=policies,
-  ), rate
+  )
+  return transformation, rate
+
+
+def _check_solver(solver: dict[str, Any], trained: Sequence[str]) -> None:
+  """Raises Unsupported unless the library can train so."""
+  positions = ("embeddings.cls_token", "position_embeddings")
+  if any(name.endswith(positions) for name in trained):
+    raise Unsupported(
+      "training of the class token and its position apart (one parameter here)"
+    )
+  if solver["OPTIMIZER"] == "adamw" and solver["WEIGHT_DECAY"] > 0:
+    raise Unsupported(
+      "the reference's own AdamW (decay 0.01, eps before the bias correction)"
+    )
+  schedule = solver["SCHEDULER"]
+  if schedule not in optim.SCHEDULES:
+    raise Unsupported(f"schedule {schedule!r}")

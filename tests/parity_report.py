@@ -1,4 +1,4 @@
-"""Differences of one fixture, and how large each may be."""
+"""Collects the differences of one fixture, and says how large each may be."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ class Tolerance:
   relative: float = 0.0
 
   def limit(self, theirs: np.ndarray) -> float:
-    return max(
-      self.absolute, self.relative * float(np.max(np.abs(theirs), initial=0.0))
-    )
+    """Returns the largest difference from this tensor that is allowed."""
+    largest = float(np.max(np.abs(theirs), initial=0.0))
+    return max(self.absolute, self.relative * largest)
 
 
 TOLERANCES = {
@@ -53,18 +53,17 @@ class Row:
 
   @property
   def failed(self) -> bool:
-    return not self.diff <= self.limit  # so that NaN fails
+    """Whether the difference is beyond the limit; NaN is."""
+    return not self.diff <= self.limit
 
   @property
   def share(self) -> float:
-    """Of the limit; rows of a group are ranked by it."""
-    if not self.failed and not self.limit:
-      return 0.0
-    return (
-      self.diff / self.limit
-      if self.limit and math.isfinite(self.diff)
-      else math.inf
-    )
+    """The difference over the limit; rows of a group are ranked by it."""
+    if not self.limit:
+      return math.inf if self.failed else 0.0
+    if not math.isfinite(self.diff):
+      return math.inf
+    return self.diff / self.limit
 
   def __str__(self) -> str:
     beyond = "  BEYOND" if self.failed else ""
@@ -90,11 +89,12 @@ class Report:
       theirs: of the reference.
       floor: a difference as large as this is allowed in any case.
     """
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    diff = math.inf
+    ours = np.asarray(ours)
+    theirs = np.asarray(theirs)
     if ours.shape == theirs.shape:
       diff = float(np.max(np.abs(ours - theirs), initial=0.0))
     else:
+      diff = math.inf
       self.notes.append(
         f"{name}: shape {ours.shape} here, {theirs.shape} there"
       )
@@ -103,19 +103,21 @@ class Report:
 
   @property
   def failed(self) -> bool:
+    """Whether any row is beyond its limit."""
     return any(row.failed for row in self.rows)
 
   def lines(self, verbose: bool) -> list[str]:
-    """The worst rows of each group and all that failed, or all rows."""
+    """Returns the worst rows of each group and all that failed, or all rows."""
     out = []
     for group in dict.fromkeys(row.group for row in self.rows):
-      rows = sorted(
-        (row for row in self.rows if row.group == group),
-        key=lambda row: (row.failed, row.share),
-        reverse=True,
-      )
-      shown = max(3 if group in _MANY else 1, sum(row.failed for row in rows))
-      for i, row in enumerate(rows if verbose else rows[:shown]):
-        label = "" if i else f"{group} ({len(rows)})"
+      rows = [row for row in self.rows if row.group == group]
+      rows.sort(key=lambda row: (row.failed, row.share), reverse=True)
+      num_failed = sum(row.failed for row in rows)
+      num_shown = max(3 if group in _MANY else 1, num_failed)
+      shown = rows if verbose else rows[:num_shown]
+      for i, row in enumerate(shown):
+        label = f"{group} ({len(rows)})" if i == 0 else ""
         out.append(f"  {label:<20} {row}")
-    return out + [f"  note: {note}" for note in self.notes]
+    for note in self.notes:
+      out.append(f"  note: {note}")
+    return out

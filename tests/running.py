@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.utils import trees
@@ -19,44 +19,39 @@ Batch = tuple[np.ndarray, np.ndarray]  # images and labels
 
 
 def _variables(train: trees.Flat, frozen: trees.Flat) -> dict[str, Any]:
-  """Of both; paths below `batch_stats/` are running statistics."""
+  """Returns both as variables; below `batch_stats/` are running statistics."""
   params = trees.merge(train, frozen)
   statistics = params.pop("batch_stats", None)
-  return {"params": params} | (
-    {} if statistics is None else {"batch_stats": statistics}
-  )
+  if statistics is None:
+    return {"params": params}
+  return {"params": params, "batch_stats": statistics}
 
 
 def _loss(
   train: trees.Flat,
   frozen: trees.Flat,
-  model: models.Model,
+  model: model_lib.Model,
   images: jax.Array,
   labels: jax.Array,
 ):
-  """Mean cross entropy, and (logits, features, what has changed).
+  """Returns the mean cross entropy, and (logits, features, what has changed).
 
   The features are the pooled one, and that after the head's hidden layers.
   """
   variables = _variables(train, frozen)
+  last_hidden = f"norm_{model.hidden_layers - 1}"
   logits, state = model.apply(
     variables,
     images,
     mutable=["intermediates", "batch_stats"],
-    capture_intermediates=lambda module, _: (
-      module.name == (f"norm_{model.hidden_layers - 1}")
-    ),
+    capture_intermediates=lambda module, _: module.name == last_hidden,
   )
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
   sown = trees.flatten(state["intermediates"])
-  features = {
-    "pooled": sown["pooled"][0],
-    **{
-      "mlp_hidden": value[0]
-      for path, value in sown.items()
-      if path.startswith("head/")
-    },
-  }
+  features = {"pooled": sown["pooled"][0]}
+  for path, value in sown.items():
+    if path.startswith("head/"):
+      features["mlp_hidden"] = value[0]
   changed = {
     "batch_stats": state.get("batch_stats", {}),
     "method": model.method.constrain(variables["params"].get("method", {})),
@@ -64,62 +59,78 @@ def _loss(
   return loss, (logits, features, trees.flatten(changed))
 
 
-def _trace(variables: dict[str, Any], model: models.Model, images: jax.Array):
-  """All tokens on their way, in the reference's order.
+class _Trace:
+  """Keeps all tokens on their way, in the reference's order.
 
   The model runs as it is, but for its last block, which is asked for all rows
   (and so carries its prompts).
 
-  Returns:
-    {name of a fixture's `out/`: [B, N, D]}, {name: zeros [P] for P prompts
-    whose rows the block does not compute}.
+  Attributes:
+    seen: {name of a fixture's `out/`: [B, N, D]}.
+    thrown: {such a name: zeros [P]} for P prompts whose rows the block does not
+      compute.
   """
-  seen, thrown = {}, {}
-  spec = model.backbone.spec
-  last = spec.depth - 1
-  named = [
-    f"{s}.{j}" if isinstance(model.backbone, Swin) else f"{i}"
-    for s, stage in enumerate(spec.stages)
-    for j, i in enumerate(stage)
-  ]
 
-  def spy(call, args, kwargs, context):
+  def __init__(self, model: model_lib.Model):
+    self.seen: dict[str, jax.Array] = {}
+    self.thrown: dict[str, jax.Array] = {}
+    spec = model.backbone.spec
+    self._stages = spec.stages
+    self._last = spec.depth - 1
+    # Swin's blocks are counted within their stage.
+    self._block_names = []
+    for s, stage in enumerate(spec.stages):
+      for j, i in enumerate(stage):
+        of_swin = isinstance(model.backbone, Swin)
+        self._block_names.append(f"{s}.{j}" if of_swin else f"{i}")
+
+  def intercept(self, call, args, kwargs, context):
+    """Looks at the calls of a backbone; see `nn.intercept_methods`."""
     if not isinstance(context.module, (ViT, Swin)):
       return call(*args, **kwargs)
     if context.method_name == "enter":
-      return entered(call(*args, **kwargs), args[0])
-    if context.method_name != "block":
-      return call(*args, **kwargs)
+      out = call(*args, **kwargs)
+      self._entered(context.module, args[0], out)
+      return out
+    if context.method_name == "block":
+      return self._block(context.module, call, args, kwargs)
+    return call(*args, **kwargs)
+
+  def _block(self, backbone, call, args, kwargs):
     i, tokens = args
-    prompt, name = kwargs["context"], f"block_out/{named[i]}"
+    prompt = kwargs["context"]
+    name = f"block_out/{self._block_names[i]}"
     whole = tokens if prompt is None else tokens.with_prompt(prompt)
-    seen[f"block_in/{i}"], seen[f"prompts_in/{i}"] = whole.x, whole.prompt
-    if i == last:
-      tokens, kwargs = whole, {**kwargs, "context": None, "pool": None}
+    self.seen[f"block_in/{i}"] = whole.x
+    self.seen[f"prompts_in/{i}"] = whole.prompt
+    if i == self._last:
+      tokens = whole
+      kwargs = {**kwargs, "context": None, "pool": None}
     elif prompt is not None:
-      thrown[name] = jnp.zeros(prompt.shape[1])
+      self.thrown[name] = jnp.zeros(prompt.shape[1])
     out = call(i, tokens, **kwargs)
-    seen[name] = out.x
-    if i == last:
-      seen[f"stage_out/{len(spec.stages) - 1}"] = out.x
-      seen["encoded"] = context.module.norm(out.x)
+    self.seen[name] = out.x
+    if i == self._last:
+      self.seen[f"stage_out/{len(self._stages) - 1}"] = out.x
+      self.seen["encoded"] = backbone.norm(out.x)
     return out
 
-  def entered(tokens, i):
-    """What stands between Swin's stages belongs to the first of them."""
-    before = f"block_out/{named[max(i - 1, 0)]}"
-    if i in (stage.start for stage in spec.stages[1:]):
-      name = f"stage_out/{named[i - 1].partition('.')[0]}"
-      seen[name] = tokens.x
-      if before in thrown:
-        thrown[name] = thrown[before]
-    elif i == 0:
-      seen["patch_embed"] = tokens.patch
-    return tokens
-
-  with nn.intercept_methods(spy):
-    model.clone(pool="img").apply(variables, images)
-  return seen, thrown
+  def _entered(self, backbone, i, tokens):
+    """Looks at what enters block i, the patch merging before it included."""
+    if i == 0:
+      patches = tokens.patch
+      if isinstance(backbone, Swin) and backbone.absolute_positions:
+        # The reference adds them after what it calls the patch embedding.
+        patches = patches - backbone.pos_embedding
+      self.seen["patch_embed"] = patches
+    elif i in (stage.start for stage in self._stages[1:]):
+      # What stands between Swin's stages belongs to the first of them.
+      before = self._block_names[i - 1]
+      stage, _, _ = before.partition(".")
+      name = f"stage_out/{stage}"
+      self.seen[name] = tokens.x
+      if f"block_out/{before}" in self.thrown:
+        self.thrown[name] = self.thrown[f"block_out/{before}"]
 
 
 class Pass(NamedTuple):
@@ -147,16 +158,19 @@ class Pass(NamedTuple):
 def run(
   train: trees.Flat,
   frozen: trees.Flat,
-  model: models.Model,
+  model: model_lib.Model,
   images: jax.Array,
   labels: jax.Array,
 ) -> Pass:
-  """One pass; the model is static, so equal ones share a compilation."""
-  (loss, (logits, features, changed)), grads = jax.value_and_grad(
-    _loss, has_aux=True
-  )(train, frozen, model, images, labels)
-  seen, thrown = _trace(_variables(train, frozen), model, images)
-  return Pass(loss, logits, grads, {**seen, **features}, thrown, changed)
+  """Returns one pass; equal models share a compilation, as they are static."""
+  differentiate = jax.value_and_grad(_loss, has_aux=True)
+  (loss, more), grads = differentiate(train, frozen, model, images, labels)
+  logits, features, changed = more
+  trace = _Trace(model)
+  with nn.intercept_methods(trace.intercept):
+    model.clone(pool="img").apply(_variables(train, frozen), images)
+  seen = {**trace.seen, **features}
+  return Pass(loss, logits, grads, seen, trace.thrown, changed)
 
 
 class Training(NamedTuple):
@@ -172,7 +186,7 @@ class Training(NamedTuple):
 def train(
   trainable: trees.Flat,
   frozen: trees.Flat,
-  model: models.Model,
+  model: model_lib.Model,
   optimizer: optax.GradientTransformation,
   batches: Sequence[Batch],
   steps: int,
@@ -185,6 +199,7 @@ def train(
   """
 
   def constrained(flat):
+    """Returns the parameters as the method's `constrain` leaves them."""
     nested = trees.unflatten(flat)
     if "method" in nested:
       nested["method"] = model.method.constrain(nested["method"])
@@ -192,24 +207,24 @@ def train(
 
   @jax.jit
   def update(trainable, frozen, state, images, labels):
-    (loss, (logits, *_)), grads = jax.value_and_grad(_loss, has_aux=True)(
+    """Returns (parameters, state, loss, logits, norm of the gradients)."""
+    differentiate = jax.value_and_grad(_loss, has_aux=True)
+    (loss, more), grads = differentiate(
       trainable, frozen, model, images, labels
     )
+    logits, _, _ = more
     updates, state = optimizer.update(grads, state, trainable)
-    return (
-      constrained(optax.apply_updates(trainable, updates)),
-      state,
-      loss,
-      logits,
-      optax.tree.norm(grads),
-    )
+    updated = constrained(optax.apply_updates(trainable, updates))
+    return updated, state, loss, logits, optax.tree.norm(grads)
 
   trainable = constrained(trainable)
-  mid, state, losses, norms = trainable, optimizer.init(trainable), [], []
+  state = optimizer.init(trainable)
+  mid = trainable
+  losses = []
+  norms = []
   for step in range(steps):
-    trainable, state, loss, _, norm = update(
-      trainable, frozen, state, *batches[step % len(batches)]
-    )
+    batch = batches[step % len(batches)]
+    trainable, state, loss, _, norm = update(trainable, frozen, state, *batch)
     losses.append(loss)
     norms.append(norm)
     if step + 1 == steps // 2:

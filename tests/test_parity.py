@@ -7,12 +7,14 @@ import re
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests import parity, running
 from tests.options import Unsupported
 from tests.reference import Names, read
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.nn.tokens import Spec
+from vpt_jax.weights import file_formats
 
 GOLDEN = Path(__file__).parent / "golden"
 OURS = sorted(GOLDEN.glob("*.npz"))
@@ -255,7 +257,7 @@ def test_no_fixture_is_an_error(tmp_path, capsys):
   "edit, why",
   [
     (lambda meta: meta["prompt_cfg"].update(LOCATION="add-1"), "'add-1'"),
-    (lambda meta: meta.update(layer_norm_eps=1e-5), "eps 1e-05"),
+    (lambda meta: meta.update(deep_prompt_norm_eps=1e-6), "eps 1e-06 of"),
     (
       lambda meta: meta.update(adapter_cfg={"STYLE": "Houlsby"}),
       "style 'Houlsby'",
@@ -266,7 +268,7 @@ def test_no_fixture_is_an_error(tmp_path, capsys):
       ),
       "projected prompts with gates",
     ),
-    (lambda meta: meta.update(gelu="quick"), "GELU 'quick'"),
+    (lambda meta: meta.update(gelu="relu"), "GELU 'relu'"),
   ],
 )
 def test_unsupported_says_why(tmp_path, capsys, edit, why):
@@ -308,6 +310,192 @@ def test_google_layout_is_compared_with_the_file_beside_it(tmp_path):
   np.savez(tmp_path / "x.npz", meta=json.dumps(meta), **arrays)
   failed = [row.name for row in parity.compare(alone).rows if row.failed]
   assert failed == ["Transformer/encoderblock_0/MlpBlock_0/Dense_0/bias"]
+
+
+# What the format allows beside the shipped files, made from these.
+
+
+def with_one_more_block(arrays, layer, nothing):
+  """Puts a block that changes nothing before the first one.
+
+  Args:
+    arrays: of a fixture; changed in place.
+    layer: what stands before a block's number in the names of parameters.
+    nothing: layers of a block which, if they give zeros, leave tokens alone.
+  """
+  first = {}
+  for key in sorted(arrays, reverse=True):  # block 2 before block 1
+    found = re.match(rf"(.*{layer}|out/block_(?:in|out)/)(\d+)(.*)", key)
+    if not found:
+      continue
+    before, number, after = found.groups()
+    array = arrays.pop(key)
+    arrays[f"{before}{int(number) + 1}{after}"] = array
+    if number == "0" and key.startswith("param/"):
+      is_nothing = any(name in after for name in nothing)
+      first[key] = np.zeros_like(array) if is_nothing else array
+  arrays.update(first)
+
+
+def test_any_depth(tmp_path):
+  def edit(arrays, meta):
+    with_one_more_block(arrays, r"encoder\.layer\.", ("attn.out", "ffn.fc2"))
+    meta["sizes"]["layers"] += 1
+
+  path = edited(tmp_path, "vpt_vit_shallow", edit)
+  check(path)
+  names = [row.name for row in parity.compare(path).rows]
+  assert {"block_in/1", "block_in/2", "block_in/3"} <= {*names}
+
+
+def test_any_depth_of_pgn(tmp_path):
+  def edit(arrays, meta):
+    tokens = arrays["out/encoder_in"]
+    with_one_more_block(
+      arrays,
+      "encoder_layer_",
+      ("self_attention.out_proj", "mlp.linear_2", "mlp.3"),
+    )
+    for i in (0, 1):  # the first block changes nothing
+      arrays[f"out/block_in_LND/{i}"] = tokens.swapaxes(0, 1)
+    arrays["out/block_out/0"] = tokens
+    arrays["out/something"] = tokens
+
+  path = edited(tmp_path, "pgn_vit_softmax_train", edit)
+  check(path)
+  report = parity.compare(path)
+  names = {row.name for row in report.rows}
+  assert {"block_in_LND/0", "block_in_LND/1", "block_out/0"} <= names
+  assert report.notes == ["not compared: out/something"]
+
+
+def test_pgn_of_two_blocks(tmp_path):
+  def edit(arrays, meta):
+    for key in [*arrays]:
+      # What the third block changes is not at hand.
+      after = key.startswith(("grad/", "out/logits", "out/loss", "out/encoded"))
+      if after or "encoder_layer_2" in key:
+        arrays.pop(key)
+    meta["gradients_saved_only_for_tensors_up_to"] = 0
+
+  check(edited(tmp_path, "pgn_vit_softmax_train", edit))
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_what_meta_need_not_say(tmp_path, path):
+  """Optional entries are missing; sizes are seen in the parameters."""
+
+  def edit(arrays, meta):
+    for key in ("layer_norm_eps", "layer_norm_eps_swin", "gelu", "mlp_num"):
+      meta.pop(key, None)
+    for key in ("note", "torch_version", "batch_norm", "adapter_cfg"):
+      if not meta.get(key) or key != "adapter_cfg":
+        meta.pop(key, None)
+    sizes = meta.get("sizes", {})
+    meta["sizes"] = {
+      key: sizes[key] for key in ("heads", "tokens") if key in sizes
+    }
+    for key in ("file", "source_npz"):  # beside the shipped fixture
+      if key in meta:
+        meta[key] = str(GOLDEN / meta[key])
+
+  if path.stem.endswith("google_layout"):
+    pytest.skip("it has no meta")
+  check(edited(tmp_path, path.stem, edit))
+
+
+def test_eps_is_what_meta_says(tmp_path):
+  def edit(arrays, meta):
+    meta["layer_norm_eps"] = 1e-3
+
+  assert parity.compare(edited(tmp_path, "vpt_vit_deep", edit)).failed
+
+
+def rewritten(tmp_path, name, file, edit):
+  """A copy of a fixture of a checkpoint file, both after `edit`."""
+  arrays, meta = read(GOLDEN / f"{name}.npz")
+  flat = file_formats.read(GOLDEN / "checkpoints" / file)
+  edit(flat, arrays)
+  safetensors.numpy.save_file(
+    {key: np.ascontiguousarray(array) for key, array in flat.items()},
+    tmp_path / "weights.safetensors",
+  )
+  meta["file"] = "weights.safetensors"
+  path = tmp_path / f"{name}.npz"
+  np.savez(path, meta=json.dumps(meta), **arrays)
+  return path
+
+
+def test_checkpoint_of_a_swin_with_absolute_positions(tmp_path):
+  """The same vector at every place is a bias of the norm before them."""
+
+  def edit(flat, arrays):
+    bias = flat["model/patch_embed.norm.bias"]
+    vector = np.linspace(-0.5, 0.5, len(bias), dtype=np.float32)
+    flat["model/patch_embed.norm.bias"] = bias - vector
+    flat["model/absolute_pos_embed"] = np.tile(vector, (1, 8 * 8, 1))
+
+  path = rewritten(tmp_path, "ckpt_swin", "swin_tiny_random.pth", edit)
+  check(path)
+
+
+def test_swin_with_absolute_positions(tmp_path):
+  def edit(arrays, meta):
+    # One image: the reference mixes those of a batch.
+    for key in ("input/images", "input/labels"):
+      arrays[key] = arrays[key][:1]
+    logits = arrays.pop("out/logits_each_image_alone")[:1]
+    picked = logits[0, arrays["input/labels"][0]]
+    patches = arrays["out/patch_embed_first20"][:1]
+    for key in [*arrays]:
+      if key.startswith(("out/", "grad/")):
+        arrays.pop(key)
+    meta["gradients_saved_only_for_tensors_up_to"] = 0
+    norm = "param/enc.patch_embed.norm.bias"
+    vector = np.linspace(-0.5, 0.5, len(arrays[norm]), dtype=np.float32)
+    arrays[norm] = arrays[norm] - vector
+    count = (meta["sizes"]["img"] // meta["sizes"]["patch"]) ** 2
+    arrays["param/enc.absolute_pos_embed"] = np.tile(vector, (1, count, 1))
+    arrays["out/logits"] = logits
+    arrays["out/loss"] = np.log(np.exp(logits).sum()) - picked
+    arrays["out/patch_embed_first20"] = patches - vector
+
+  path = edited(tmp_path, "vpt_swin_shallow", edit)
+  check(path)
+  assert "patch_embed_first20" in [
+    row.name for row in parity.compare(path).rows
+  ]
+
+
+def test_checkpoint_whose_norm_is_after_the_pooling(tmp_path):
+  """timm's `fc_norm`; Gated Prompt Tuning uses the file's `norm` so."""
+
+  def edit(flat, arrays):
+    for leaf in ("weight", "bias"):
+      flat[f"model/fc_norm.{leaf}"] = flat.pop(f"model/norm.{leaf}")
+    pooled = arrays.pop("out/features_mean_patch_then_norm")
+    head = np.random.default_rng(0).normal(size=(5, pooled.shape[1]))
+    flat["model/head.weight"] = head.astype(np.float32)
+    flat["model/head.bias"] = np.arange(5, dtype=np.float32)
+    arrays["out/pooled"] = pooled
+    arrays["out/logits"] = pooled @ head.T + flat["model/head.bias"]
+
+  path = rewritten(tmp_path, "ckpt_mae_gated", "mae_pretrain_tiny.pth", edit)
+  check(path)
+  assert {row.name for row in parity.compare(path).rows} == {"pooled", "logits"}
+
+
+def test_model_whose_norm_is_after_the_pooling(tmp_path):
+  """It is seen in the parameters, whatever the class is called."""
+  source = [path for path in SHARED if path.stem == "vpt_mae_shallow"]
+  if not source:
+    pytest.skip("the whole collection is not here")
+  arrays, meta = read(source[0])
+  assert "param/enc.fc_norm.weight" in arrays
+  meta["reference_class"] = "timm.models.vision_transformer.VisionTransformer"
+  path = tmp_path / "edited.npz"
+  np.savez(path, meta=json.dumps(meta), **arrays)
+  check(path)
 
 
 # Options without a fixture of their own, made from one that is equal by theory.

@@ -20,11 +20,12 @@ from vpt_jax.condensation import stages
 from vpt_jax.distributed import memory, processes, program_cache, sharding
 from vpt_jax.report import result_tables
 from vpt_jax.sweeps import protocol
-from vpt_jax.training import evaluation, loop, metrics, optim, run_texts
+from vpt_jax.training import evaluation, loop, metrics, optim
 from vpt_jax.training import experiment as jobs
 from vpt_jax.training import records as results
 from vpt_jax.utils import files, malloc, trees
-from vpt_jax.utils.logs import log
+
+log = metrics.log
 
 
 def run(
@@ -36,7 +37,7 @@ def run(
   """Adapts, evaluates and saves; goes on where an earlier call was killed.
 
   Args:
-    config: see `vpt_jax/config/sections.py`.
+    config: see `configs/common.py`.
     workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/,
       adapter.npz and, last, result.json.
     data: splits in memory; default: those that `config.task` names.
@@ -93,7 +94,7 @@ def _run(
   job = jobs.build(config, data, saved)
   log.info(
     "%s",
-    run_texts.split_table(
+    metrics.split_table(
       job.start.trainable, job.start.frozen, config.trainable
     ),
   )
@@ -189,10 +190,7 @@ def _main(command: configs.Command) -> int:
     log.setLevel(logging.WARNING)
   if config.task == "digits" and ":" not in path:
     log.info(EMBEDDED, config.backbone.name, path)
-  if whole:
-    configs.check_values(config)
-  else:
-    config = configs.resolve(config)
+  config = config if whole else configs.resolve(config)
   task = "sweep" if whole and config.sweep.tasks else config.task
   workdir = workdir or os.path.join(
     "runs", f"{task}-{config.method}-{configs.digest(config)}"
@@ -213,7 +211,7 @@ def _main(command: configs.Command) -> int:
     text, names = (
       (stages.table(result), "condense.json and all runs")
       if "condense" in config
-      else (run_texts.result_text(result), "result.json and adapter.npz")
+      else (metrics.result_text(result), "result.json and adapter.npz")
     )
     log.info("%s\n%s in %s", text, names, workdir)
   return 0

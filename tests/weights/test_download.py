@@ -1,6 +1,8 @@
 """Fetching from a server that breaks off, changes its mind or is not there."""
 
 import concurrent.futures
+import errno
+import fcntl
 import hashlib
 import http.server
 import os
@@ -270,7 +272,7 @@ def test_killed(server):
     [
       sys.executable,
       "-c",
-      f"from vpt_jax.backbones import fetch; fetch.fetch({server.url!r})",
+      f"from vpt_jax.weights import download; download.fetch({server.url!r})",
     ],
     env={**os.environ, "PYTHONPATH": str(ROOT)},
   )
@@ -290,7 +292,11 @@ def test_killed(server):
 @pytest.mark.parametrize("locks", [True, False])
 def test_at_once(server, monkeypatch, locks):
   if not locks:
-    monkeypatch.setattr(download, "fcntl", None)
+
+    def flock(file, how):
+      raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
   with concurrent.futures.ThreadPoolExecutor(6) as pool:
     paths = list(
       pool.map(lambda _: download.fetch(server.url, sums(CONTENT)[0]), range(6))
@@ -303,7 +309,7 @@ def test_at_once(server, monkeypatch, locks):
 
 
 def test_two_processes_at_once(server):
-  code = f"from vpt_jax.backbones import fetch; fetch.fetch({server.url!r})"
+  code = f"from vpt_jax.weights import download; download.fetch({server.url!r})"
   children = [
     subprocess.Popen(
       [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}

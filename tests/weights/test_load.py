@@ -348,7 +348,7 @@ def test_addresses(flat, template, tmp_path, monkeypatch):
 
   asked = []
   monkeypatch.setattr(
-    load.fetch, "fetch", lambda *args: asked.append(args) or path
+    load.download, "fetch", lambda *args: asked.append(args) or path
   )
   same(get("gs://bucket/x.npz", cache=tmp_path).backbone, flat)
   assert asked == [("gs://bucket/x.npz", "", tmp_path)]

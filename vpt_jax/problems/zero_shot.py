@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from vpt_jax.backbones.clip import CONTEXT_LENGTH, VOCAB_SIZE
-from vpt_jax.utils import extras
 from vpt_jax.weights import download
 
 MERGES_URL = (
@@ -52,7 +51,7 @@ class Tokenizer:
       cache: folder, see `download.fetch`.
 
     Raises:
-      MissingExtra: the extra `clip` is not installed.
+      ImportError: the extra `clip` is not installed.
       FetchError: OpenAI's file is not in the cache and cannot be fetched.
       ValueError: the file holds no merges.
     """
@@ -60,7 +59,9 @@ class Tokenizer:
       import ftfy
       import tokenizers
     except ImportError as error:
-      raise extras.MissingExtra(error, "CLIP's tokenizer", "clip") from error
+      raise ImportError(
+        f"CLIP's tokenizer needs {error.name}: install vpt_jax[clip]"
+      ) from error
     if merges is None:
       merges = download.fetch(MERGES_URL, f"sha256:{MERGES_SHA256}", cache)
     vocabulary, pairs = _read_merges(merges)

@@ -65,7 +65,7 @@ def _acquire_folder(folder: Path, stack: contextlib.ExitStack) -> None:
 @contextlib.contextmanager
 def waiting_lock(
   path: Path, on_wait: Callable[[], None] | None = None
-) -> Iterator[None]:
+) -> Iterator[bool]:
   """Waits until no other process has locked a file, then locks it.
 
   The lock ends with the context, or with the process, however it ends. Where
@@ -75,24 +75,30 @@ def waiting_lock(
     path: the lock file, in a folder that exists. It is made, holds nothing and
       stays; do not give the file that is to be protected.
     on_wait: called once if another process has the lock.
+
+  Yields:
+    Whether it is locked: False where the file system has no locks.
   """
   with contextlib.ExitStack() as stack:
     try:
-      stack.enter_context(_acquired(path, seconds=0))
+      is_locked = stack.enter_context(_acquired(path, seconds=0))
     except filelock.Timeout:
       if on_wait is not None:
         on_wait()
-      stack.enter_context(_acquired(path, seconds=-1))
-    yield
+      is_locked = stack.enter_context(_acquired(path, seconds=-1))
+    yield is_locked
 
 
 @contextlib.contextmanager
-def _acquired(path: Path, seconds: float) -> Iterator[None]:
+def _acquired(path: Path, seconds: float) -> Iterator[bool]:
   """Holds a lock file, or warns where the file system has no locks.
 
   Args:
     path: the lock file.
     seconds: how long to wait for another process; negative: without limit.
+
+  Yields:
+    Whether it is locked.
 
   Raises:
     filelock.Timeout: another process still has it.
@@ -113,7 +119,7 @@ def _acquired(path: Path, seconds: float) -> Iterator[None]:
       path.parent,
     )
   try:
-    yield
+    yield file_lock.is_locked
   finally:
     file_lock.release()
 

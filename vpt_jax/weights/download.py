@@ -1,4 +1,4 @@
-"""A file at an address, fetched once into a local cache.
+"""Downloads files, each once, into a local cache.
 
 Broken transfers resume with the conditional range requests of RFC 9110,
 sections 13.1.5 and 14.
@@ -8,40 +8,33 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import hashlib
 import http.client
-import logging
 import os
 from pathlib import Path
 import re
 import tempfile
 import time
-from typing import IO
 import urllib.error
 import urllib.parse
 import urllib.request
 
-from vpt_jax.utils import lookup
-
-log = logging.getLogger("vpt_jax")
-
-try:
-  import fcntl
-except ImportError:  # No POSIX system.
-  fcntl = None
+from vpt_jax.utils import files, lookup
+from vpt_jax.utils.logs import log
 
 TRIES = 3
 BACKOFF = 1.0  # Seconds after the first failure, twice that after the second.
 TIMEOUT = 30.0  # Seconds for connecting, and again for every read.
-_CHUNK = 1 << 18
+_CHUNK = 2**18  # Bytes of a read from the network
+_HASHED = 2**20  # and from the disk.
 
 
 class FetchError(ValueError):
-  """A file could not be fetched or is not the one that was expected."""
+  """Says that a file could not be fetched or is not the expected one."""
 
 
 def fetch(
   url: str, checksum: str = "", cache: str | Path | None = None
 ) -> Path:
-  """Local path of the file at `url`, fetched unless it is there already.
+  """Returns the local path of the file at `url`, fetched unless it is there.
 
   Args:
     url: `https://`, `http://` or `gs://` address.
@@ -56,7 +49,7 @@ def fetch(
   _parse(checksum)
   path = location(url, cache)
   if not path.is_file():
-    with _lock(path) as part:
+    with _part_of(path) as part:
       if not path.is_file():  # Another process may have been faster.
         _download(_https(url), path, part, checksum)
         return path
@@ -65,20 +58,21 @@ def fetch(
 
 
 def location(url: str, cache: str | Path | None = None) -> Path:
-  """Where `fetch` puts the file, in a folder of its own for every address."""
+  """Returns where `fetch` puts the file; each address has its own folder."""
   root = cache or os.environ.get("VPT_JAX_CACHE") or "~/.cache/vpt_jax"
   url = _https(url)
-  name = urllib.parse.unquote(urllib.parse.urlsplit(url).path).split("/")[-1]
-  name = re.sub(r"[^\w.-]", "_", name).lstrip(".")[-100:] or "file"
+  address_path = urllib.parse.urlsplit(url).path
+  last = urllib.parse.unquote(address_path).split("/")[-1]
+  name = re.sub(r"[^\w.-]", "_", last).lstrip(".")[-100:]
   folder = hashlib.sha256(url.encode()).hexdigest()[:8]
-  return Path(root).expanduser() / folder / name
+  return Path(root).expanduser() / folder / (name or "file")
 
 
 def digest(path: str | Path, algorithm: str) -> str:
-  """Hash of a file as hex digits."""
+  """Returns the hash of a file as hex digits."""
   total = hashlib.new(algorithm, usedforsecurity=False)
   with open(path, "rb") as file:
-    while chunk := file.read(1 << 20):
+    while chunk := file.read(_HASHED):
       total.update(chunk)
   return total.hexdigest()
 
@@ -104,7 +98,7 @@ def verify(path: str | Path, checksum: str, advice: str) -> None:
 
 
 def _parse(checksum: str) -> tuple[str, str]:
-  """`ALGORITHM:HEX` -> (algorithm, lower-case hex)."""
+  """Returns (algorithm, lower-case hex) of `ALGORITHM:HEX`."""
   if not checksum:
     return "", ""
   algorithm, _, digits = checksum.partition(":")
@@ -118,7 +112,7 @@ def _parse(checksum: str) -> tuple[str, str]:
 
 
 def _https(url: str) -> str:
-  """The address that a plain HTTP client understands."""
+  """Returns the address that a plain HTTP client understands."""
   scheme = url.partition("://")[0]
   lookup.choose(scheme, ("gs", "http", "https"), "scheme of an address")
   if scheme == "gs":
@@ -127,49 +121,52 @@ def _https(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[Path]:
-  """Makes the folder and gives the name to download to, while it is ours."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(_beside(path, ".lock"), "w", encoding="utf-8")
-  except OSError as error:
-    raise FetchError(
-      f"cannot write to the cache: {error}; name another folder "
-      "in the environment variable VPT_JAX_CACHE"
-    ) from error
-  with file:  # Closing it unlocks.
-    if _flock(file):
+def _part_of(path: Path) -> Iterator[Path]:
+  """Gives the file to download to, which no other process has meanwhile.
+
+  Args:
+    path: of the whole file; its folder is made.
+
+  Raises:
+    FetchError: the folder cannot be written to.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      lock = files.waiting_lock(_beside(path, ".lock"))
+      is_locked = stack.enter_context(lock)
+    except OSError as error:
+      raise FetchError(
+        f"cannot write to the cache: {error}; name another folder "
+        "in the environment variable VPT_JAX_CACHE"
+      ) from error
+    if is_locked:
       yield _beside(path, ".part")
-    else:  # A part of one's own is safe as well, but cannot be resumed.
-      with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        yield Path(folder) / path.name
-
-
-def _flock(file: IO[str]) -> bool:
-  """Waits for the lock; False where the system or its files have none."""
-  if fcntl is None:
-    return False
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX)
-  except OSError:
-    return False
-  return True
+      return
+    # A part of one's own is safe without locks, but cannot be resumed.
+    own = tempfile.TemporaryDirectory(dir=path.parent)
+    yield Path(stack.enter_context(own)) / path.name
 
 
 def _beside(path: Path, suffix: str) -> Path:
+  """Returns the path of a file that belongs to another one."""
   return path.with_name(path.name + suffix)
 
 
 def _download(url: str, path: Path, part: Path, checksum: str) -> None:
-  """Fetches `url` to `part` in a few tries, then moves it to `path`."""
+  """Downloads `url` to `part` in a few tries, then moves it to `path`.
+
+  Raises:
+    FetchError: see `fetch`.
+  """
   note = _beside(part, ".tag")
   for attempt in range(1, TRIES + 1):
     try:
       _transfer(url, part, note)
       break
     except (OSError, http.client.HTTPException) as error:
-      why, final = _explain(error)
-      if final or attempt == TRIES:
+      why, is_final = _explain(error)
+      if is_final or attempt == TRIES:
         raise FetchError(
           f"could not fetch {url}: {why}\nDownload this address elsewhere "
           f"and put the file at\n  {path}\nor name a local file "
@@ -188,7 +185,7 @@ def _download(url: str, path: Path, part: Path, checksum: str) -> None:
 
 
 def _explain(error: Exception) -> tuple[str, bool]:
-  """What failed, and whether asking again is of no use."""
+  """Returns what failed, and whether asking again is of no use."""
   if isinstance(error, urllib.error.HTTPError):
     error.close()
     return f"HTTP {error.code} {error.reason}", error.code < 500
@@ -197,38 +194,26 @@ def _explain(error: Exception) -> tuple[str, bool]:
 
 
 def _transfer(url: str, part: Path, note: Path) -> None:
-  """One request for what `part` does not hold yet.
+  """Makes one request for what `part` does not hold yet.
 
-  `note` holds the tag of the version that `part` was begun from. It is removed
-  wherever the two do not belong together, so that the next try starts afresh.
+  Args:
+    url: address for an HTTP client.
+    part: what has arrived; grows.
+    note: file with the tag of the version that `part` was begun from. It is
+      removed wherever the two do not belong together, so that the next try
+      starts afresh.
 
   Raises:
     OSError, http.client.HTTPException: the transfer failed; `part` is kept.
   """
-  tag = note.read_text("utf-8") if note.is_file() and part.is_file() else ""
-  start = part.stat().st_size if tag else 0
-  headers = {"User-Agent": "vpt_jax", "Accept-Encoding": "identity"}
-  if start:
-    headers |= {"Range": f"bytes={start}-", "If-Range": tag}
-  try:
-    response = urllib.request.urlopen(
-      urllib.request.Request(url, headers=headers), timeout=TIMEOUT
-    )
-  except urllib.error.HTTPError as error:
-    if error.code == 416 and start:
-      error.close()
-      note.unlink()
-      raise ConnectionError("the file at this address is shorter now") from None
-    raise
-  with response:
+  tag = ""
+  start = 0
+  if note.is_file() and part.is_file():
+    tag = note.read_text("utf-8")
+    start = part.stat().st_size if tag else 0
+  with _request(url, start, tag, note) as response:
     if response.status == 206:
-      span = re.fullmatch(
-        rf"bytes {start}-\d+/(\d+)", response.headers.get("Content-Range", "")
-      )
-      if not start or span is None or _tag(response.headers) not in ("", tag):
-        note.unlink(missing_ok=True)
-        raise ConnectionError("the server did not continue the same file")
-      total = int(span[1])
+      total = _resumed_total(response, start, tag, note)
     else:  # The whole file: nothing was there, it changed, or no ranges.
       total = response.length
       note.unlink(missing_ok=True)  # Before the part that it speaks of.
@@ -248,8 +233,45 @@ def _transfer(url: str, part: Path, note: Path) -> None:
     raise ConnectionError(f"broke off after {size} of {total} bytes")
 
 
+def _request(
+  url: str, start: int, tag: str, note: Path
+) -> http.client.HTTPResponse:
+  """Asks for a file, from byte `start` on if it is still that of the tag."""
+  headers = {"User-Agent": "vpt_jax", "Accept-Encoding": "identity"}
+  if start:
+    headers["Range"] = f"bytes={start}-"
+    headers["If-Range"] = tag
+  request = urllib.request.Request(url, headers=headers)
+  try:
+    return urllib.request.urlopen(request, timeout=TIMEOUT)
+  except urllib.error.HTTPError as error:
+    if error.code == 416 and start:
+      error.close()
+      note.unlink()
+      raise ConnectionError("the file at this address is shorter now") from None
+    raise
+
+
+def _resumed_total(
+  response: http.client.HTTPResponse, start: int, tag: str, note: Path
+) -> int:
+  """Returns the bytes of the whole file of which a range was sent.
+
+  Raises:
+    ConnectionError: it is not what was asked for; the note is removed.
+  """
+  span = re.fullmatch(
+    rf"bytes {start}-\d+/(\d+)", response.headers.get("Content-Range", "")
+  )
+  is_same_version = _tag(response.headers) in ("", tag)
+  if not start or span is None or not is_same_version:
+    note.unlink(missing_ok=True)
+    raise ConnectionError("the server did not continue the same file")
+  return int(span[1])
+
+
 def _tag(headers: Mapping[str, str]) -> str:
-  """What names this version of a file: If-Range allows no weak ETag."""
+  """Returns what names this version of a file; If-Range allows no weak ETag."""
   etag = headers.get("ETag", "")
   if etag and not etag.startswith("W/"):
     return etag

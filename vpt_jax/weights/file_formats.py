@@ -1,8 +1,10 @@
-"""Arrays of a checkpoint in any file format, told apart by content."""
+"""Reads the arrays of checkpoints; formats are told apart by content."""
 
 import io
 import math
 from pathlib import Path
+from typing import Any
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +37,16 @@ _LOOKALIKES = (
 
 
 def read(path: str | Path) -> Arrays:
-  """Arrays of an npz, safetensors or PyTorch file or of an Orbax folder.
+  """Reads an npz, safetensors or PyTorch file, or an Orbax folder.
 
-  Names of nested parts are joined by `/`; floats of any width become float32;
-  some may be read-only. Nothing in it is run: see `unpickle.run` for PyTorch.
+  Nothing in it is run: see `unpickle.run` for PyTorch.
+
+  Args:
+    path: of the file or folder.
+
+  Returns:
+    name -> array. Names of nested parts are joined by `/`; floats of any width
+    become float32; some arrays may be read-only.
 
   Raises:
     ValueError: not there, damaged, of another format, with anything in it but
@@ -54,7 +62,7 @@ def read(path: str | Path) -> Arrays:
 
 
 def unreadable(path: str | Path, why: str) -> ValueError:
-  """The error for a checkpoint that is not there or not whole."""
+  """Returns the error for a checkpoint that is not there or not whole."""
   return ValueError(
     f"cannot read checkpoint {path}: {why}. Expected is an npz, safetensors "
     "or PyTorch file of plain numeric arrays (pickled content is never "
@@ -64,7 +72,10 @@ def unreadable(path: str | Path, why: str) -> ValueError:
 
 
 def float32(array: np.ndarray) -> np.ndarray:
-  """Any float as float32; numpy reads bfloat16 back as two raw bytes (V2)."""
+  """Returns floats of any width as float32, other numbers unchanged.
+
+  numpy reads bfloat16 back as two raw bytes (V2).
+  """
   if array.dtype == np.dtype("V2"):
     array = array.view(jnp.bfloat16)
   if jnp.issubdtype(array.dtype, jnp.floating):
@@ -73,19 +84,11 @@ def float32(array: np.ndarray) -> np.ndarray:
 
 
 def _read_file(path: Path) -> Arrays:
+  """Reads a file by what it begins with."""
   with open(path, "rb") as file:
     head = file.read(512)
   if head.startswith(b"PK"):
-    with pytorch_files.open_zip(path, _FLOOR, _INFLATED) as archive:
-      names = archive.namelist()
-      if not any(name.endswith("data.pkl") for name in names):
-        return {
-          name.removesuffix(".npy"): _array(
-            name, pytorch_files.read_member(archive, name)
-          )
-          for name in names
-        }
-    return pytorch_files.read(path)
+    return _read_zip(path)
   if head[8:9] == b"{":  # After the length of a JSON header.
     return _read_safetensors(path)
   if head.startswith(b"\x80"):
@@ -94,7 +97,7 @@ def _read_file(path: Path) -> Arrays:
 
 
 def _looks_like(head: bytes) -> str:
-  """What a file is that is no checkpoint."""
+  """Returns what a file is that is no checkpoint."""
   if not head:
     return "the file is empty"
   if head[257:262] == b"ustar":
@@ -106,11 +109,32 @@ def _looks_like(head: bytes) -> str:
   return f"an unknown format, which begins with {head[:16]!r}"
 
 
-def _array(name: str, data: bytes) -> np.ndarray:
-  """Content of a .npy file; nothing is allocated for more than it holds."""
-  stream = io.BytesIO(data)
+def _read_zip(path: Path) -> Arrays:
+  """Reads an npz, or PyTorch's format, which is an archive as well."""
+  with pytorch_files.open_zip(path, _FLOOR, _INFLATED) as archive:
+    names = archive.namelist()
+    if not any(name.endswith("data.pkl") for name in names):
+      return _read_npz(archive, names)
+  return pytorch_files.read(path)
+
+
+def _read_npz(archive: zipfile.ZipFile, names: list[str]) -> Arrays:
+  """Reads the arrays of an npz file."""
+  arrays = {}
+  for name in names:
+    data = pytorch_files.read_member(archive, name)
+    arrays[name.removesuffix(".npy")] = _read_npy(name, data)
+  return arrays
+
+
+def _read_npy(name: str, data: bytes) -> np.ndarray:
+  """Reads the content of a .npy file.
+
+  Nothing is allocated for more than it holds.
+  """
   if not name.endswith(".npy"):
     raise ValueError(f"{name!r} in the zip archive is no array")
+  stream = io.BytesIO(data)
   version = np.lib.format.read_magic(stream)
   if version == (1, 0):
     header = np.lib.format.read_array_header_1_0(stream)
@@ -123,38 +147,38 @@ def _array(name: str, data: bytes) -> np.ndarray:
     raise ValueError(
       f"{name!r} holds Python objects; pickled content is never loaded"
     )
-  needed, offset = math.prod(shape) * dtype.itemsize, stream.tell()
+  offset = stream.tell()
+  held = len(data) - offset
+  needed = math.prod(shape) * dtype.itemsize
   # Elements of no bytes are free, but to copy 10^12 of them takes for ever.
-  if (
-    not dtype.itemsize
-    or min(shape, default=0) < 0
-    or (needed != len(data) - offset)
-  ):
+  is_sound = dtype.itemsize > 0 and min(shape, default=0) >= 0
+  if not is_sound or needed != held:
     raise ValueError(
-      f"{name!r} holds {len(data) - offset} bytes, not the "
+      f"{name!r} holds {held} bytes, not the "
       f"{needed} of {dtype} in the shape that it declares"
     )
-  array = np.ndarray(
-    shape, dtype, data, offset, order="F" if is_fortran else "C"
-  )
+  order = "F" if is_fortran else "C"
+  array = np.ndarray(shape, dtype, data, offset, order=order)
   return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _read_safetensors(path: Path) -> Arrays:
-  flat = {}
+  """Reads the tensors of a safetensors file."""
+  arrays = {}
   with safetensors.safe_open(path, framework="np") as file:
-    for name in file.keys():
+    # It is no dict: it has keys, but cannot be iterated over.
+    for name in list(file.keys()):
       try:
-        flat[name] = file.get_tensor(name)
+        arrays[name] = file.get_tensor(name)
       except AttributeError as error:  # How it asks numpy for a dtype.
         raise ValueError(
           f"{name!r} has numbers of unknown kind: {error}"
         ) from error
-  return flat
+  return arrays
 
 
 def _read_orbax(path: Path) -> Arrays:
-  """A folder of one tree, or a step's folder that holds it as `default`."""
+  """Reads a folder of one tree, or a step's folder that has it as `default`."""
   path = path.absolute()
   if (path / "default").is_dir():
     path /= "default"
@@ -166,21 +190,25 @@ def _read_orbax(path: Path) -> Arrays:
       "a folder, but not of one Orbax checkpoint; it holds "
       f"{', '.join(names[:9]) or 'nothing'}"
     )
-  size = sum(file.stat().st_size for file in path.rglob("*"))
-  needed = sum(
-    math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-    for leaf in jax.tree.leaves(metadata.tree)
-  )
-  if needed > max(_FLOOR, _INFLATED * size):
-    raise ValueError(f"its {size} bytes declare arrays of {needed}")
+  _check_declared_size(path, metadata.tree)
   # As numpy arrays: the devices they were saved on need not be here.
   arguments = jax.tree.map(
     lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
   )
-  leaves = jax.tree_util.tree_flatten_with_path(
-    checkpointer.restore(path, restore_args=arguments)
-  )[0]
-  return {
-    jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(leaf)
-    for keys, leaf in leaves
-  }
+  tree = checkpointer.restore(path, restore_args=arguments)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  arrays = {}
+  for keys, leaf in leaves:
+    name = jax.tree_util.keystr(keys, simple=True, separator="/")
+    arrays[name] = np.asarray(leaf)
+  return arrays
+
+
+def _check_declared_size(path: Path, tree: Any) -> None:
+  """Raises ValueError if a folder declares far more than it holds."""
+  size = sum(file.stat().st_size for file in path.rglob("*"))
+  needed = 0
+  for leaf in jax.tree.leaves(tree):
+    needed += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+  if needed > max(_FLOOR, _INFLATED * size):
+    raise ValueError(f"its {size} bytes declare arrays of {needed}")

@@ -1,4 +1,4 @@
-"""Which backbone a checkpoint's arrays are of, by their names and shapes."""
+"""Identifies the backbone of a checkpoint by its arrays' names and shapes."""
 
 from collections.abc import Mapping
 import re
@@ -17,45 +17,53 @@ Arrays = Mapping[str, np.ndarray]
 _KERNEL = (
   "Transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"
 )
+_BIAS_TABLE = r"Transformer/encoderblock_(\d+)/.*/relative_position_bias"
+# What `diagnosis.shape_of` finds in a whole transformer.
+_NEEDED = {"patch_size", "width", "depth", "mlp_dim"}
+# How far positions may be from the fixed table that they were made from.
+_SINCOS_TOLERANCE = 1e-3
 
 
 def module_of(arrays: Arrays, backbone: str = "", heads: int = 0) -> ViT | Swin:
-  """The module that has these parameters, for the images they were trained on.
+  """Returns the module that has these parameters.
+
+  It is for images of the size that they were trained on.
 
   Args:
     arrays: under our names; a ViT's attention kernels may be [D, D], and its
       positions are of an n x n grid.
-    backbone: entry of the table; "": as the arrays say.
-    heads: of a ViT; 0: as the entry, the arrays or the table say.
+    backbone: entry of the model zoo; "": as the arrays say.
+    heads: of a ViT; 0: as the entry, the arrays or the model zoo say.
 
   Raises:
     ValueError: no whole transformer, unknown name, or the number of heads is
       not known.
   """
   shape = diagnosis.shape_of(arrays)
-  tables = {
-    int(match[1]): array.shape
-    for name, array in arrays.items()
-    if (
-      match := re.fullmatch(
-        r"Transformer/encoderblock_(\d+)/.*/relative_"
-        "position_bias",
-        name,
-      )
-    )
-  }
-  if len(shape) < 4 or tables and tables.keys() != {*range(shape["depth"])}:
+  tables = _bias_tables(arrays)
+  is_whole = shape.keys() >= _NEEDED
+  if tables and is_whole:
+    is_whole = tables.keys() == set(range(shape["depth"]))
+  if not is_whole:
     raise ValueError(f"its transformer is not whole; of it there is {shape}")
-  module = (
-    _swin(arrays, shape, tables)
-    if tables
-    else _vit(arrays, shape, heads or _heads(arrays, shape, backbone))
-  )
-  if backbone:
-    return factory.make(
-      backbone, factory.get(backbone), module.image_size, gelu=module.gelu
-    )
-  return module
+  if tables:
+    module = _swin(arrays, shape, tables)
+  else:
+    module = _vit(arrays, shape, heads or _heads(arrays, shape, backbone))
+  if not backbone:
+    return module
+  entry = factory.get(backbone)
+  return factory.make(backbone, entry, module.image_size, gelu=module.gelu)
+
+
+def _bias_tables(arrays: Arrays) -> dict[int, tuple[int, ...]]:
+  """Returns {block: shape of its relative positions' table}, {} of a ViT."""
+  tables = {}
+  for name, array in arrays.items():
+    found = re.fullmatch(_BIAS_TABLE, name)
+    if found:
+      tables[int(found[1])] = array.shape
+  return tables
 
 
 def _swin(
@@ -63,45 +71,56 @@ def _swin(
   shape: Mapping[str, int],
   tables: Mapping[int, tuple[int, ...]],
 ) -> Swin:
-  starts = sorted(
-    {0}
-    | {
-      int(match[1])
-      for name in arrays
-      if (match := re.match(r"Transformer/merge_(\d+)/", name))
-    }
-  )
+  """Returns the Swin of a shape; `tables` are those of every block."""
+  merges = set()
+  for name in arrays:
+    found = re.match(r"Transformer/merge_(\d+)/", name)
+    if found:
+      merges.add(int(found[1]))
+  starts = sorted({0} | merges)
+  depths = np.diff([*starts, shape["depth"]]).tolist()
   # Of (2 n - 1)^2 relative positions; n is smaller where the grid is.
   windows = [side(tables[start][0]) // 2 + 1 for start in starts]
-  patch, width = shape["patch_size"], shape["width"]
+  patch_size = shape["patch_size"]
+  # The last stage is one window; each stage before has twice its side.
+  image_side = patch_size * 2 ** (len(starts) - 1) * windows[-1]
+  has_positions = "pos_embedding" in arrays
+  if has_positions:
+    image_side = patch_size * _grid_side(arrays)
   return Swin(
-    (patch * 2 ** (len(starts) - 1) * windows[-1],) * 2,
-    width,
-    tuple(np.diff([*starts, shape["depth"]]).tolist()),
-    tuple(tables[start][1] for start in starts),
-    windows[0],
-    patch,
-    shape["mlp_dim"] / width,
-    absolute_positions="pos_embedding" in arrays,
+    image_size=(image_side, image_side),
+    width=shape["width"],
+    depths=tuple(depths),
+    num_heads=tuple(tables[start][1] for start in starts),
+    window=windows[0],
+    patch_size=patch_size,
+    mlp_ratio=shape["mlp_dim"] / shape["width"],
+    absolute_positions=has_positions,
   )
 
 
 def _vit(arrays: Arrays, shape: Mapping[str, int], heads: int) -> ViT:
-  clip = "embedding_norm/scale" in arrays
+  """Returns the ViT of a shape, or CLIP's visual tower."""
+  image_side = shape["patch_size"] * _grid_side(arrays)
+  is_clip = "embedding_norm/scale" in arrays
   return ViT(
-    (shape["patch_size"] * _grid(arrays),) * 2,
+    image_size=(image_side, image_side),
     **shape,
     num_heads=heads,
-    num_cls=int("cls" in arrays),
-    gelu="quick" if clip else "exact",
-    eps=1e-5 if clip else 1e-6,
+    num_cls=1 if "cls" in arrays else 0,
+    gelu="quick" if is_clip else "exact",
+    eps=1e-5 if is_clip else 1e-6,
     patch_bias="embedding/bias" in arrays,
-    pre_norm=clip,
+    pre_norm=is_clip,
   )
 
 
-def _grid(arrays: Arrays) -> int:
-  """Side of the grid of positions."""
+def _grid_side(arrays: Arrays) -> int:
+  """Returns n of positions on an n x n grid.
+
+  Raises:
+    ValueError: there are none, or they are on no such grid.
+  """
   shape = arrays["pos_embedding"].shape if "pos_embedding" in arrays else ()
   n = side(shape[1]) if len(shape) == 3 else 0
   if not n:
@@ -113,32 +132,48 @@ def _grid(arrays: Arrays) -> int:
 
 
 def _heads(arrays: Arrays, shape: Mapping[str, int], backbone: str) -> int:
-  """Heads of a ViT, which PyTorch's files do not tell."""
+  """Returns the number of heads of a ViT, which PyTorch's files do not tell.
+
+  Raises:
+    ValueError: it is not known.
+  """
   kernel = arrays.get(_KERNEL)
   if kernel is not None and kernel.ndim == 3:
     return kernel.shape[1]
   names = [backbone] if backbone else factory.fitting(shape)
   # MoCo v3's ViT-S has twice as many heads as others. What tells it apart are
   # its positions, a fixed table.
-  n, width = _grid(arrays), shape["width"]
-  fixed = width % 4 == 0 and np.allclose(
-    arrays["pos_embedding"], positions.sincos((n, n), width), atol=1e-3
-  )
-  alike = [
-    name
-    for name in names
-    if fixed == (factory.get(name).arch.get("resize") == "sincos")
-  ]
-  found = {name: factory.get(name).arch["num_heads"] for name in alike or names}
-  if len({*found.values()}) == 1:
-    return next(iter(found.values()))
-  text = ", ".join(f"{name} ({heads})" for name, heads in found.items())
-  raise ValueError(
-    "the file does not say how many attention heads it has; "
-    + (
+  is_fixed = _are_fixed_positions(arrays, shape["width"])
+  alike = []
+  for name in names:
+    entry_is_fixed = factory.get(name).arch.get("resize") == "sincos"
+    if entry_is_fixed == is_fixed:
+      alike.append(name)
+  found = {}
+  for name in alike or names:
+    found[name] = factory.get(name).arch["num_heads"]
+  different = set(found.values())
+  if len(different) == 1:
+    return different.pop()
+  if found:
+    text = ", ".join(f"{name} ({heads})" for name, heads in found.items())
+    advice = (
       f"the backbones of its shape differ: {text}; say which it is with "
       "--backbone NAME"
-      if text
-      else f"no backbone is of its shape {shape}; say how many with --heads N"
     )
+  else:
+    advice = (
+      f"no backbone is of its shape {dict(shape)}; say how many with --heads N"
+    )
+  raise ValueError(
+    f"the file does not say how many attention heads it has; {advice}"
   )
+
+
+def _are_fixed_positions(arrays: Arrays, width: int) -> bool:
+  """Returns whether positions are MoCo v3's fixed table of sines and cosines."""
+  n = _grid_side(arrays)
+  if width % 4:
+    return False
+  table = positions.sincos((n, n), width)
+  return np.allclose(arrays["pos_embedding"], table, atol=_SINCOS_TOLERANCE)

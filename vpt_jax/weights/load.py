@@ -1,7 +1,7 @@
-"""Pretrained weights from a file or an address, whole or not at all.
+"""Loads pretrained weights from a file or an address, whole or not at all.
 
-Whatever the format (`formats.py`) and the names (`layouts.py`), the tree in
-memory has the names of google-research/big_vision's `models/vit.py`.
+Whatever the format (`file_formats.py`) and the names (`name_maps.py`), the tree
+in memory has the names of google-research/big_vision's `models/vit.py`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ log = logging.getLogger("vpt_jax")
 
 _POSITIONS = "pos_embedding"
 _NORM = "Transformer/encoder_norm/"
-_SHOWN = 12  # names of a kind that an error lists
+_NUM_SHOWN = 12  # names of a kind that an error lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Loaded:
 
   Attributes:
     backbone: float32 arrays with the names of the backbone's parameters.
-    extras: what else it holds under the names of `layouts.EXTRAS`, as in the
-      file (`head/kernel` [D, K], ...).
+    extras: what else the file holds under the names of `name_maps.EXTRAS`, as
+      in the file (`head/kernel` [D, K], ...).
     sha256: of the file.
   """
 
@@ -71,21 +71,21 @@ def load(
       file of this package, or a local path.
     template: path -> array or ShapeDtypeStruct of the backbone's parameters.
     spec: of the backbone.
-    resize: how positions come to another grid, see `positions.resize`.
-    checksum: `sha256:HEX` or `md5:HEX` of the file, see `fetch.verify`.
-    cache: folder for fetched files, see `fetch.fetch`.
+    resize: how positions are resized to another grid, see `positions.resize`.
+    checksum: `sha256:HEX` or `md5:HEX` of the file, see `download.verify`.
+    cache: folder for fetched files, see `download.fetch`.
 
   Raises:
     ValueError: no such file, damaged, another checksum, or not this backbone.
   """
-  with (
-    local(str(url_or_path), checksum, cache) as path,
-    futures.ThreadPoolExecutor(1) as beside,
-  ):
+  source = str(url_or_path)
+  with contextlib.ExitStack() as stack:
+    path = stack.enter_context(local(source, checksum, cache))
+    # A large file takes seconds to hash and to read: both at the same time.
+    beside = stack.enter_context(futures.ThreadPoolExecutor(1))
     digest = beside.submit(sha256, path)
-    backbone, extras = fit(
-      file_formats.read(path), template, str(url_or_path), spec, resize
-    )
+    flat = file_formats.read(path)
+    backbone, extras = fit(flat, template, source, spec, resize)
     return Loaded(backbone, extras, digest.result())
 
 
@@ -93,18 +93,22 @@ def load(
 def local(
   address: str, checksum: str, cache: str | Path | None
 ) -> Iterator[Path]:
-  """The verified file behind an address, a `package:NAME` or a path."""
+  """Gives the verified file behind an address, a `package:NAME` or a path.
+
+  Args:
+    address: see `load`.
+    checksum: see `load`.
+    cache: see `load`.
+
+  Raises:
+    ValueError: no such file, or another checksum.
+  """
   with contextlib.ExitStack() as stack:
     if "://" in address:
       path = download.fetch(address, checksum, cache)
     elif address.startswith("package:"):
-      assets = resources.files("vpt_jax") / "assets"
-      name = lookup.choose(
-        address.removeprefix("package:"),
-        [file.name for file in assets.iterdir()],
-        "checkpoint of this package",
-      )
-      path = stack.enter_context(resources.as_file(assets / name))
+      asset = _asset(address.removeprefix("package:"))
+      path = stack.enter_context(asset)
     else:
       path = Path(address).expanduser()
     if not path.exists():
@@ -115,6 +119,14 @@ def local(
     yield path
 
 
+def _asset(name: str) -> contextlib.AbstractContextManager[Path]:
+  """Returns a context that gives a checkpoint of this package as a file."""
+  assets = resources.files("vpt_jax") / "assets"
+  known = [file.name for file in assets.iterdir()]
+  name = lookup.choose(name, known, "checkpoint of this package")
+  return resources.as_file(assets / name)
+
+
 def fit(
   flat: Mapping[str, np.ndarray],
   template: Mapping[str, Any],
@@ -122,7 +134,17 @@ def fit(
   spec: Spec,
   resize: str = "linear",
 ) -> tuple[Arrays, Arrays]:
-  """(backbone, extras) of the arrays of a file in any known layout.
+  """Returns what a file in any known layout holds of a backbone.
+
+  Args:
+    flat: name -> array, as `file_formats.read` gives it.
+    template: see `load`.
+    source: name of the checkpoint, for errors.
+    spec: of the backbone.
+    resize: see `load`.
+
+  Returns:
+    (the backbone's parameters, what else the file holds; see `Loaded`).
 
   Raises:
     ValueError: see `load`.
@@ -134,23 +156,38 @@ def fit(
   except ValueError as error:
     raise ValueError(f"checkpoint {source} can't be used: {error}") from error
   if found.ignored:
-    log.info("ignored in the checkpoint: %s", _some(found.ignored))
-  after = {name: name.replace("fc_norm", "encoder_norm") for name in arrays}
-  if spec.norm != "before" and _NORM + "scale" not in arrays:
-    arrays = {after[name]: array for name, array in arrays.items()}
+    log.info("ignored in the checkpoint: %s", _kinds(found.ignored))
+  arrays = _with_final_norm(arrays, spec)
+  extras = {}
+  own = {}
+  for name, array in arrays.items():
+    # A projection may be part of the backbone.
+    is_extra = name.startswith(EXTRAS) and name not in template
+    part = extras if is_extra else own
+    part[name] = array
+  return restore(own, template, source, grid, resize), extras
+
+
+def _with_final_norm(arrays: Arrays, spec: Spec) -> Arrays:
+  """Returns the arrays with the final norm that a backbone asks for.
+
+  A norm after the pooling may be called `fc_norm` in the file. A fresh one has
+  scale 1 and bias 0 whatever the file holds (MAE in VPT's and VAPT's code).
+  """
+  if spec.norm == "before":
+    return arrays
+  if _NORM + "scale" not in arrays:
+    arrays = {
+      name.replace("fc_norm", "encoder_norm"): array
+      for name, array in arrays.items()
+    }
   if spec.norm == "fresh":
     width = spec.widths[-1]
-    arrays |= {
+    arrays = arrays | {
       _NORM + "scale": np.ones(width, np.float32),
       _NORM + "bias": np.zeros(width, np.float32),
     }
-  extras = {
-    name: array
-    for name, array in arrays.items()
-    if name.startswith(EXTRAS) and name not in template
-  }
-  arrays = {name: array for name, array in arrays.items() if name not in extras}
-  return restore(arrays, template, source, grid, resize), extras
+  return arrays
 
 
 def restore(
@@ -160,7 +197,7 @@ def restore(
   grid: tuple[int, int] | None = None,
   resize: str = "linear",
 ) -> Arrays:
-  """The arrays that `template` asks for, or an error: never a part of them.
+  """Returns the arrays that `template` asks for, never only a part of them.
 
   Args:
     flat: path -> array, under our names.
@@ -174,110 +211,132 @@ def restore(
     float32 arrays with the keys of `template`.
 
   Raises:
-    ValueError: names, shapes or kinds of numbers differ; the text lists them
-      and names the likely cause.
+    ValueError: names, shapes or kinds of numbers differ, or numbers are not
+      finite; the text lists them and names the likely cause.
   """
-  flat = {
-    name: file_formats.float32(np.asarray(array))
-    for name, array in flat.items()
-  }
-  table = flat.get(_POSITIONS)
-  if (
-    grid is not None
-    and table is not None
-    and (table.ndim == 3 and len(table) == 1)
-  ):
-    n = side(table.shape[1])
-    if n and (n, n) != tuple(grid):
-      flat[_POSITIONS] = positions.resize(table, (n, n), grid, resize)
-  for name in flat.keys() & template.keys():
-    shape = tuple(template[name].shape)
-    # PyTorch's files do not say how many heads there are.
-    if re.search(r"/(query|key|value|out)/(kernel|bias)$", name) and (
-      flat[name].ndim == 1 + name.endswith("kernel")
-      and flat[name].size == math.prod(shape)
-    ):
-      flat[name] = flat[name].reshape(shape)
+  arrays = {}
+  for name, array in flat.items():
+    arrays[name] = file_formats.float32(np.asarray(array))
+  if grid is not None:
+    _resize_positions(arrays, grid, resize)
+  _split_heads(arrays, template)
 
-  want = {
-    name: f"{name} {tuple(leaf.shape)}" for name, leaf in template.items()
-  }
-  have = {
-    name: f"{name} {array.shape}"
-    + (f" of {array.dtype}" * (array.dtype != np.float32))
-    for name, array in flat.items()
-  }
-  wrong = {
-    name for name in want.keys() & have.keys() if want[name] != have[name]
-  }
-  lines = []
-  for title, sign, text, names in (
-    ("missing in the checkpoint:", "-", want, want.keys() - have.keys()),
-    ("unexpected in the checkpoint:", "+", have, have.keys() - want.keys()),
-    ("expected shapes:", "-", want, wrong),
-    ("found shapes:", "+", have, wrong),
-  ):
-    if names:
-      lines += [
-        title,
-        *(f"{sign} {text[name]}" for name in sorted(names)[:_SHOWN]),
-      ]
-      if len(names) > _SHOWN:
-        lines.append(f"  ... and {len(names) - _SHOWN} more")
-  if lines:
-    raise ValueError(
-      "\n".join(
-        [
-          f"checkpoint {source} does not fit this backbone",
-          *lines,
-          *diagnosis.causes(flat, template),
-          "Nothing was loaded; choose the config.backbone.name whose "
-          "architecture fits, or another config.backbone.checkpoint",
-        ]
-      )
-    )
-  broken = [name for name in template if not np.isfinite(flat[name]).all()]
+  differences = _differences(arrays, template)
+  if differences:
+    lines = [
+      f"checkpoint {source} does not fit this backbone",
+      *differences,
+      *diagnosis.causes(arrays, template),
+      "Nothing was loaded; choose the config.backbone.name whose "
+      "architecture fits, or another config.backbone.checkpoint",
+    ]
+    raise ValueError("\n".join(lines))
+  broken = [name for name in template if not np.isfinite(arrays[name]).all()]
   if broken:
     raise ValueError(
       f"checkpoint {source} holds NaN or infinite numbers in "
-      f"{_some(broken)}; it is damaged, download it again"
+      f"{_kinds(broken)}; it is damaged, download it again"
     )
-  return {name: flat[name] for name in template}
+  return {name: arrays[name] for name in template}
 
 
-def _some(names: Iterable[str]) -> str:
-  """A few of the names, with numbers of blocks as *."""
+def _resize_positions(
+  arrays: Arrays, grid: tuple[int, int], resize: str
+) -> None:
+  """Resizes positions [1, n n, D] of another grid, in place.
+
+  Positions that are no square grid stay as they are: their shape is an error.
+  """
+  table = arrays.get(_POSITIONS)
+  if table is None or table.ndim != 3 or len(table) != 1:
+    return
+  n = side(table.shape[1])
+  if n and (n, n) != tuple(grid):
+    arrays[_POSITIONS] = positions.resize(table, (n, n), grid, resize)
+
+
+def _split_heads(arrays: Arrays, template: Mapping[str, Any]) -> None:
+  """Gives attention's arrays their axis of heads, in place.
+
+  PyTorch's files do not say how many heads there are.
+  """
+  for name in arrays.keys() & template.keys():
+    found = re.search(r"/(query|key|value|out)/(kernel|bias)$", name)
+    if not found:
+      continue
+    shape = tuple(template[name].shape)
+    num_axes = 2 if found[2] == "kernel" else 1
+    array = arrays[name]
+    if array.ndim == num_axes and array.size == math.prod(shape):
+      arrays[name] = array.reshape(shape)
+
+
+def _differences(flat: Arrays, template: Mapping[str, Any]) -> list[str]:
+  """Returns lines that say where a file and a backbone differ, [] if nowhere."""
+  wanted = {}
+  for name, leaf in template.items():
+    wanted[name] = f"{name} {tuple(leaf.shape)}"
+  held = {}
+  for name, array in flat.items():
+    held[name] = f"{name} {array.shape}"
+    if array.dtype != np.float32:
+      held[name] += f" of {array.dtype}"
+  both = wanted.keys() & held.keys()
+  unlike = {name for name in both if wanted[name] != held[name]}
+  return [
+    *_listed(
+      "missing in the checkpoint:", "-", wanted, wanted.keys() - held.keys()
+    ),
+    *_listed(
+      "unexpected in the checkpoint:", "+", held, held.keys() - wanted.keys()
+    ),
+    *_listed("expected shapes:", "-", wanted, unlike),
+    *_listed("found shapes:", "+", held, unlike),
+  ]
+
+
+def _listed(
+  title: str, sign: str, texts: Mapping[str, str], names: Iterable[str]
+) -> list[str]:
+  """Returns a title and one line a name, or [] where there are no names."""
+  names = sorted(names)
+  if not names:
+    return []
+  lines = [title]
+  for name in names[:_NUM_SHOWN]:
+    lines.append(f"{sign} {texts[name]}")
+  if len(names) > _NUM_SHOWN:
+    lines.append(f"  ... and {len(names) - _NUM_SHOWN} more")
+  return lines
+
+
+def _kinds(names: Iterable[str]) -> str:
+  """Returns a few of the names as text, with numbers of blocks as *."""
   kinds = sorted({re.sub(r"\d+", "*", name) for name in names})
-  more = f" and {len(kinds) - _SHOWN} more kinds" if len(kinds) > _SHOWN else ""
-  return ", ".join(kinds[:_SHOWN]) + more
+  text = ", ".join(kinds[:_NUM_SHOWN])
+  if len(kinds) > _NUM_SHOWN:
+    text += f" and {len(kinds) - _NUM_SHOWN} more kinds"
+  return text
 
 
 def save(
   path: str | Path, flat: Mapping[str, Any], dtype: Any = np.float16
 ) -> None:
-  """Writes a backbone's parameters as npz; `load` takes it back.
+  """Writes a backbone's parameters as npz; `load` reads it again.
 
-  The file appears at once and whole; floats are stored as `dtype`. Like other
-  checkpoints it does not say how its positions lie: n n of them are taken for
-  an n x n grid when loaded.
+  The file appears at once and whole. Like other checkpoints it does not say
+  how its positions lie: n n of them are taken for an n x n grid when loaded.
+
+  Args:
+    path: of the file.
+    flat: path -> array.
+    dtype: how floats are stored.
 
   Raises:
     ValueError: a number is too large for `dtype`.
   """
   path = Path(path)
-  arrays = {}
-  for name, array in flat.items():
-    array = np.asarray(array)
-    if jnp.issubdtype(array.dtype, jnp.floating):
-      with np.errstate(over="ignore"):
-        stored = array.astype(dtype)
-      if (np.isfinite(array) & ~np.isfinite(stored)).any():
-        raise ValueError(
-          f"{name!r} holds numbers too large for "
-          f"{np.dtype(dtype)}; save as float32"
-        )
-      array = stored
-    arrays[name] = array
+  arrays = {name: _stored(name, array, dtype) for name, array in flat.items()}
   part = path.with_name(f".{path.name}.{os.getpid()}.part")
   try:
     with open(part, "wb") as file:
@@ -287,15 +346,33 @@ def save(
     part.unlink(missing_ok=True)
 
 
+def _stored(name: str, array: Any, dtype: Any) -> np.ndarray:
+  """Returns an array as it is stored: floats as `dtype`, others unchanged.
+
+  Raises:
+    ValueError: a number is too large for `dtype`.
+  """
+  array = np.asarray(array)
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    return array
+  with np.errstate(over="ignore"):
+    stored = array.astype(dtype)
+  if (np.isfinite(array) & ~np.isfinite(stored)).any():
+    raise ValueError(
+      f"{name!r} holds numbers too large for {np.dtype(dtype)}; save as float32"
+    )
+  return stored
+
+
 def sha256(path: str | Path) -> str:
-  """Hash of a file, or of all files of a folder, as hex digits."""
+  """Returns the hash of a file, or of all files of a folder, as hex digits."""
   path = Path(path)
   if not path.is_dir():
     return download.digest(path, "sha256")
   whole = hashlib.sha256()
   for file in sorted(path.rglob("*")):
     if file.is_file():
-      whole.update(
-        f"{file.relative_to(path)} {download.digest(file, 'sha256')}\n".encode()
-      )
+      name = file.relative_to(path)
+      digest = download.digest(file, "sha256")
+      whole.update(f"{name} {digest}\n".encode())
   return whole.hexdigest()

@@ -1,6 +1,7 @@
-"""Tensors of the files that `torch.save` and TorchScript write, without torch.
+"""Reads tensors of the files that `torch.save` and TorchScript write.
 
-Beside a pickle that says where each tensor lies, a file holds their numbers.
+PyTorch is not needed. Beside a pickle that says where each tensor lies, a file
+holds their numbers.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,14 +25,16 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # The first object in a file before 1.6 ...
 _PROTOCOL = 1001  # ... and the second.
 
 # What a file may ask for, far above what a large one needs.
-_NAMES = 2**22  # Characters of all names, and 16 for each.
+_MOST_CHARACTERS = 2**22  # Of all names, and 16 more for each.
 _FLOOR = 2**26  # Bytes that any file may become, however small it is.
-_INFLATED = 20  # Of a larger one: unpacked size to that of the file,
-_EXPANDED = 4  # and tensors, which may share numbers, to what is in there.
+# Of a larger file: how often its size it may be when unpacked, ...
+_INFLATED = 20
+# ... and how often what is in it its tensors may be, which may share numbers.
+_EXPANDED = 4
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-  """Tensors of a PyTorch file, whatever lies beside them ignored.
+  """Reads the tensors of a PyTorch file; whatever lies beside them is ignored.
 
   Names of nested dicts and lists are joined by `/`, those of TorchScript's
   modules by `.`, as in a state dict; a state dict's own names stay.
@@ -63,7 +66,12 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 def open_zip(
   path: str | Path, floor: int = _FLOOR, factor: int = _INFLATED
 ) -> Iterator[zipfile.ZipFile]:
-  """An archive that is safe to unpack.
+  """Opens an archive that is safe to unpack.
+
+  Args:
+    path: of the file.
+    floor: bytes that it may become in any case.
+    factor: how often its own size it may become.
 
   Raises:
     ValueError: it is truncated, or unpacked it would have more than both
@@ -74,7 +82,8 @@ def open_zip(
       "truncated: the end of the zip archive is missing, download it again"
     )
   with zipfile.ZipFile(path) as archive:
-    infos, size = archive.infolist(), os.path.getsize(path)
+    infos = archive.infolist()
+    size = os.path.getsize(path)
     if sum(info.compress_size for info in infos) > size:
       raise ValueError("members of the zip archive overlap or are cut short")
     if sum(info.file_size for info in infos) > max(floor, factor * size):
@@ -86,7 +95,7 @@ def open_zip(
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-  """Content of a member, never more than the archive declares.
+  """Returns the content of a member, never more than the archive declares.
 
   Raises:
     ValueError: packed in another way than numpy and torch do, or cut short.
@@ -102,61 +111,107 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _read_zip(path: str | Path) -> dict[str, np.ndarray]:
-  """Since 1.6, and TorchScript: `ROOT/data.pkl` and `ROOT/data/KEY`."""
+  """Reads files since 1.6, and TorchScript's.
+
+  They are archives of `ROOT/data.pkl` and `ROOT/data/KEY` for each storage.
+  """
   with open_zip(path) as archive:
-    names = archive.namelist()
-    roots = [
-      name.removesuffix("data.pkl")
-      for name in names
-      if re.fullmatch(r"[^/]+/data\.pkl", name)
-    ]
-    if len(roots) != 1:
-      raise ValueError(f"{len(roots)} files named data.pkl in it, not one")
-    root, order = roots[0], "little"
-    if f"{root}byteorder" in names:
-      order = read_member(archive, f"{root}byteorder").decode()
-      if order not in ("little", "big"):
-        raise ValueError("its byte order is neither little nor big")
-    tree, _ = unpickle.run(io.BytesIO(read_member(archive, f"{root}data.pkl")))
+    root = _root(archive)
+    order = _byte_order(archive, root)
+    program = read_member(archive, f"{root}data.pkl")
+    tree, _ = unpickle.run(io.BytesIO(program))
     held = sum(info.file_size for info in archive.infolist())
-    return _arrays(
-      tree, lambda key: read_member(archive, f"{root}data/{key}"), held, order
-    )
+
+    def load(key: str) -> bytes:
+      """Returns the numbers of a storage."""
+      return read_member(archive, f"{root}data/{key}")
+
+    return _arrays(tree, load, held, order)
+
+
+def _root(archive: zipfile.ZipFile) -> str:
+  """Returns the name of the archive's one folder, `/` included."""
+  roots = []
+  for name in archive.namelist():
+    if re.fullmatch(r"[^/]+/data\.pkl", name):
+      roots.append(name.removesuffix("data.pkl"))
+  if len(roots) != 1:
+    raise ValueError(f"{len(roots)} files named data.pkl in it, not one")
+  return roots[0]
+
+
+def _byte_order(archive: zipfile.ZipFile, root: str) -> str:
+  """Returns "little" or "big"."""
+  name = f"{root}byteorder"
+  if name not in archive.namelist():
+    return "little"
+  order = read_member(archive, name).decode()
+  if order not in ("little", "big"):
+    raise ValueError("its byte order is neither little nor big")
+  return order
 
 
 def _read_legacy(path: str | Path) -> dict[str, np.ndarray]:
-  """Before 1.6: five pickles in a row, then (count, numbers) per storage."""
-  with (
-    open(path, "rb") as file,
-    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-  ):
-    if unpickle.run(data)[0] != _MAGIC or unpickle.run(data)[0] != _PROTOCOL:
+  """Reads files before 1.6.
+
+  They are five pickles in a row, then (count, numbers) per storage.
+  """
+  with contextlib.ExitStack() as stack:
+    file = stack.enter_context(open(path, "rb"))
+    data = stack.enter_context(
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    )
+    magic, _ = unpickle.run(data)
+    is_ours = magic == _MAGIC
+    if is_ours:
+      protocol, _ = unpickle.run(data)
+      is_ours = protocol == _PROTOCOL
+    if not is_ours:
       raise ValueError(
         "a Python pickle that torch.save did not write; pickled "
         "content is never loaded"
       )
     unpickle.run(data)  # Where it was saved; numbers are little-endian anyway.
-    (tree, storages), (keys, _) = unpickle.run(data), unpickle.run(data)
-    spans, end = {}, data.tell()
-    for key in keys if isinstance(keys, list) else ():
-      storage = storages.get(key) if isinstance(key, str) else None
-      start = end + 8
-      count = int.from_bytes(data[end:start], "little")
-      if storage is None or count != storage.size:
-        raise ValueError("the list of its storages is damaged")
-      end = start + count * storage.dtype.itemsize
-      spans[key] = slice(start, end)
-    if end > len(data):
-      raise ValueError(
-        f"truncated: {len(data)} bytes of {end}, download it again"
-      )
-    return _arrays(tree, lambda key: data[spans[key]], len(data), "little")
+    tree, storages = unpickle.run(data)
+    keys, _ = unpickle.run(data)
+    spans = _spans(data, storages, keys)
+
+    def load(key: str) -> bytes:
+      """Returns the numbers of a storage."""
+      return data[spans[key]]
+
+    return _arrays(tree, load, len(data), "little")
+
+
+def _spans(
+  data: mmap.mmap, storages: dict[str, unpickle.Storage], keys: Any
+) -> dict[str, slice]:
+  """Returns where the numbers of each storage are, from the file's position."""
+  spans = {}
+  end = data.tell()
+  for key in keys if isinstance(keys, list) else ():
+    storage = storages.get(key) if isinstance(key, str) else None
+    start = end + 8
+    count = int.from_bytes(data[end:start], "little")
+    if storage is None or count != storage.size:
+      raise ValueError("the list of its storages is damaged")
+    end = start + count * storage.dtype.itemsize
+    spans[key] = slice(start, end)
+  if end > len(data):
+    raise ValueError(
+      f"truncated: {len(data)} bytes of {end}, download it again"
+    )
+  return spans
 
 
 def _leaves(root: Any) -> Iterator[tuple[str, unpickle.Tensor]]:
-  """Tensors by name. One budget bounds depth, cycles and repetitions."""
-  inner = (unpickle.Tensor, unpickle.Module, dict, list, tuple)
-  todo, spent = [("", root)], 0
+  """Yields tensors by name.
+
+  Raises:
+    ValueError: one budget bounds depth, cycles and repetitions.
+  """
+  todo = [("", root)]
+  spent = 0
   while todo:
     path, node = todo.pop()
     if isinstance(node, unpickle.Tensor):
@@ -164,56 +219,91 @@ def _leaves(root: Any) -> Iterator[tuple[str, unpickle.Tensor]]:
       continue
     separator = "/"
     if isinstance(node, unpickle.Module):
-      separator, node = ".", node.state
-    if isinstance(node, (list, tuple)):
-      node = {str(index): value for index, value in enumerate(node)}
-    elif not isinstance(node, dict):
-      continue
-    for key, value in reversed(node.items()):
-      is_inner = isinstance(value, inner)
-      spent += 16 + len(path) + len(key) if is_inner else 1
-      if spent > _NAMES:
-        raise ValueError("its objects are too many or contain each other")
-      if is_inner:
+      separator = "."
+      node = node.state
+    # The last is put on top of the others first, so that the first comes next.
+    for key, value in reversed(_items(node)):
+      if not isinstance(value, _NODES):
+        spent += 1
+      else:
+        spent += 16 + len(path) + len(key)
         todo.append((f"{path}{separator}{key}" if path else key, value))
+      if spent > _MOST_CHARACTERS:
+        raise ValueError("its objects are too many or contain each other")
+
+
+_NODES = (unpickle.Tensor, unpickle.Module, dict, list, tuple)
+
+
+def _items(node: Any) -> list[tuple[str, Any]]:
+  """Returns the named parts of a container, [] of anything else."""
+  if isinstance(node, dict):
+    return list(node.items())
+  if isinstance(node, (list, tuple)):
+    return [(str(index), value) for index, value in enumerate(node)]
+  return []
 
 
 def _arrays(
   tree: Any, load: Callable[[str], bytes], held: int, order: str
 ) -> dict[str, np.ndarray]:
-  """Arrays of all tensors; each storage is loaded once, one at a time."""
+  """Returns the arrays of all tensors.
+
+  Args:
+    tree: what the pickle describes.
+    load: key of a storage -> its numbers. Each is loaded once, one at a time.
+    held: bytes of all that is in the file.
+    order: of the bytes, "little" or "big".
+
+  Raises:
+    ValueError: two tensors of one name, or more numbers than are held.
+  """
   leaves = list(_leaves(tree))
+  # In the file's order, whatever the order of the storages.
   out: dict[str, Any] = dict.fromkeys(name for name, _ in leaves)
   if len(out) < len(leaves):
     raise ValueError("it holds two tensors of the same name")
-  total = sum(
-    math.prod(tensor.shape) * tensor.storage.dtype.itemsize
-    for _, tensor in leaves
-  )
+  total = 0
+  for _, tensor in leaves:
+    total += math.prod(tensor.shape) * tensor.storage.dtype.itemsize
   if total > max(_FLOOR, _EXPANDED * held):
     raise ValueError(
       f"its tensors would take {total} bytes, but it holds only {held}"
     )
-
-  def key_of(leaf):
-    return leaf[1].storage.key
-
-  for key, group in itertools.groupby(sorted(leaves, key=key_of), key_of):
+  leaves.sort(key=_storage_key)
+  for key, group in itertools.groupby(leaves, _storage_key):
     data = load(key)
     for name, tensor in group:
-      dtype = tensor.storage.dtype
-      if tensor.storage.size * dtype.itemsize > len(data):
-        raise ValueError(f"the numbers of {name!r} are cut short")
-      if 0 in tensor.shape:
-        out[name] = np.zeros(tensor.shape, dtype)
-        continue
-      # A stride along one element means nothing and may be anything.
-      strides = [
-        stride * dtype.itemsize * (length > 1)
-        for stride, length in zip(tensor.strides, tensor.shape)
-      ]
-      array = np.ndarray(
-        tensor.shape, dtype, data, tensor.offset * dtype.itemsize, strides
-      )
-      out[name] = array.copy() if order == sys.byteorder else array.byteswap()
+      out[name] = _array(name, tensor, data, order)
   return out
+
+
+def _storage_key(leaf: tuple[str, unpickle.Tensor]) -> str:
+  """Returns the key of a named tensor's storage."""
+  _, tensor = leaf
+  return tensor.storage.key
+
+
+def _array(
+  name: str, tensor: unpickle.Tensor, data: bytes, order: str
+) -> np.ndarray:
+  """Returns a copy of a tensor's numbers.
+
+  Args:
+    name: of the tensor, for errors.
+    tensor: where it lies.
+    data: of its storage.
+    order: of the bytes, "little" or "big".
+  """
+  dtype = tensor.storage.dtype
+  if tensor.storage.size * dtype.itemsize > len(data):
+    raise ValueError(f"the numbers of {name!r} are cut short")
+  if 0 in tensor.shape:
+    return np.zeros(tensor.shape, dtype)
+  strides = []
+  for stride, length in zip(tensor.strides, tensor.shape, strict=True):
+    # A stride along one element means nothing and may be anything.
+    strides.append(stride * dtype.itemsize if length > 1 else 0)
+  offset = tensor.offset * dtype.itemsize
+  array = np.ndarray(tensor.shape, dtype, data, offset, strides)
+  return array.copy() if order == sys.byteorder else array.byteswap()

@@ -1,4 +1,4 @@
-"""Checkpoints of any known layout under our names; see `layouts.py`."""
+"""Translates checkpoints of any known layout to our names; see `name_maps.py`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
@@ -10,23 +10,39 @@ import numpy as np
 from vpt_jax.weights.name_maps import LAYOUTS, Rule
 
 Arrays = dict[str, np.ndarray]
+Transform = Callable[[np.ndarray], np.ndarray]
 
-# Of several networks in one file, which is the published backbone.
+# Of several networks in one file, which is not the published backbone.
 _SECOND = re.compile(r"momentum|student|ema|optimizer|opt/(?!target)")
 # Which is none, even if it is the only one.
 _NEVER = re.compile(r"momentum|(^|/)opt(imizer)?/(?!target)")
+# What a prefix may end with that stands before the encoder's names alone, while
+# the head is beside it.
+_ENCODER = re.compile(r"(backbone|vit|deit|swin|encoder)[./]$")
+# Swin's `layers.S.blocks.B.REST` and `layers.S.downsample.REST`.
+_STAGED = re.compile(
+  r"(?P<encoder>(?:encoder\.)?)layers\.(?P<stage>\d+)\."
+  r"(?P<kind>blocks|downsample)(?:\.(?P<block>\d+))?\.(?P<rest>.*)"
+)
 
 _MOST_BLOCKS = 1000  # of a sound file; a name each for millions is an attack
 
-_SAME: Callable[[np.ndarray], np.ndarray] = lambda x: x
-# kind -> {leaf: (our leaf, transform)}
-_LEAVES = {
-  "norm": {"weight": ("scale", _SAME), "bias": ("bias", _SAME)},
-  "dense": {"weight": ("kernel", np.transpose), "bias": ("bias", _SAME)},
-  "conv": {
-    "weight": ("kernel", lambda x: x.transpose(2, 3, 1, 0)),
-    "bias": ("bias", _SAME),
-  },
+
+def _unchanged(x: np.ndarray) -> np.ndarray:
+  """Returns the array as it is."""
+  return x
+
+
+def _from_conv(x: np.ndarray) -> np.ndarray:
+  """Returns PyTorch's kernel [out, in, h, w] as [h, w, in, out]."""
+  return x.transpose(2, 3, 1, 0)
+
+
+# {kind of module: {leaf: (our leaf, transform)}}
+_LEAVES: dict[str, dict[str, tuple[str, Transform]]] = {
+  "norm": {"weight": ("scale", _unchanged), "bias": ("bias", _unchanged)},
+  "dense": {"weight": ("kernel", np.transpose), "bias": ("bias", _unchanged)},
+  "conv": {"weight": ("kernel", _from_conv), "bias": ("bias", _unchanged)},
 }
 
 
@@ -48,77 +64,98 @@ class Translated:
 
 
 def translate(flat: Mapping[str, np.ndarray]) -> Translated:
-  """Finds the layout of a checkpoint and renames it.
+  """Finds the layout of a checkpoint and renames its arrays.
 
   Args:
-    flat: name -> array, as `formats.read` gives it; wrappers such as `model/`
-      or `module.base_encoder.` may stand before the names.
+    flat: name -> array, as `file_formats.read` gives it; wrappers such as
+      `model/` or `module.base_encoder.` may stand before the names.
 
   Raises:
     ValueError: no known layout, or two arrays would get one name.
   """
   flat = dict(_unstacked(flat))
-  layout, prefix, rules = _find(flat)
-  # What belongs to the same model but stands beside its encoder.
-  base = re.sub(r"(backbone|vit|deit|swin|encoder)[./]$", "", prefix)
-  own, ignored = {}, []
-  for name in sorted(flat):
-    place = next((p for p in (prefix, base) if name.startswith(p)), None)
-    if place is None or (place == base != prefix and _SECOND.search(name)):
+  layout, prefix, rules = _find_layout(flat)
+  names, ignored = _names_of_network(flat, prefix)
+  short_names = _without_stages(list(names.values()))
+  arrays: Arrays = {}
+  origin: dict[str, str] = {}
+  for name, short in zip(names, short_names, strict=True):
+    renamed = _rename(short, flat[name], rules)
+    if not renamed:
       ignored.append(name)
-    else:
-      own[name] = name.removeprefix(place)
-  own = dict(zip(own, _flat_stages(own.values())))
-  arrays, origin = {}, {}
-  for name, short in own.items():
-    for ours, array in _rename(short, flat[name], rules):
-      if not ours:
-        ignored.append(name)
-      elif ours in arrays:
+    for ours, array in renamed:
+      if ours in arrays:
         raise ValueError(
           f"the checkpoint holds {ours!r} twice, in two layouts "
           f"({origin[ours]!r} and {name!r}); it was put "
           "together wrongly"
         )
-      else:
-        arrays[ours], origin[ours] = array, name
-  return Translated(
-    _with_batch_axis(_prototypes(arrays)), layout, origin, ignored
-  )
+      arrays[ours] = array
+      origin[ours] = name
+  _undo_weight_norm(arrays)
+  _add_batch_axis(arrays)
+  return Translated(arrays, layout, origin, ignored)
 
 
-def _find(flat: Mapping[str, np.ndarray]) -> tuple[str, str, tuple[Rule, ...]]:
-  """(layout, what stands before its names, rules)."""
+def _names_of_network(
+  flat: Mapping[str, np.ndarray], prefix: str
+) -> tuple[dict[str, str], list[str]]:
+  """Returns ({name: without what stands before it}, names of no interest)."""
+  # What belongs to the same model but stands beside its encoder.
+  base = _ENCODER.sub("", prefix)
+  names = {}
+  ignored = []
+  for name in sorted(flat):
+    if name.startswith(prefix):
+      names[name] = name.removeprefix(prefix)
+    elif name.startswith(base) and not _SECOND.search(name):
+      names[name] = name.removeprefix(base)
+    else:
+      ignored.append(name)
+  return names, ignored
+
+
+def _find_layout(
+  flat: Mapping[str, np.ndarray],
+) -> tuple[str, str, tuple[Rule, ...]]:
+  """Returns (layout, what stands before its names, rules).
+
+  Raises:
+    ValueError: no known layout, or no network that is a published backbone.
+  """
   for layout, marker, rules in LAYOUTS:
-    found = [
-      name.removesuffix(marker)
-      for name in flat
-      if name == marker or name.endswith((f"/{marker}", f".{marker}"))
-    ]
-    if found:
-      prefix = min(
-        found,
-        key=lambda prefix: (bool(_SECOND.search(prefix)), len(prefix), prefix),
+    prefixes = []
+    for name in flat:
+      if name == marker or name.endswith((f"/{marker}", f".{marker}")):
+        prefixes.append(name.removesuffix(marker))
+    if not prefixes:
+      continue
+    prefix = min(prefixes, key=_preference)
+    if _NEVER.search(prefix):
+      raise ValueError(
+        f"all that it holds is {prefix!r}, which is no "
+        "published backbone but a momentum encoder or an "
+        "optimizer's state"
       )
-      if _NEVER.search(prefix):
-        raise ValueError(
-          f"all that it holds is {prefix!r}, which is no "
-          "published backbone but a momentum encoder or an "
-          "optimizer's state"
-        )
-      return layout, prefix, rules
+    return layout, prefix, rules
   some = ", ".join(sorted(flat)[:4])
+  known = ", ".join(layout for layout, _, _ in LAYOUTS)
   raise ValueError(
     f"the names in it are of no known layout (it begins with {some}); known: "
-    f"{', '.join(layout for layout, _, _ in LAYOUTS)}. Is it another kind of "
-    "model (a ResNet, say) or only an optimizer's state?"
+    f"{known}. Is it another kind of model (a ResNet, say) or only an "
+    "optimizer's state?"
   )
+
+
+def _preference(prefix: str) -> tuple[bool, int, str]:
+  """Returns a key that is smallest for the published one of several networks."""
+  return bool(_SECOND.search(prefix)), len(prefix), prefix
 
 
 def _unstacked(
   flat: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Items of `flat`; [L, ...] arrays of a scan over blocks as L arrays."""
+  """Yields the items; [L, ...] arrays of a scan over blocks as L arrays."""
   for name, array in flat.items():
     before, scan, rest = name.partition("Transformer/encoderblock/")
     if scan and array.ndim and len(array) <= _MOST_BLOCKS:
@@ -128,89 +165,119 @@ def _unstacked(
       yield name, array
 
 
-def _flat_stages(names: Iterable[str]) -> list[str]:
-  """Swin's `layers.S.blocks.B.` -> `blocks.I.`, counted over all stages.
+def _without_stages(names: list[str]) -> list[str]:
+  """Returns names whose blocks are counted over all of Swin's stages.
 
-  `layers.S.downsample.` becomes `merge.I.`, I being the block after it. It is
-  at the end of its stage in the original files, at the start in timm's.
+  `layers.S.blocks.B.` becomes `blocks.I.`. `layers.S.downsample.` becomes
+  `merge.I.`, I being the block after it. It is at the end of its stage in the
+  original files, at the start in timm's.
   """
-  names = list(names)
-  found = [
-    re.match(
-      r"((?:encoder\.)?)layers\.(\d+)\.(blocks|downsample)"
-      r"(?:\.(\d+))?\.(.*)",
-      name,
-    )
-    for name in names
-  ]
-  depths: dict[int, int] = {}
-  for match in found:
-    if match and match[3] == "blocks":
-      s, b = int(match[2]), int(match[4])
-      depths[s] = max(depths.get(s, 0), b + 1)
-  at_end = any(m and m[3] == "downsample" and m[2] == "0" for m in found)
-  start = lambda s: sum(depth for t, depth in depths.items() if t < s)
+  matches = [_STAGED.match(name) for name in names]
+  starts, at_end = _stage_starts(matches)
   out = []
-  for name, match in zip(names, found):
+  for name, match in zip(names, matches, strict=True):
     if not match:
       out.append(name)
       continue
-    encoder, s, rest = match[1], int(match[2]), match[5]
-    if match[3] == "downsample":
-      out.append(f"merge.{start(s + at_end)}.{rest}")
+    stage = int(match["stage"])
+    rest = match["rest"]
+    if match["kind"] == "downsample":
+      following = stage + 1 if at_end else stage
+      # A file that is cut may lack the stage that follows.
+      out.append(f"merge.{starts[following]}.{rest}")
     else:
-      block = "encoder.layer" if encoder else "blocks"
-      out.append(f"{block}.{start(s) + int(match[4])}.{rest}")
+      block = starts[stage] + int(match["block"])
+      before = "encoder.layer" if match["encoder"] else "blocks"
+      out.append(f"{before}.{block}.{rest}")
   return out
+
+
+def _stage_starts(
+  matches: Iterable[re.Match[str] | None],
+) -> tuple[dict[int, int], bool]:
+  """Returns ({stage: its first block}, whether merges end their stages)."""
+  depths: dict[int, int] = {}
+  stages = set()
+  at_end = False
+  for match in matches:
+    if not match:
+      continue
+    stage = int(match["stage"])
+    stages |= {stage, stage + 1}
+    if match["kind"] == "downsample":
+      at_end = at_end or stage == 0
+    else:
+      block = int(match["block"])
+      depths[stage] = max(depths.get(stage, 0), block + 1)
+  starts = {}
+  for stage in stages:
+    before = [depth for other, depth in depths.items() if other < stage]
+    starts[stage] = sum(before)
+  return starts, at_end
 
 
 def _rename(
   name: str, array: np.ndarray, rules: tuple[Rule, ...]
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Our (name, array) of one tensor; ("", array) if it is not needed."""
+) -> list[tuple[str, np.ndarray]]:
+  """Returns our (name, array) of one tensor, three of a fused one.
+
+  Returns:
+    [] if it is not needed; the tensor as it is if no rule knows it.
+  """
   module, _, leaf = name.replace("in_proj_", "in_proj.").rpartition(".")
   for pattern, ours, kind in rules:
-    if kind in ("array", "ignore"):
-      match = re.fullmatch(pattern, name)
-      if match:
-        yield ("" if kind == "ignore" else match.expand(ours)), array
-        return
+    whole = kind in ("array", "ignore")
+    match = re.fullmatch(pattern, name if whole else module)
+    if not match:
       continue
-    match = re.fullmatch(pattern, module)
-    if not match or leaf not in ("weight", "bias"):
+    if kind == "ignore":
+      return []
+    if kind == "array":
+      return [(match.expand(ours), array)]
+    if leaf not in ("weight", "bias"):
       continue
-    ours = match.expand(ours)
-    if kind == "qkv":
-      to, transform = _LEAVES["dense"][leaf]
-      if len(array) % 3:
-        continue
-      for part, third in zip(("query", "key", "value"), np.split(array, 3)):
-        yield f"{ours}/{part}/{to}", transform(third)
-    elif kind == "conv" and leaf == "weight" and array.ndim != 4:
+    if kind == "conv" and leaf == "weight" and array.ndim != 4:
       continue
-    else:
-      to, transform = _LEAVES[kind][leaf]
-      yield f"{ours}/{to}", transform(array)
+    if kind == "qkv" and len(array) % 3:
+      continue
+    our_leaf, transform = _LEAVES["dense" if kind == "qkv" else kind][leaf]
+    path = match.expand(ours)
+    if kind != "qkv":
+      return [(f"{path}/{our_leaf}", transform(array))]
+    query, key, value = np.split(array, 3)
+    return [
+      (f"{path}/query/{our_leaf}", transform(query)),
+      (f"{path}/key/{our_leaf}", transform(key)),
+      (f"{path}/value/{our_leaf}", transform(value)),
+    ]
+  return [(name, array)]
+
+
+def _undo_weight_norm(arrays: Arrays) -> None:
+  """Replaces g and v of DINO's last layer by its kernel, in place.
+
+  The weights are g v / |v|; the kernel is their transpose.
+  """
+  v = arrays.pop("projection/prototypes/v", None)
+  g = arrays.pop("projection/prototypes/g", None)
+  if v is None or v.ndim != 2:
     return
-  yield name, array
+  weights = v / np.linalg.norm(v, axis=1, keepdims=True)
+  if g is not None:
+    weights = weights * g
+  arrays["projection/prototypes/kernel"] = weights.T
 
 
-def _prototypes(arrays: Arrays) -> Arrays:
-  """Undoes the weight norm of DINO's last layer: w = g v / |v|."""
-  v, g = (arrays.pop(f"projection/prototypes/{x}", None) for x in "vg")
-  if v is not None and v.ndim == 2:
-    v = v / np.linalg.norm(v, axis=1, keepdims=True) * (1.0 if g is None else g)
-    arrays["projection/prototypes/kernel"] = v.T
-  return arrays
+def _add_batch_axis(arrays: Arrays) -> None:
+  """Makes [1, 1, D] and [1, T, D] of CLIP's [D] and [T, D], in place.
 
-
-def _with_batch_axis(arrays: Arrays) -> Arrays:
-  """CLIP's class token [D] and positions [T, D] as [1, 1, D] and [1, T, D]."""
+  These are its class token and its positions.
+  """
   for name in ("cls", "pos_embedding"):
     if name in arrays and arrays[name].ndim < 3:
       array = arrays[name]
-      arrays[name] = array.reshape(1, -1, array.shape[-1] if array.ndim else 1)
-  return arrays
+      width = array.shape[-1] if array.ndim else 1
+      arrays[name] = array.reshape(1, -1, width)
 
 
 def split_class_position(
@@ -227,22 +294,23 @@ def split_class_position(
     ValueError: n n positions in a layout that has the class token's as well.
   """
   arrays = found.arrays
-  cls, table = arrays.get("cls"), arrays.get("pos_embedding")
+  cls = arrays.get("cls")
+  table = arrays.get("pos_embedding")
   if cls is None or table is None or table.ndim != 3:
     return arrays
-  name, count = found.origin["pos_embedding"], table.shape[1]
-  always = found.layout != "big_vision" or "posembed_input" in name
-  if (
-    not always
-    and grid
-    and count == math.prod(grid)
-    and not ("Transformer/" in name and side(count - 1))
-  ):
-    return arrays
-  first, rest = table[:, :1], table[:, 1:]
+  name = found.origin["pos_embedding"]
+  count = table.shape[1]
+  has_class_position = found.layout != "big_vision" or "posembed_input" in name
+  if not has_class_position and grid and count == math.prod(grid):
+    # In big_vision's older files they are below `Transformer/`, and have it.
+    is_old = "Transformer/" in name and side(count - 1)
+    if not is_old:
+      return arrays
+  first = table[:, :1]
+  rest = table[:, 1:]
   if cls.shape == first.shape and side(count - 1):
     return arrays | {"cls": cls + first, "pos_embedding": rest}
-  if always and side(count):
+  if has_class_position and side(count):
     raise ValueError(
       f"its {count} positions are not the class token's and "
       "those of an n x n grid"
@@ -251,6 +319,6 @@ def split_class_position(
 
 
 def side(count: int) -> int:
-  """n if count is n n, else 0."""
+  """Returns n if count is n n, else 0."""
   n = math.isqrt(count)
   return n if n * n == count else 0

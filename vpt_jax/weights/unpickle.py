@@ -1,10 +1,11 @@
-"""What a pickle of PyTorch describes, found without running it as one.
+"""Finds out what a pickle of PyTorch describes, without running it as one.
 
 A pickle is a program that builds objects and calls functions by name. Here it
 runs on a small stack machine that only makes dicts, lists and records of where
 tensors lie: nothing that the file names is imported or called.
 """
 
+from collections.abc import Callable
 import dataclasses
 import pickletools
 import re
@@ -13,24 +14,21 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-_OPERATIONS = 2**20  # A large training state has a hundred thousand.
-_DIMENSIONS = 32
+_MOST_OPERATIONS = 2**20  # A large training state has a hundred thousand.
+_MOST_DIMENSIONS = 32
 _DTYPES = {
-  f"torch.{name}Storage": np.dtype(dtype)
-  for name, dtype in {
-    "Half": np.float16,
-    "BFloat16": jnp.bfloat16,
-    "Float": np.float32,
-    "Double": np.float64,
-    "Char": np.int8,
-    "Short": np.int16,
-    "Int": np.int32,
-    "Long": np.int64,
-    "Byte": np.uint8,
-    "Bool": np.bool_,
-    "ComplexFloat": np.complex64,
-    "ComplexDouble": np.complex128,
-  }.items()
+  "torch.HalfStorage": np.dtype(np.float16),
+  "torch.BFloat16Storage": np.dtype(jnp.bfloat16),
+  "torch.FloatStorage": np.dtype(np.float32),
+  "torch.DoubleStorage": np.dtype(np.float64),
+  "torch.CharStorage": np.dtype(np.int8),
+  "torch.ShortStorage": np.dtype(np.int16),
+  "torch.IntStorage": np.dtype(np.int32),
+  "torch.LongStorage": np.dtype(np.int64),
+  "torch.ByteStorage": np.dtype(np.uint8),
+  "torch.BoolStorage": np.dtype(np.bool_),
+  "torch.ComplexFloatStorage": np.dtype(np.complex64),
+  "torch.ComplexDoubleStorage": np.dtype(np.complex128),
 }
 _LITERALS = {
   "NONE": None,
@@ -98,118 +96,241 @@ def run(program: BinaryIO) -> tuple[Any, dict[str, Storage]]:
     ValueError, LookupError, TypeError: it is damaged, or asks for anything but
       the tensors and settings of a checkpoint.
   """
-  storages: dict[str, Storage] = {}
-  stack: list[Any] = []
-  outer: list[list[Any]] = []  # Stacks below the marks.
-  memo: dict[int, Any] = {}
-  for count, (opcode, arg, _) in enumerate(pickletools.genops(program)):
-    if count >= _OPERATIONS:
+  machine = _Machine()
+  for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+    if count >= _MOST_OPERATIONS:
       raise ValueError("its pickle is unreasonably long")
-    match opcode.name:
-      case "BINGET" | "LONG_BINGET":
-        stack.append(memo[arg])
-      case "BINPUT" | "LONG_BINPUT":
-        memo[arg] = stack[-1]
-      case (
-        "BININT"
-        | "BININT1"
-        | "BININT2"
-        | "LONG1"
-        | "LONG4"
-        | "BINFLOAT"
-        | "BINUNICODE"
-        | "BINSTRING"
-        | "SHORT_BINSTRING"
-      ):
-        stack.append(arg)
-      case name if name in _LITERALS:
-        stack.append(_LITERALS[name])
-      case "MARK":
-        outer.append(stack)
-        stack = []
-      case "TUPLE":
-        items, stack = stack, outer.pop()
-        stack.append(tuple(items))
-      case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
-        stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
-      case "EMPTY_LIST":
-        stack.append([])
-      case "EMPTY_DICT":
-        stack.append({})
-      case "APPEND" | "APPENDS" | "SETITEM" | "SETITEMS" as name:
-        if name.endswith("S"):
-          items, stack = stack, outer.pop()
-        else:
-          first = -1 if name == "APPEND" else -2
-          items, stack[first:] = stack[first:], []
-        _add(stack[-1], items, list if name.startswith("A") else dict)
-      case "GLOBAL":
-        stack.append(Global(arg.replace(" ", ".", 1)))
-      case "BINPERSID":
-        storage = stack[-1] = _storage(stack[-1])
-        storages[storage.key] = storage
-      case "REDUCE" | "NEWOBJ":
-        args = stack.pop()
-        stack[-1] = _made(stack[-1], args)
-      case "BUILD":
-        state = stack.pop()
-        if isinstance(stack[-1], Module):
-          stack[-1].state = state
-        elif not isinstance(stack[-1], dict):  # Of a dict it is decoration.
-          raise ValueError("it changes an object that it did not make")
-      case "STOP":
-        return stack.pop(), storages
-      case name if name != "PROTO":
-        raise ValueError(
-          f"its pickle holds the operation {name}, which torch "
-          "does not write; pickled content is never loaded"
-        )
+    if opcode.name == "STOP":
+      return machine.stack.pop(), machine.storages
+    machine.step(opcode.name, argument)
+  raise ValueError("its pickle has no end")
 
 
-def _add(target: Any, items: list[Any], kind: type) -> None:
-  """Puts items, for a dict keys and values in turn, into a list or dict."""
-  if not isinstance(target, kind):
-    raise ValueError(f"it treats something else as a {kind.__name__}")
-  if kind is list:
-    target.extend(items)
-    return
+class _Machine:
+  """The stack machine; its operations are `pickletools`' by their names.
+
+  Attributes:
+    stack: values above the last mark.
+    storages: all that the program has named, by key.
+  """
+
+  def __init__(self):
+    self.stack: list[Any] = []
+    self.storages: dict[str, Storage] = {}
+    self._outer: list[list[Any]] = []  # Stacks below the marks.
+    self._memo: dict[int, Any] = {}
+
+  def step(self, name: str, argument: Any) -> None:
+    """Does one operation.
+
+    Raises:
+      ValueError: torch writes no such operation, or not like this.
+    """
+    if name == "PROTO":
+      return
+    if name in _LITERALS:
+      self.stack.append(_LITERALS[name])
+      return
+    operation = _OPERATIONS.get(name)
+    if operation is None:
+      raise ValueError(
+        f"its pickle holds the operation {name}, which torch "
+        "does not write; pickled content is never loaded"
+      )
+    operation(self, argument)
+
+  def push(self, value: Any) -> None:
+    """Pushes the operation's own argument."""
+    self.stack.append(value)
+
+  def get(self, key: int) -> None:
+    """Pushes a value that was kept before."""
+    self.stack.append(self._memo[key])
+
+  def put(self, key: int) -> None:
+    """Keeps the value on top of the stack."""
+    self._memo[key] = self.stack[-1]
+
+  def mark(self, _: Any) -> None:
+    """Begins a stack of its own for the items of a container."""
+    self._outer.append(self.stack)
+    self.stack = []
+
+  def _since_mark(self) -> list[Any]:
+    """Returns the items since the last mark, and goes back below it."""
+    items = self.stack
+    self.stack = self._outer.pop()
+    return items
+
+  def _take(self, count: int) -> list[Any]:
+    """Returns the last values, removed from the stack."""
+    values = self.stack[-count:]
+    self.stack[-count:] = []
+    return values
+
+  def tuple_since_mark(self, _: Any) -> None:
+    """Makes a tuple of the items since the mark."""
+    items = self._since_mark()
+    self.stack.append(tuple(items))
+
+  def tuple_1(self, _: Any) -> None:
+    """Makes a tuple of the last value."""
+    self.stack.append(tuple(self._take(1)))
+
+  def tuple_2(self, _: Any) -> None:
+    """Makes a tuple of the last two values."""
+    self.stack.append(tuple(self._take(2)))
+
+  def tuple_3(self, _: Any) -> None:
+    """Makes a tuple of the last three values."""
+    self.stack.append(tuple(self._take(3)))
+
+  def empty_list(self, _: Any) -> None:
+    """Pushes a new list."""
+    self.stack.append([])
+
+  def empty_dict(self, _: Any) -> None:
+    """Pushes a new dict."""
+    self.stack.append({})
+
+  def append(self, _: Any) -> None:
+    """Puts the last value into the list below it."""
+    items = self._take(1)
+    _extend_list(self.stack[-1], items)
+
+  def appends(self, _: Any) -> None:
+    """Puts the items since the mark into the list below it."""
+    items = self._since_mark()
+    _extend_list(self.stack[-1], items)
+
+  def set_item(self, _: Any) -> None:
+    """Puts the last two values, key and value, into the dict below them."""
+    items = self._take(2)
+    _extend_dict(self.stack[-1], items)
+
+  def set_items(self, _: Any) -> None:
+    """Puts keys and values since the mark into the dict below it."""
+    items = self._since_mark()
+    _extend_dict(self.stack[-1], items)
+
+  def name(self, argument: str) -> None:
+    """Pushes the name of a class or function, `MODULE NAME` in the file."""
+    self.stack.append(Global(argument.replace(" ", ".", 1)))
+
+  def persistent_id(self, _: Any) -> None:
+    """Replaces a reference to a storage by the storage."""
+    storage = _storage(self.stack[-1])
+    self.stack[-1] = storage
+    self.storages[storage.key] = storage
+
+  def call(self, _: Any) -> None:
+    """Replaces a function and its arguments by what stands for the result."""
+    arguments = self.stack.pop()
+    self.stack[-1] = _made(self.stack[-1], arguments)
+
+  def build(self, _: Any) -> None:
+    """Gives an object its state; a dict's is decoration."""
+    state = self.stack.pop()
+    target = self.stack[-1]
+    if isinstance(target, Module):
+      target.state = state
+    elif not isinstance(target, dict):
+      raise ValueError("it changes an object that it did not make")
+
+
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+  "BINGET": _Machine.get,
+  "LONG_BINGET": _Machine.get,
+  "BINPUT": _Machine.put,
+  "LONG_BINPUT": _Machine.put,
+  "BININT": _Machine.push,
+  "BININT1": _Machine.push,
+  "BININT2": _Machine.push,
+  "LONG1": _Machine.push,
+  "LONG4": _Machine.push,
+  "BINFLOAT": _Machine.push,
+  "BINUNICODE": _Machine.push,
+  "BINSTRING": _Machine.push,
+  "SHORT_BINSTRING": _Machine.push,
+  "MARK": _Machine.mark,
+  "TUPLE": _Machine.tuple_since_mark,
+  "TUPLE1": _Machine.tuple_1,
+  "TUPLE2": _Machine.tuple_2,
+  "TUPLE3": _Machine.tuple_3,
+  "EMPTY_LIST": _Machine.empty_list,
+  "EMPTY_DICT": _Machine.empty_dict,
+  "APPEND": _Machine.append,
+  "APPENDS": _Machine.appends,
+  "SETITEM": _Machine.set_item,
+  "SETITEMS": _Machine.set_items,
+  "GLOBAL": _Machine.name,
+  "BINPERSID": _Machine.persistent_id,
+  "REDUCE": _Machine.call,
+  "NEWOBJ": _Machine.call,
+  "BUILD": _Machine.build,
+}
+
+
+def _extend_list(target: Any, items: list[Any]) -> None:
+  """Puts items into a list."""
+  if not isinstance(target, list):
+    raise ValueError("it treats something else as a list")
+  target.extend(items)
+
+
+def _extend_dict(target: Any, items: list[Any]) -> None:
+  """Puts keys and values, which take turns, into a dict."""
+  if not isinstance(target, dict):
+    raise ValueError("it treats something else as a dict")
   for key, value in zip(items[::2], items[1::2], strict=True):
     # Others name no weights, and to hash a tuple may take all of the stack.
     if isinstance(key, (str, int)):
       target[str(key)] = value
 
 
-def _made(function: Any, args: Any) -> Any:
-  """Stands for the result of a call, or refuses it."""
-  if not isinstance(function, Global) or not isinstance(args, tuple):
+def _made(function: Any, arguments: Any) -> Any:
+  """Returns what stands for the result of a call, or refuses it."""
+  if not isinstance(function, Global) or not isinstance(arguments, tuple):
     raise ValueError("it calls something that has no name")
-  match function.name:
-    case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2":
-      return _tensor(*args[:4])
-    case (
-      "torch._utils._rebuild_parameter"
-      | "torch._utils._rebuild_parameter_with_state"
-    ):
-      return args[0]
-    case "collections.OrderedDict" if len(args) < 2:
-      made: dict[str, Any] = {}
-      for pairs in args:  # Python 2 handed over [[key, value], ...].
-        for key, value in pairs:
-          _add(made, [key, value], dict)
-        pairs.clear()  # Moved: copies of one list could blow up.
-      return made
-    case name if name.startswith("__torch__."):
-      return Module()
-    case name if _INERT.fullmatch(name):
-      return {}
+  name = function.name
+  if name in (
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+  ):
+    return _tensor(*arguments[:4])
+  if name in (
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+  ):
+    return arguments[0]
+  if name == "collections.OrderedDict" and len(arguments) < 2:
+    return _ordered_dict(*arguments)
+  if name.startswith("__torch__."):
+    return Module()
+  if _INERT.fullmatch(name):
+    return {}
   raise ValueError(
-    f"it asks to run {function.name[:200]}, which a file of weights has no "
+    f"it asks to run {name[:200]}, which a file of weights has no "
     "reason to (to share a whole model, save its state_dict)"
   )
 
 
+def _ordered_dict(pairs: Any = ()) -> dict[str, Any]:
+  """Returns a dict; Python 2 handed over [[key, value], ...]."""
+  made: dict[str, Any] = {}
+  for key, value in pairs:
+    _extend_dict(made, [key, value])
+  if pairs:
+    pairs.clear()  # Moved: copies of one list could blow up.
+  return made
+
+
 def _storage(reference: Any) -> Storage:
-  """From ("storage", class, key, device, count), before 1.6 with a None."""
+  """Returns the storage that a reference names.
+
+  Args:
+    reference: ("storage", class, key, device, count), before 1.6 with a None.
+  """
   if isinstance(reference, tuple) and len(reference) in (5, 6):
     match reference:
       case ("storage", Global(name), str(key), _, int(size), *_) if (
@@ -222,25 +343,28 @@ def _storage(reference: Any) -> Storage:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
-  """Checks that a tensor lies within its storage."""
+  """Returns a tensor, checked to lie within its storage."""
   # Lengths first: the same long tuple could be handed over very often.
-  if not (
+  is_sound = (
     isinstance(storage, Storage)
     and isinstance(shape, tuple)
     and isinstance(strides, tuple)
-    and len(shape) == len(strides) <= _DIMENSIONS
-    and all(
-      isinstance(number, int) and 0 <= number < 2**63
-      for number in (offset, *shape, *strides)
-    )
-  ):
-    raise ValueError("the description of a tensor is damaged")
-  last = offset + sum(
-    (length - 1) * stride for length, stride in zip(shape, strides)
+    and len(shape) == len(strides) <= _MOST_DIMENSIONS
+    and all(_is_size(number) for number in (offset, *shape, *strides))
   )
+  if not is_sound:
+    raise ValueError("the description of a tensor is damaged")
+  last = offset
+  for length, stride in zip(shape, strides, strict=True):
+    last += (length - 1) * stride
   if 0 not in shape and last >= storage.size:
     raise ValueError(
       f"a tensor of shape {shape} reaches beyond its storage of "
       f"{storage.size} numbers"
     )
   return Tensor(storage, offset, shape, strides)
+
+
+def _is_size(number: Any) -> bool:
+  """Returns whether this is an int that a length or place may be."""
+  return isinstance(number, int) and 0 <= number < 2**63

@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 import dataclasses
 import hashlib
+import logging
 
 import numpy as np
 
-from vpt_jax.utils.logs import log
+log = logging.getLogger("vpt_jax")
 
 # The class of an image, or all of its classes where it may have several.
 Class = int | str

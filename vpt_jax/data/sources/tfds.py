@@ -17,7 +17,6 @@ from PIL import Image
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import parts, tfds_labels, tfrecord
 from vpt_jax.data.tasks import Slice, Task
-from vpt_jax.utils import extras
 
 log = logging.getLogger("vpt_jax")
 
@@ -250,12 +249,8 @@ class Stored:
   """
 
   def __init__(self, path: Path):
-    try:  # slow to import, seldom needed
-      from google.protobuf import json_format
-      import tensorflow_datasets as tfds
-    except ImportError as error:
-      purpose = f"reading {path}, which tensorflow-datasets prepared,"
-      raise extras.MissingExtra(error, purpose, "tfds") from error
+    from google.protobuf import json_format
+    import tensorflow_datasets as tfds  # slow to import, seldom needed
 
     self.path = path
     try:

@@ -7,6 +7,7 @@ values; a `Sequence` of dicts comes as one dict of arrays.
 
 from collections.abc import Callable, Mapping, Sequence
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from vpt_jax.data.cache import prepared
 from vpt_jax.data.sources import parts
 from vpt_jax.utils import files
-from vpt_jax.utils.logs import log
+
+log = logging.getLogger("vpt_jax")
 
 Record = Mapping[str, Any]
 
