@@ -1,4 +1,4 @@
-"""Problems: what is learned, and how it is scored. See README.md."""
+"""Defines what is learned, and how it is scored. See README.md."""
 
 from collections.abc import Mapping
 from typing import Any

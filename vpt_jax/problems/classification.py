@@ -1,4 +1,4 @@
-"""Classification: one class an image, softmax cross entropy."""
+"""Defines classification: one class an image, softmax cross entropy."""
 
 from collections.abc import Sequence
 import csv
@@ -29,6 +29,7 @@ class Classification(Problem):
   training_sum_names = ("hits",)
 
   def check_labels(self, labels: np.ndarray, origin: str) -> None:
+    """Raises ValueError unless labels are integers [N] in 0 .. K - 1."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
       raise ValueError(
         f"{origin}: labels are {labels.dtype} {list(labels.shape)}; "
@@ -42,20 +43,24 @@ class Classification(Problem):
       )
 
   def loss(self, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the softmax cross entropy of every image."""
     return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
   def training_sums(
     self, outputs: jax.Array, labels: jax.Array, mask: jax.Array
   ) -> dict[str, jax.Array]:
+    """Returns `hits`: the images whose most probable class is the label."""
     hits = (outputs.argmax(-1) == labels) * mask
     return {"hits": hits.sum()}
 
   def score_training(self, sums: Sums, images: Any) -> Any:
+    """Returns the share of hits in percent."""
     return 100 * sums["hits"] / images
 
   def evaluation_sums(
     self, outputs: jax.Array, labels: jax.Array, mask: jax.Array
   ) -> dict[str, jax.Array]:
+    """Returns of every class its images, `count`, and hits, `correct`: [K]."""
     classes = jax.nn.one_hot(labels, outputs.shape[-1]) * mask[:, None]
     hit = outputs.argmax(-1) == labels
     return {
@@ -64,12 +69,14 @@ class Classification(Problem):
     }
 
   def predict(self, outputs: jax.Array) -> dict[str, jax.Array]:
+    """Returns the most probable class, `prediction`, and its `confidence`."""
     return {
       "prediction": outputs.argmax(-1),
       "confidence": self.probabilities(outputs).max(-1),
     }
 
   def probabilities(self, outputs: jax.Array) -> jax.Array:
+    """Returns the softmax of the outputs."""
     return jax.nn.softmax(outputs)
 
   def measure(

@@ -1,7 +1,14 @@
-"""What the head starts from: new, the checkpoint's own, texts or prototypes.
+"""Sets what a head starts from: new, a checkpoint's own, texts or prototypes.
 
 Each is one dense layer `head/{kernel [D, K], bias [K]}`, to be trained or
-kept (`config.trainable`).
+kept (`config.trainable`):
+
+| `config.head` | kernel | bias |
+| --- | --- | --- |
+| `linear` | new values | new values |
+| `pretrained` | the checkpoint's own, maybe some of its classes | likewise |
+| `zero_shot` | exp(logit_scale) times unit features of texts (CLIP) | 0 |
+| `prototypes` | K random prototypes of DINO (PGN) | 0 |
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,28 +32,35 @@ from vpt_jax.weights import load
 HEADS = ("linear", "pretrained", "zero_shot", "prototypes")
 
 Arrays = Mapping[str, np.ndarray]
+HeadParams = dict[str, Any]  # {"kernel": [D, K], "bias": [K]}
 
 
 def groups(config: ConfigDict, num_classes: int) -> tuple[tuple[int, ...], ...]:
-  """`config.head_groups` as a tuple, () if the head's classes are the task's.
+  """Returns `config.head_groups` as a tuple.
+
+  Returns:
+    For each class of the task the classes of the checkpoint's head that belong
+    to it; () if they are the task's own.
 
   Raises:
-    ValueError: not one non-empty group for every class.
+    ValueError: not one non-empty group for every class, or groups where
+      classes do not exclude each other.
   """
-  found = tuple(
-    tuple(int(row) for row in group) for group in config.head_groups
-  )
-  if found and problems.of_run(config).multi_label:
+  found = tuple(tuple(map(int, group)) for group in config.head_groups)
+  if not found:
+    return ()
+  if problems.of_run(config).multi_label:
     raise ValueError(
       "config.head_groups adds probabilities of classes that exclude each "
       f"other; those of problem {config.problem!r} do not. Leave it ()"
     )
-  if found and (
-    config.head != "pretrained"
-    or len(found) != num_classes
-    or not all(found)
-    or min(map(min, found)) < 0
-  ):
+  is_usable = (
+    config.head == "pretrained"
+    and len(found) == num_classes
+    and all(found)
+    and min(map(min, found)) >= 0
+  )
+  if not is_usable:
     raise ValueError(
       f"config.head_groups has {len(found)} groups of the checkpoint's "
       f"classes, the task {num_classes} classes; expected one group with at "
@@ -59,14 +73,14 @@ def initial(
   config: ConfigDict,
   entry: Entry,
   extras: Arrays,
-  fresh: dict[str, Any],
+  fresh: HeadParams,
   class_names: Sequence[str],
-) -> dict[str, Any]:
-  """The head's parameters at the start.
+) -> HeadParams:
+  """Returns the head's parameters at the start.
 
   Args:
     config: `head` says which.
-    entry: of the backbone.
+    entry: of the backbone in the model zoo.
     extras: of its checkpoint, see `load.Loaded`.
     fresh: newly initialised ones.
     class_names: of the task.
@@ -74,53 +88,61 @@ def initial(
   Raises:
     ValueError: the checkpoint has no such head, or one of another size.
   """
-  if config.head == "pretrained":
-    return _own(config, extras, fresh)
-  if config.head == "zero_shot":
-    return _from_text(config, entry, extras, fresh, class_names)
-  if config.head == "prototypes":
-    return _prototypes(config, extras, fresh)
-  return fresh
+  match config.head:
+    case "pretrained":
+      return _pretrained(config, extras, fresh)
+    case "zero_shot":
+      return _zero_shot(config, entry, extras, fresh, class_names)
+    case "prototypes":
+      return _prototypes(config, extras, fresh)
+    case _:
+      return fresh
 
 
-def _own(
-  config: ConfigDict, extras: Arrays, fresh: dict[str, Any]
-) -> dict[str, Any]:
-  kernel, bias = extras.get("head/kernel"), extras.get("head/bias")
+def _pretrained(
+  config: ConfigDict, extras: Arrays, fresh: HeadParams
+) -> HeadParams:
+  """Returns the checkpoint's own head, or its classes of the groups."""
+  kernel = extras.get("head/kernel")
+  bias = extras.get("head/bias")
   if kernel is None or bias is None:
     raise ValueError(
       "the checkpoint has no classification head; use "
       "config.head=linear for a new one"
     )
-  rows = [
-    row for group in groups(config, len(config.head_groups)) for row in group
-  ]
+  rows: list[int] = []
+  for group in groups(config, len(config.head_groups)):
+    rows.extend(group)
   if rows and max(rows) >= len(bias):
     raise ValueError(
       f"config.head_groups names class {max(rows)}, the "
       f"checkpoint's head has {len(bias)} classes"
     )
   if rows:
-    kernel, bias = kernel[:, rows], bias[rows]
-  want = fresh["kernel"].shape
-  if kernel.shape != want:
+    kernel = kernel[:, rows]
+    bias = bias[rows]
+  wanted = fresh["kernel"].shape
+  if kernel.shape != wanted:
     raise ValueError(
       f"the checkpoint's own head maps {kernel.shape[0]} features to "
-      f"{kernel.shape[1]} classes, here are {want[0]} features and {want[1]} "
-      "classes; use config.head=linear for a new head, or name the classes "
-      "in config.head_groups"
+      f"{kernel.shape[1]} classes, here are {wanted[0]} features and "
+      f"{wanted[1]} classes; use config.head=linear for a new head, or name "
+      "the classes in config.head_groups"
     )
   return {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
 
 
-def _from_text(
+def _zero_shot(
   config: ConfigDict,
   entry: Entry,
   extras: Arrays,
-  fresh: dict[str, Any],
+  fresh: HeadParams,
   class_names: Sequence[str],
-) -> dict[str, Any]:
-  """exp(logit_scale) times the texts' features: CLIP, section 3.1.2."""
+) -> HeadParams:
+  """Returns exp(logit_scale) times the texts' features.
+
+  Source: CLIP (Radford et al. 2021, arXiv 2103.00020), section 3.1.2.
+  """
   if config.clip.text_features:
     kernel = _read_texts(config.clip.text_features, fresh["kernel"].shape)
     if "logit_scale" not in extras:
@@ -138,10 +160,10 @@ def _encode_names(
   config: ConfigDict,
   entry: Entry,
   extras: Arrays,
-  fresh: dict[str, Any],
+  fresh: HeadParams,
   class_names: Sequence[str],
 ) -> np.ndarray:
-  """The classes' unit features [D, K] by CLIP's text tower."""
+  """Returns the classes' unit features [D, K] by CLIP's text tower."""
   text = {
     name.removeprefix("text/"): array
     for name, array in extras.items()
@@ -153,26 +175,25 @@ def _encode_names(
       f"backbone; {config.backbone.name!r} has none here"
     )
   names = tuple(config.clip.class_names) or tuple(class_names)
-  if len(names) != fresh["bias"].shape[0]:
+  num_classes = fresh["bias"].shape[0]
+  if len(names) != num_classes:
     raise ValueError(
       f"head='zero_shot' has {len(names)} class names for "
-      f"{fresh['bias'].shape[0]} classes; set config.clip.class_names"
+      f"{num_classes} classes; set config.clip.class_names"
     )
   tower = clip.TextTower(**entry.text)
-  template = trees.flatten(
-    jax.eval_shape(
-      tower.init,
-      jax.random.key(0),
-      jnp.zeros((1, tower.context_length), jnp.int32),
-    )["params"]
-  )
-  params = jax.device_put(
-    trees.unflatten(load.restore(text, template, "text tower"))
-  )
-  apply = jax.jit(lambda params, ids: tower.apply({"params": params}, ids))
+  ids = jnp.zeros((1, tower.context_length), jnp.int32)
+  shapes = jax.eval_shape(tower.init, jax.random.key(0), ids)["params"]
+  flat = load.restore(text, trees.flatten(shapes), "text tower")
+  params = jax.device_put(trees.unflatten(flat))
+
+  @jax.jit
+  def encode(params, ids):
+    return tower.apply({"params": params}, ids)
+
   tokenizer = zero_shot.Tokenizer(config.clip.merges or None)
   return zero_shot.zero_shot(
-    functools.partial(apply, params),
+    functools.partial(encode, params),
     tokenizer.encode,
     names,
     tuple(config.clip.templates),
@@ -180,35 +201,48 @@ def _encode_names(
 
 
 def _read_texts(path: str, shape: tuple[int, int]) -> np.ndarray:
-  """Unit features [D, K] from a file of one array [K, D], of any length.
+  """Reads a file of texts' features, one array [K, D] of any length.
+
+  Args:
+    path: npy file, or npz of one array.
+    shape: (D, K).
+
+  Returns:
+    [D, K], of unit length.
 
   Raises:
-    ValueError: the file can't be read, or holds something else.
+    ValueError: the file cannot be read, or holds something else.
   """
   where = f"config.clip.text_features={path!r}"
-  want = (
-    f"expected a npy file, or npz of one array, of floats {shape[::-1]}: "
+  wanted = shape[::-1]
+  expected = (
+    f"expected a npy file, or npz of one array, of floats {wanted}: "
     "a row for each class, as wide as the projected features"
   )
   try:
     with open(path, "rb") as file:
-      loaded = np.load(file, allow_pickle=False)
-      if isinstance(loaded, np.lib.npyio.NpzFile):
-        (loaded,) = (loaded[name] for name in loaded.files)
+      features = np.load(file, allow_pickle=False)
+      if isinstance(features, np.lib.npyio.NpzFile):
+        (name,) = features.files
+        features = features[name]
   # A file of anyone's: numpy and zipfile have many errors.
   except Exception as error:
-    raise ValueError(f"{where} can't be read ({error}); {want}") from error
-  if loaded.shape != shape[::-1] or loaded.dtype.kind != "f":
-    raise ValueError(f"{where} holds {loaded.dtype} {loaded.shape}; {want}")
-  loaded = loaded.astype(np.float32)
-  norm = np.linalg.norm(loaded, axis=1, keepdims=True)
+    raise ValueError(f"{where} can't be read ({error}); {expected}") from error
+  if features.shape != wanted or features.dtype.kind != "f":
+    raise ValueError(
+      f"{where} holds {features.dtype} {features.shape}; {expected}"
+    )
+  features = features.astype(np.float32)
+  norm = np.linalg.norm(features, axis=1, keepdims=True)
   if not (np.isfinite(norm) & (norm > 0)).all():
-    raise ValueError(f"{where} has rows that are zero or not finite; {want}")
-  return (loaded / norm).T
+    raise ValueError(
+      f"{where} has rows that are zero or not finite; {expected}"
+    )
+  return (features / norm).T
 
 
 def without_prototypes(backbone: ViT) -> ViT:
-  """DINO's backbone with its projection up to the unit sphere.
+  """Returns DINO's backbone with its projection up to the unit sphere.
 
   Raises:
     ValueError: the backbone has no such projection.
@@ -224,19 +258,20 @@ def without_prototypes(backbone: ViT) -> ViT:
 
 
 def _prototypes(
-  config: ConfigDict, extras: Arrays, fresh: dict[str, Any]
-) -> dict[str, Any]:
-  """A random prototype of DINO for every class, as PGN's code does."""
-  width, classes = fresh["kernel"].shape
+  config: ConfigDict, extras: Arrays, fresh: HeadParams
+) -> HeadParams:
+  """Returns a random prototype of DINO for every class, as PGN's code does."""
+  width, num_classes = fresh["kernel"].shape
   kernel = extras.get("projection/prototypes/kernel")
-  if kernel is None or len(kernel) != width or kernel.shape[1] < classes:
+  if kernel is None or len(kernel) != width or kernel.shape[1] < num_classes:
     raise ValueError(
-      f"head='prototypes' needs {classes} or more prototypes of width "
+      f"head='prototypes' needs {num_classes} or more prototypes of width "
       f"{width} in the checkpoint; DINO's are in the file named "
       "..._full_checkpoint.pth only"
     )
   # Python's generator: with the same seed these are the published code's rows.
-  rows = random.Random(config.seed).sample(range(kernel.shape[1]), classes)
+  generator = random.Random(config.seed)
+  rows = generator.sample(range(kernel.shape[1]), num_classes)
   return {
     "kernel": jnp.asarray(kernel[:, rows]),
     "bias": jnp.zeros_like(fresh["bias"]),

@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of classes an image."""
+"""Defines multi-label classification: any number of classes an image."""
 
 from collections.abc import Sequence
 import csv
