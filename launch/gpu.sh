@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 dry || command -v nvidia-smi > /dev/null ||
   fail "no nvidia-smi: this machine has no NVIDIA driver; launch/local.sh" \
     "runs on the CPU"
-source launch/env.sh "[gpu]"
+source launch/env.sh "[gpu,tfds]"
 # Without it JAX would take the CPU where CUDA can't be used.
 run export JAX_PLATFORMS=cuda
 if [ "${PER_GPU:-0}" = 0 ]; then

@@ -90,7 +90,7 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then
   run source .venv/bin/activate
   job "$@"
 else
-  [ "$GPUS" -eq 0 ] && extra='' || extra='[gpu]'
+  [ "$GPUS" -eq 0 ] && extra='[tfds]' || extra='[gpu,tfds]'
   source launch/env.sh "$extra"
   submit "$@"
 fi

@@ -33,7 +33,7 @@ install() {
     python3 -m uv python install --quiet 3.12
     PYTHON=$(python3 -m uv python find --managed-python 3.12)
   fi
-  source launch/env.sh "[tpu]"
+  source launch/env.sh "[tpu,tfds]"
 }
 
 start() {

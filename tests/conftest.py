@@ -27,7 +27,7 @@ import flax.linen as nn  # pylint: disable=wrong-import-position
 from configs import common  # pylint: disable=wrong-import-position
 from vpt_jax.backbones import factory  # pylint: disable=wrong-import-position
 from vpt_jax.backbones.swin import Swin  # pylint: disable=wrong-import-position
-from vpt_jax.training import checkpoints, metrics  # pylint: disable=wrong-import-position
+from vpt_jax.training import adapter_files, metrics  # pylint: disable=wrong-import-position
 
 factory.BACKBONES["vit_test"] = factory.Entry(
   dict(patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2)
@@ -99,6 +99,6 @@ def config():
 def trained(workdir):
   """(adapter arrays, metrics) of a run."""
   return (
-    checkpoints.read_adapter(workdir / "adapter.npz")[0],
+    adapter_files.read_adapter(workdir / "adapter.npz")[0],
     list(metrics.read_metrics(workdir / "metrics.jsonl")),
   )

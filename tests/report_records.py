@@ -5,6 +5,8 @@ import json
 import math
 
 from configs import common
+from vpt_jax.report import rows, suites
+from vpt_jax.training import records as run_records
 
 METHODS = {  # name -> (method, fields that differ, trainable parameters)
   "linear": ("linear", {}, 7690),
@@ -153,6 +155,20 @@ def of_problem(problem, metric, training_score, value, name="vpt_deep", **more):
   return out
 
 
+def multi_label(value, average_precision=None, **more):
+  """Returns a record of multi-label classification."""
+  out = of_problem(
+    "multi_label",
+    "mean_average_precision",
+    "train_label_accuracy",
+    value,
+    **more,
+  )
+  if out["status"] == "done":
+    out["average_precision"] = average_precision
+  return out
+
+
 def search(task="eurosat", name="vpt_deep", extra=None, **more):
   """12 cells, 3 rates x 4 decays; one diverged, two share the best."""
   values = [
@@ -240,4 +256,50 @@ def many(tasks, seeds=(42, 44, 82), names=tuple(METHODS), classes=None, **more):
             **more,
           )
         )
+  return out
+
+
+# What tests of several modules need.
+
+VTAB = suites.SUITES[0]
+
+
+NATURAL = (
+  "cifar100",
+  "caltech101",
+  "dtd",
+  "oxford_flowers102",
+  "oxford_iiit_pet",
+  "svhn",
+  "sun397",
+)
+
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+def write(folder, records):
+  """A workdir with these records."""
+  store = run_records.Store(folder / run_records.FILE)
+  for record in records:
+    store.add(record)
+  return folder
+
+
+def a_row(records, name="vpt_deep"):
+  return next(row for row in rows.collect(records).rows if row.name == name)
+
+
+def column(key):
+  return next(
+    one for suite in suites.SUITES for one in suite.columns if one.key == key
+  )
+
+
+def tagged(tags):
+  """Three seeds of two methods on a task of tags."""
+  out = []
+  for name, start in (("linear", 50.0), ("vpt_deep", 60.0)):
+    for seed, more in ((42, 0.0), (44, 1.0), (82, 2.0)):
+      out.append(tags(start + more, name=name, task="photos", seed=seed))
   return out

@@ -433,7 +433,9 @@ def test_a_dry_run_prints_commands_and_runs_none(box, script, args, env, last):
   printed = box.run(script, *args, DRY_RUN="1", **env).stdout.splitlines()
   assert shlex.split(printed[-1]) == last  # can be pasted
   if script in ("local.sh", "test.sh", "gpu.sh", "slurm.sh"):
-    extra = {"local.sh": ".", "test.sh": ".[test]"}.get(script, ".[gpu]")
+    extra = {"local.sh": ".[tfds]", "test.sh": ".[test]"}.get(
+      script, ".[gpu,tfds]"
+    )
     assert [shlex.split(line) for line in printed[:3]] == [
       ["python3", "-m", "venv", "--clear", ".venv"],
       ["source", ".venv/bin/activate"],
@@ -507,7 +509,7 @@ def test_local_installs_and_passes_arguments_on(box):
     f"home: --config=x.py {AWKWARD}",
   ]
   assert [line for line in box.lines("pythons") if "install" in line] == [
-    "-m pip install --quiet --disable-pip-version-check --editable ."
+    "-m pip install --quiet --disable-pip-version-check --editable .[tfds]"
   ] * 2
   box.main("3")
   box.run("local.sh", status=3)
@@ -526,7 +528,7 @@ def test_one_process_has_the_chosen_gpus(box):
   box.run("gpu.sh", "--config=x.py", GPUS="0,3")
   box.run("gpu.sh", "--config=y.py")
   assert box.lines("mains") == ["0,3: --config=x.py", "home: --config=y.py"]
-  assert "--editable .[gpu]" in box.lines("pythons")[0]
+  assert "--editable .[gpu,tfds]" in box.lines("pythons")[0]
 
 
 def test_a_process_per_gpu_and_one_that_fails(box):
@@ -606,7 +608,7 @@ def test_what_is_submitted(box, env, expected):
   box.run("slurm.sh", "--config=x.py", **env)
   assert box.lines("sbatch") == [f"{expected} launch/slurm.sh --config=x.py"]
   assert (box.root / "runs/slurm").is_dir()
-  assert ("[gpu]" in box.lines("pythons")[-1]) == (env.get("GPUS") != "0")
+  assert ("[gpu,tfds]" in box.lines("pythons")[-1]) == (env.get("GPUS") != "0")
 
 
 @pytest.mark.parametrize(
@@ -777,7 +779,9 @@ def test_up_creates_installs_runs_and_follows(box):
       ROOT / "launch/worker.sh"
     ).read_bytes()
     assert (host / "runs/pod/log").read_text() == f"loss of host-{i}\n"
-  assert sum("--editable .[tpu]" in line for line in box.lines("pythons")) == 2
+  assert (
+    sum("--editable .[tpu,tfds]" in line for line in box.lines("pythons")) == 2
+  )
   assert "loss of host-0\n" in done.stdout
   for state in ("WAITING_FOR_RESOURCES", "PROVISIONING", "READY"):
     assert f"vpt-jax: {state}\n" in done.stderr
@@ -976,7 +980,9 @@ def test_the_container_file():
   for name, rest in steps:
     if name == "COPY":
       copied += rest.split()[:-1]
-  assert {"vpt_jax", "configs", "setup.cfg", "pyproject.toml"} <= {*copied}
+  assert {"vpt_jax", "configs", "setup.cfg", "setup.py", "pyproject.toml"} <= {
+    *copied
+  }
   for path in copied:
     assert (ROOT / path).exists() and path.split("/")[0] not in ignored
   # A change of the code leaves the layer with the dependencies as it is.

@@ -1,29 +1,33 @@
-"""Adapting frozen vision transformers with prompts, in JAX.
+"""Adapts frozen vision transformers with prompts, in JAX.
 
-run(config, workdir, data=None)     adapts, evaluates and saves
-load_adapter(path)                  predict function of a saved adapter
-from_arrays(images, labels)         a data split from numpy arrays
-Data(train, test)                   the two splits of a run
+  config = vpt_jax.load_config("configs/vapt_vtab.py:eurosat")
+  vpt_jax.run(config, "runs/eurosat")
+  predict = vpt_jax.load_adapter("runs/eurosat/adapter.npz")
+
+These names are stable; what else the package has may change with any version.
+
+  run(config, workdir, data=None)     adapts, evaluates and saves
+  load_config(path)                   the config that `--config=PATH` names
+  load_adapter(path)                  predict function of a saved adapter
+  from_arrays(images, labels)         a data split from NumPy arrays
+  Data(train, test)                   the two splits of a run
+  register_method(name, cls)          adds a method of your own
+  register_problem(name, cls)         adds a problem of your own
 """
 
-import importlib
+import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_WHERE = {
-  "run": "main",
-  "Data": "training.experiment",
-  "load_adapter": "serving.predictor",
-  "from_arrays": "data.datasets",
-}
-
-
-def __getattr__(name: str):
-  """Imports on first use, so that `import vpt_jax` stays cheap."""
-  if name not in _WHERE:
-    raise AttributeError(f"module 'vpt_jax' has no attribute {name!r}")
-  return getattr(importlib.import_module(f"vpt_jax.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-  return sorted([*globals(), *_WHERE])
+# Imported on first use, so that `import vpt_jax` stays cheap.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "config.config_files": ["load_config"],
+    "config.registration": ["register_method", "register_problem"],
+    "data.datasets": ["from_arrays"],
+    "main": ["run"],
+    "serving.predictor": ["load_adapter"],
+    "training.experiment": ["Data"],
+  },
+)

@@ -20,12 +20,11 @@ from vpt_jax.condensation import stages
 from vpt_jax.distributed import memory, processes, program_cache, sharding
 from vpt_jax.report import result_tables
 from vpt_jax.sweeps import protocol
-from vpt_jax.training import evaluation, loop, metrics, optim
+from vpt_jax.training import evaluation, loop, metrics, optim, run_texts
 from vpt_jax.training import experiment as jobs
 from vpt_jax.training import records as results
 from vpt_jax.utils import files, malloc, trees
-
-log = metrics.log
+from vpt_jax.utils.logs import log
 
 
 def run(
@@ -37,7 +36,7 @@ def run(
   """Adapts, evaluates and saves; goes on where an earlier call was killed.
 
   Args:
-    config: see `configs/common.py`.
+    config: see `vpt_jax/config/sections.py`.
     workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/,
       adapter.npz and, last, result.json.
     data: splits in memory; default: those that `config.task` names.
@@ -94,7 +93,7 @@ def _run(
   job = jobs.build(config, data, saved)
   log.info(
     "%s",
-    metrics.split_table(
+    run_texts.split_table(
       job.start.trainable, job.start.frozen, config.trainable
     ),
   )
@@ -190,7 +189,10 @@ def _main(command: configs.Command) -> int:
     log.setLevel(logging.WARNING)
   if config.task == "digits" and ":" not in path:
     log.info(EMBEDDED, config.backbone.name, path)
-  config = config if whole else configs.resolve(config)
+  if whole:
+    configs.check_values(config)
+  else:
+    config = configs.resolve(config)
   task = "sweep" if whole and config.sweep.tasks else config.task
   workdir = workdir or os.path.join(
     "runs", f"{task}-{config.method}-{configs.digest(config)}"
@@ -211,7 +213,7 @@ def _main(command: configs.Command) -> int:
     text, names = (
       (stages.table(result), "condense.json and all runs")
       if "condense" in config
-      else (metrics.result_text(result), "result.json and adapter.npz")
+      else (run_texts.result_text(result), "result.json and adapter.npz")
     )
     log.info("%s\n%s in %s", text, names, workdir)
   return 0

@@ -19,10 +19,13 @@ from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax.analysis import (
   attention_maps,
+  attention_spectra,
   command,
+  condensation_curves,
   curves,
   feature_plane,
   figures,
+  gate_weights,
   gradcam,
   prompt_importance,
   subject,
@@ -179,7 +182,7 @@ def test_windows_have_no_attention_over_the_image():
 
 
 def test_cumulative_singular_values():
-  curve = attention_maps.cumulative
+  curve = attention_spectra.cumulative
   np.testing.assert_allclose(curve(np.diag([1.0, 3.0])), [0.75, 1], rtol=1e-6)
   np.testing.assert_allclose(curve(np.full((4, 6), 1 / 6)), 1, rtol=1e-5)
   a, b = RNG.normal(size=(2, 5, 2)), RNG.normal(size=(2, 2, 7))
@@ -188,15 +191,15 @@ def test_cumulative_singular_values():
   np.testing.assert_allclose(low[:, 1:], 1, rtol=1e-4)
   identity = np.asarray(curve(np.eye(10)))
   np.testing.assert_allclose(identity, np.arange(1, 11) / 10, rtol=1e-5)
-  assert attention_maps.rank(identity, 0.9) == 9
-  assert attention_maps.rank(identity, 0.95) == 10
-  assert attention_maps.rank(low, 0.99).tolist() == [2, 2]
+  assert attention_spectra.rank(identity, 0.9) == 9
+  assert attention_spectra.rank(identity, 0.95) == 10
+  assert attention_spectra.rank(low, 0.99).tolist() == [2, 2]
 
 
 def test_spectra_leave_the_last_block_out():
   model, variables = build(VIT, VPT(VIT.spec, P))
   pixels = RNG.integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
-  got = attention_maps.spectra(adapter_of(model, variables), pixels)
+  got = attention_spectra.spectra(adapter_of(model, variables), pixels)
   assert got.shape == (2, T)
   weights = matrices(model, variables, pixels / 127.5 - 1)[1].weights
   values = np.linalg.svd(np.asarray(weights, np.float64), compute_uv=False)
@@ -228,15 +231,13 @@ def gated_adapter(logits, **options):
 
 
 def test_weights_of_the_gates_by_hand():
-  gate, weight, tau = prompt_importance.gates(
+  gate, weight, tau = gate_weights.read(
     gated_adapter([np.log(0.2 / 0.8), np.log(0.5 / 0.5)])
   )
   np.testing.assert_allclose(gate, [0.2, 0.5], rtol=1e-5)
   np.testing.assert_allclose(weight, [0.8 * 0.5, 0.2 * 0.5, 0.5], rtol=1e-5)
   np.testing.assert_allclose(tau, [1, 2, 10])  # as the model clips it
-  gate, weight, _ = prompt_importance.gates(
-    gated_adapter([3.0, -1.0], hard=True)
-  )
+  gate, weight, _ = gate_weights.read(gated_adapter([3.0, -1.0], hard=True))
   assert gate.tolist() == [1, 0] and weight.tolist() == [0, 1, 0]
 
 
@@ -250,7 +251,7 @@ def test_the_weights_make_the_prompts_of_the_last_block():
   enter = [
     state["intermediates"][f"block_in_{i}"][0][0].prompt for i in range(3)
   ]
-  (first, second), weight, _ = prompt_importance.gates(adapter)
+  (first, second), weight, _ = gate_weights.read(adapter)
   # Z^l = g Z~^l + (1 - g) Z^{l-1}, solved for what the blocks gave.
   gave = [
     enter[0],
@@ -343,7 +344,9 @@ def test_accuracies_count_each_image_once():
   pixels = RNG.integers(0, 255, (5, 8, 8, 3)).astype(np.uint8)
   labels = RNG.integers(0, K, 5)
   adapter = adapter_of(model, variables, method="vpt")
-  whole, without = prompt_importance.accuracies(adapter, pixels, labels)
+  whole, without = prompt_importance.scores_without_blocks(
+    adapter, pixels, labels
+  )
   hits = (
     compiled(model.apply, variables, pixels / 127.5 - 1).argmax(-1) == labels
   )
@@ -351,7 +354,7 @@ def test_accuracies_count_each_image_once():
   assert [*without] == [0, 1, 2]
   model, variables = build(VIT, Method(VIT.spec))
   with pytest.raises(ValueError, match="'linear' has no prompts beside"):
-    prompt_importance.accuracies(
+    prompt_importance.scores_without_blocks(
       adapter_of(model, variables, method="linear"), pixels, labels
     )
 
@@ -507,16 +510,17 @@ def test_condensed_rows():
     record(5, seed, 0.0, stage="condense", statistic="s", rows=rows(tuned))
     for seed, tuned in ((1, 80.0), (2, 84.0))
   ]
-  ((key, (low, full)),) = curves.condensed(made + [record(5, 1, 1.0)]).items()
+  lines = condensation_curves.condensed([*made, record(5, 1, 1.0)])
+  ((key, line),) = lines.items()
   assert key == ("vpt", "b", "t", "s")
-  assert (low["share"], low["tuned"], low["gflops"]) == (
-    0.1,
-    [80, 84],
-    [3.0, 3.0],
-  )
-  assert (full["share"], full["runs"]) == (1, 2)
+  assert line.score.name == "top1"
+  low, full = line.shares
+  assert low.share == 0.1
+  assert low.tuned == [80, 84]
+  assert low.gflops == [3.0, 3.0]
+  assert (full.share, len(full.as_is)) == (1, 2)
   with pytest.raises(ValueError, match="none of a condensation"):
-    curves.condensed([record(5, 1, 1.0)])
+    condensation_curves.condensed([record(5, 1, 1.0)])
 
 
 # ---------------------------------------------------------------- embedding
@@ -546,12 +550,12 @@ def test_pca_finds_the_plane():
 # ----------------------------------------------------------------- commands
 
 
-def test_apart():
-  assert figures.apart([("vpt", "b", "t"), ("vapt", "b", "t")]) == (
+def test_labels_tell_keys_apart():
+  assert figures.distinguish([("vpt", "b", "t"), ("vapt", "b", "t")]) == (
     ["vpt", "vapt"],
     "b, t",
   )
-  assert figures.apart([("vpt", "b")]) == ([""], "vpt, b")
+  assert figures.distinguish([("vpt", "b")]) == ([""], "vpt, b")
 
 
 def test_lines_can_be_told_apart():

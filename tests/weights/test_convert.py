@@ -17,7 +17,7 @@ from vpt_jax.backbones import clip, factory
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.nn import cost, positions
-from vpt_jax.training import checkpoints
+from vpt_jax.training import adapter_files
 from vpt_jax.utils import trees
 from vpt_jax.weights import convert, file_formats, load
 from vpt_jax.weights.name_maps import EXTRAS
@@ -684,7 +684,7 @@ def test_a_run(tmp_path, capsys):
     for name, array in flat.items()
   }
   file, out = tmp_path / "adapter.npz", tmp_path / "out.npz"
-  checkpoints.save_adapter(file, params | {"method/prompt": np.ones(3)}, {})
+  adapter_files.save_adapter(file, params | {"method/prompt": np.ones(3)}, {})
   assert run(file, out) == 0
   printed = capsys.readouterr().out
   assert "as float16," in printed and "ignored:\n  meta\n  method/" in printed
@@ -694,13 +694,13 @@ def test_a_run(tmp_path, capsys):
     {name: array.astype(np.float16) for name, array in flat.items()},
   )
 
-  checkpoints.save_adapter(file, {"head/bias": np.ones(3)}, {})
+  adapter_files.save_adapter(file, {"head/bias": np.ones(3)}, {})
   assert run(file, out) == 1
   assert "holds no backbone; train it with config.method=full" in (
     capsys.readouterr().err
   )
   del params["backbone/Transformer/encoder_norm/bias"]
-  checkpoints.save_adapter(file, params, {})
+  adapter_files.save_adapter(file, params, {})
   assert run(file, out) == 1
   assert "missing in the checkpoint:\n- Transformer/encoder_norm/bias" in (
     capsys.readouterr().err

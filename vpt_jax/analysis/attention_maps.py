@@ -1,22 +1,23 @@
-"""Attention maps with and without prompts, and the spectra of the matrices."""
+"""Computes and draws attention maps, with prompts and without."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.analysis import figures, subject
 from vpt_jax.analysis.subject import Adapter, Images
 from vpt_jax.nn.tokens import POOLS, Tokens
 from vpt_jax.utils import trees
 
-# Shares of the sum of singular values that a rank is given for.
-ENERGIES = (0.9, 0.95)
 MOST_IMAGES = 6
+# Blocks that are drawn where none are named.
+BLOCKS_SHOWN = 4
+LARGEST_PANEL = 1.5  # inches
 
 
 class Attention(NamedTuple):
@@ -34,20 +35,49 @@ class Attention(NamedTuple):
   asked: Tokens
 
 
+class Shares(NamedTuple):
+  """Where the attention of the pooled rows of a block goes; the sum is 1.
+
+  Attributes:
+    to_class_tokens: [B].
+    to_prompts: [B].
+    to_patches: [B, N], to each patch.
+  """
+
+  to_class_tokens: Any
+  to_prompts: Any
+  to_patches: Any
+
+
+class Maps(NamedTuple):
+  """The attention of one model.
+
+  Attributes:
+    name: of the model, in the figure.
+    blocks: the shares of every block, on the host.
+    seen: the images as the backbone sees them, [B, H, W, 3] in [0, 1].
+  """
+
+  name: str
+  blocks: list[Shares]
+  seen: np.ndarray
+
+
 def matrices(
-  model: models.Model, variables: subject.Variables, image: jax.Array
+  model: model_lib.Model, variables: subject.Variables, image: jax.Array
 ) -> list[Attention]:
-  """The attention of every block for images [B, H, W, 3].
+  """Returns the attention of every block for images [B, H, W, 3].
 
   Raises:
     ValueError: the backbone attends in windows.
   """
-  spec = model.backbone.spec
+  depth = model.backbone.spec.depth
   _, state = model.apply(
     variables, image, mutable=["intermediates"], method=model.features
   )
-  seen, out = trees.flatten(state["intermediates"]), []
-  for i in range(spec.depth):
+  seen = trees.flatten(state["intermediates"])
+  blocks = []
+  for i in range(depth):
     path = (
       f"backbone/Transformer/encoderblock_{i}/"
       "MultiHeadDotProductAttention_0/weights"
@@ -57,63 +87,68 @@ def matrices(
         f"the backbone is a {type(model.backbone).__name__}, which has no "
         "attention over the whole image; use an adapter of a ViT"
       )
+    weights = seen[path][0]
     tokens, _ = seen[f"block_in_{i}"][0]
-    last = i == spec.depth - 1
-    out.append(
-      Attention(
-        seen[path][0],
-        tokens,
-        tokens.rows(model.pool or spec.pool) if last else tokens,
-      )
-    )
-  return out
+    asked = tokens
+    if i == depth - 1:
+      asked = tokens.rows(_pool(model))
+    blocks.append(Attention(weights, tokens, asked))
+  return blocks
 
 
-def shares(
-  attention: Attention, pool: str
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Where the attention of the pooled rows goes, mean over heads.
+def _pool(model: model_lib.Model) -> str:
+  return model.pool or model.backbone.spec.pool
+
+
+def shares(attention: Attention, pool: str) -> Shares:
+  """Returns where the attention of the pooled rows goes, mean over heads.
 
   They are the class token, or, if the pooling reads none, all patches (mean).
 
-  Returns:
-    (to class tokens [B], to prompts [B], to each patch [B, N]); the sum is 1.
+  Args:
+    attention: of a block.
+    pool: a name in `tokens.POOLS`.
   """
   weights, tokens, asked = attention
   rows = asked.replace(x=weights.mean(axis=1))  # [B, Q, K]
-  row = (rows.cls if POOLS[pool][0] else rows.patch).mean(axis=1)
-  own, context = jnp.split(row, [tokens.x.shape[1]], axis=1)
-  keys = tokens.replace(x=own[:, :, None])
-  return (
+  reads_class_token = POOLS[pool][0]
+  pooled = rows.cls if reads_class_token else rows.patch
+  row = pooled.mean(axis=1)
+  # Keys are the tokens, and behind them the context's prompts.
+  to_tokens, to_context = jnp.split(row, [tokens.x.shape[1]], axis=1)
+  keys = tokens.replace(x=to_tokens[:, :, None])
+  return Shares(
     keys.cls.sum((1, 2)),
-    keys.prompt.sum((1, 2)) + context.sum(1),
+    keys.prompt.sum((1, 2)) + to_context.sum(1),
     keys.patch[:, :, 0],
   )
 
 
-def maps(
-  adapter: Adapter, pixels: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """`shares` of every block for uint8 images [N, H, W, 3]."""
-  pool = adapter.model.pool or adapter.model.backbone.spec.pool
-  if not (POOLS[pool][0] or POOLS[pool][2]):
+def maps(adapter: Adapter, pixels: np.ndarray) -> list[Shares]:
+  """Returns `shares` of every block for uint8 images [N, H, W, 3].
+
+  Raises:
+    ValueError: the pooling reads neither class token nor patches.
+  """
+  pool = _pool(adapter.model)
+  reads_class_token, _, reads_patches = POOLS[pool]
+  if not (reads_class_token or reads_patches):
     raise ValueError(
       f"pool={pool!r} reads prompts alone, so that no class "
       "token or patch asks in the last block"
     )
-  return subject.run(
-    adapter,
-    lambda variables, image: [
-      shares(block, pool) for block in matrices(adapter.model, variables, image)
-    ],
-    pixels,
-  )
+
+  def all_shares(variables, image):
+    blocks = matrices(adapter.model, variables, image)
+    return [shares(block, pool) for block in blocks]
+
+  return subject.run(adapter, all_shares, pixels)
 
 
 def draw(
   adapter: Adapter, images: Images, blocks: Sequence[int], to: Path
 ) -> str:
-  """Attention maps of blocks over images, with prompts and without.
+  """Draws attention maps of blocks over images, with prompts and without.
 
   Args:
     adapter: of a ViT.
@@ -121,235 +156,112 @@ def draw(
     blocks: their indices; (): four of them.
     to: the PNG.
 
+  Returns:
+    A summary for the terminal.
+
   Raises:
     ValueError: no such block, too many images, or no attention to show.
   """
-  spec = adapter.model.backbone.spec
-  blocks = [spec.depth + i if i < 0 else i for i in blocks] or sorted(
-    set(np.linspace(0, spec.depth - 1, 4).round().astype(int).tolist())
-  )
-  for i in blocks:
-    if not 0 <= i < spec.depth:
-      raise ValueError(
-        f"--blocks {i}: the backbone has blocks 0 to {spec.depth - 1}"
-      )
-  if len(images.names) > MOST_IMAGES:
-    raise ValueError(
-      f"{len(images.names)} images; a figure has room for {MOST_IMAGES}"
-    )
-  models_shown = [(adapter.config.method, adapter)]
-  if adapter.variables["params"]["method"]:
-    models_shown.append(("without", subject.plain(adapter)))
-  found = [
-    (name, maps(one, images.pixels), subject.shown(one, images.pixels))
-    for name, one in models_shown
-  ]
-  who = (
-    "class token"
-    if POOLS[adapter.model.pool or spec.pool][0]
-    else "patches (mean)"
-  )
+  chosen = _choose_blocks(blocks, adapter.model.backbone.spec.depth)
+  figures.check_room(len(images.names), MOST_IMAGES)
+  found = _with_and_without(adapter, images)
+  _draw_figure(adapter, images, found, chosen, to)
+  _write_numbers(images, found, to)
+  to_prompts = [block.to_prompts.mean() for block in found[0].blocks]
+  percents = " ".join(f"{100 * share:.0f}" for share in to_prompts)
+  return f"attention to prompts by block, percent: {percents}"
 
-  rows, columns = len(images.names) * len(found), 1 + len(blocks)
-  side = min(1.5, figures.WIDEST / columns)
-  with figures.figure(
-    to,
-    max(side * columns + 0.3, 5),
-    (side + 0.4) * rows + 0.8,
+
+def _choose_blocks(blocks: Sequence[int], depth: int) -> list[int]:
+  """Returns indices from 0, of evenly spaced blocks where none are given."""
+  if not blocks:
+    spaced = np.linspace(0, depth - 1, BLOCKS_SHOWN).round().astype(int)
+    return sorted(set(spaced.tolist()))
+  chosen = [depth + i if i < 0 else i for i in blocks]
+  for i in chosen:
+    if not 0 <= i < depth:
+      raise ValueError(
+        f"--blocks {i}: the backbone has blocks 0 to {depth - 1}"
+      )
+  return chosen
+
+
+def _with_and_without(adapter: Adapter, images: Images) -> list[Maps]:
+  """Returns the maps of an adapter, then those of its backbone alone.
+
+  The latter are left out if the method has no parameters.
+  """
+  named_models = [(adapter.config.method, adapter)]
+  if adapter.variables["params"]["method"]:
+    named_models.append(("without", subject.plain(adapter)))
+  found = []
+  for name, model in named_models:
+    blocks = maps(model, images.pixels)
+    found.append(Maps(name, blocks, subject.shown(model, images.pixels)))
+  return found
+
+
+def _draw_figure(
+  adapter: Adapter,
+  images: Images,
+  found: Sequence[Maps],
+  blocks: Sequence[int],
+  to: Path,
+) -> None:
+  """Draws a row for every image and model: the image, then the blocks."""
+  reads_class_token = POOLS[_pool(adapter.model)][0]
+  who = "class token" if reads_class_token else "patches (mean)"
+  title = (
     f"{adapter.title}\nAttention of the {who} to patches, mean over heads\n"
-    "Each map's colours go from 0 to its maximum",
-  ) as fig:
+    "Each map's colours go from 0 to its maximum"
+  )
+  rows = len(images.names) * len(found)
+  columns = 1 + len(blocks)
+  panel = min(LARGEST_PANEL, figures.WIDEST / columns)
+  width = max(panel * columns + 0.3, 5)
+  height = (panel + 0.4) * rows + 0.8
+  with figures.figure(to, width, height, title) as fig:
     axes = fig.subplots(rows, columns, squeeze=False)
     for n, image in enumerate(images.names):
-      for m, (name, blocks_seen, seen) in enumerate(found):
-        line = axes[n * len(found) + m]
-        figures.picture(line[0], seen[n], f"{name}\n{_short(image)}")
-        for j, i in enumerate(blocks):
-          _, prompts, patches = blocks_seen[i]
-          share = f"\n{100 * prompts[n]:.0f} % to prompts" * (not m)
-          figures.picture(
-            line[1 + j],
-            seen[n],
-            f"block {i}, at most {100 * patches[n].max():.0f} %{share}",
-            patches[n].reshape(spec.grids[i]),
-          )
-  size = found[0][1][0][2].shape[1]
-  figures.table(
-    to,
-    [
-      "image",
-      "method",
-      "block",
-      "to_class_tokens",
-      "to_prompts",
-      *(f"patch_{k}" for k in range(size)),
-    ],
-    [
-      [image, name, i, of[i][0][n], of[i][1][n], *of[i][2][n]]
-      for n, image in enumerate(images.names)
-      for name, of, _ in found
-      for i in range(spec.depth)
-    ],
-  )
-  mass = np.mean([block[1] for block in found[0][1]], axis=1)
-  return "attention to prompts by block, percent: " + " ".join(
-    f"{100 * share:.0f}" for share in mass
-  )
+      for m, model_maps in enumerate(found):
+        row = axes[n * len(found) + m]
+        caption = f"{model_maps.name}\n{_shorten(image)}"
+        figures.picture(row[0], model_maps.seen[n], caption)
+        for panel_axes, i in zip(row[1:], blocks, strict=True):
+          # Of the second model no share goes to prompts.
+          _draw_map(panel_axes, adapter, model_maps, n, i, with_share=m == 0)
 
 
-def _short(name: str, most: int = 20) -> str:
-  return name if len(name) <= most else f"...{name[3 - most :]}"
+def _draw_map(
+  axes: Any, adapter: Adapter, found: Maps, n: int, i: int, with_share: bool
+) -> None:
+  """Draws the attention of block i over image n."""
+  to_patches = found.blocks[i].to_patches[n]
+  caption = f"block {i}, at most {100 * to_patches.max():.0f} %"
+  if with_share:
+    caption += f"\n{100 * found.blocks[i].to_prompts[n]:.0f} % to prompts"
+  grid = adapter.model.backbone.spec.grids[i]
+  figures.picture(axes, found.seen[n], caption, to_patches.reshape(grid))
 
 
-def cumulative(matrix: jax.Array) -> jax.Array:
-  """sum_{j <= k} s_j / sum_j s_j of the singular values s of [..., T, K].
-
-  Returns:
-    [..., min(T, K)], k from 1.
-  """
-  values = jnp.linalg.svd(matrix.astype(jnp.float32), compute_uv=False)
-  return jnp.cumsum(values, -1) / values.sum(-1, keepdims=True)
-
-
-def spectra(adapter: Adapter, pixels: np.ndarray) -> np.ndarray:
-  """Cumulative singular values of the attention matrices of every block.
-
-  A [T, T + P] is what softmax gives, of one head for one image: T tokens (class
-  tokens, carried prompts and patches) ask, the same and P prompts of the
-  context are asked. s_1 >= s_2 >= ... are its singular values (the square roots
-  of the eigenvalues of A A^T; A is not symmetric, nor square where P > 0):
-
-    c_k = sum_{j <= k} s_j / sum_{j <= T} s_j
-
-  averaged over heads and images. The last block is left out: it computes only
-  the rows of A that the pooling reads.
-
-  Returns:
-    [L - 1, T].
-  """
-
-  def curves(variables, image):
-    blocks = matrices(adapter.model, variables, image)[:-1]
-    if not blocks:
-      raise ValueError(
-        "the backbone has one block, of whose attention only "
-        "the pooled rows are computed"
-      )
-    return [cumulative(block.weights).mean(axis=1) for block in blocks]
-
-  found = subject.run(adapter, curves, pixels)
-  longest = max(curve.shape[1] for curve in found)
-  # Where prompts are carried from a later block on, earlier ones have fewer.
-  return np.stack(
-    [
-      np.pad(curve.mean(0), (0, longest - curve.shape[1]), constant_values=1.0)
-      for curve in found
-    ]
-  )
-
-
-def rank(curves: np.ndarray, energy: float) -> np.ndarray:
-  """The least k with c_k >= energy, of curves [..., T]; [...]."""
-  return 1 + np.argmax(curves >= energy - 1e-6, axis=-1)
-
-
-def eigenvalues(opened: Sequence[Adapter], count: int, to: Path) -> str:
-  """Spectra of several adapters, and their ranks by number of prompts.
-
-  Args:
-    opened: adapters of ViTs.
-    count: test images of each one's task.
-    to: the PNG.
-  """
-  found = [
-    spectra(one, subject.test(one, count, seed=0).pixels) for one in opened
-  ]
-  numbers = [float(np.mean(subject.prompts(one))) for one in opened]
-  labels, common = figures.apart([one.key for one in opened])
-  with figures.figure(
-    to,
-    9.5,
-    4.2,
-    "Singular values of attention matrices, mean over heads "
-    f"and {count} images: {common}",
-  ) as fig:
-    left, right = fig.subplots(1, 2)
-    for n, (label, curves) in enumerate(zip(labels, found)):
-      k = np.arange(1, curves.shape[1] + 1)
-      mean, std = curves.mean(0), curves.std(0)
-      left.plot(k, mean, color=figures.colour(n), label=label or common)
-      left.fill_between(
-        k,
-        mean - std,
-        np.minimum(mean + std, 1),
-        lw=0,
-        color=figures.colour(n),
-        alpha=0.1,
-      )
-    left.set(
-      xlabel="singular values, largest first",
-      ylim=(0, 1.02),
-      ylabel="share of their sum",
-      title="mean and std over blocks",
-    )
-    left.legend(loc="lower right")
-    # Side by side, where several have as many prompts.
-    step = (max(numbers) - min(numbers) or 1) / 50
-    for n, (number, curves) in enumerate(zip(numbers, found)):
-      beside = number + step * numbers[:n].count(number)
-      for e, (energy, fill) in enumerate(zip(ENERGIES, ("full", "none"))):
-        ranks = rank(curves, energy)
-        right.errorbar(
-          beside + e * step / 2,
-          ranks.mean(),
-          ranks.std(),
-          fmt="o",
-          capsize=3,
-          fillstyle=fill,
-          elinewidth=0.8,
-          color=figures.colour(n),
+def _write_numbers(images: Images, found: Sequence[Maps], to: Path) -> None:
+  """Writes a line for every image, model and block."""
+  num_patches = found[0].blocks[0].to_patches.shape[1]
+  header = ["image", "method", "block", "to_class_tokens", "to_prompts"]
+  header += [f"patch_{k}" for k in range(num_patches)]
+  rows = []
+  for n, image in enumerate(images.names):
+    for model_maps in found:
+      for i, block in enumerate(model_maps.blocks):
+        to_others = [block.to_class_tokens[n], block.to_prompts[n]]
+        rows.append(
+          [image, model_maps.name, i, *to_others, *block.to_patches[n]]
         )
-    for energy, fill in zip(ENERGIES, ("full", "none")):
-      right.plot(
-        [],
-        [],
-        "o",
-        fillstyle=fill,
-        color="#444444",
-        label=f"{100 * energy:g} % of the sum",
-      )
-    right.set(
-      xlabel="prompts in a block (mean)",
-      ylabel="singular values needed",
-      title="rank, mean and std over blocks",
-      ylim=(0, None),
-    )
-    right.legend(loc="lower right")
-  longest = max(curves.shape[1] for curves in found)
-  figures.table(
-    to,
-    [
-      "adapter",
-      "prompts",
-      "block",
-      *(f"rank_{100 * energy:g}" for energy in ENERGIES),
-      *(f"c_{k + 1}" for k in range(longest)),
-    ],
-    [
-      [
-        one.path,
-        number,
-        i,
-        *(rank(curve, energy) for energy in ENERGIES),
-        *curve,
-        *[""] * (longest - len(curve)),
-      ]
-      for one, number, curves in zip(opened, numbers, found)
-      for i, curve in enumerate(curves)
-    ],
-  )
-  return "\n".join(
-    f"{one.path}: {rank(curves, energy).mean():.1f} for {100 * energy:g} %"
-    for one, curves in zip(opened, found)
-    for energy in ENERGIES
-  )
+  figures.write_csv(to, header, rows)
+
+
+def _shorten(name: str, most: int = 20) -> str:
+  """Returns a file name, its end if it is long."""
+  if len(name) <= most:
+    return name
+  return f"...{name[3 - most :]}"

@@ -1,78 +1,61 @@
-"""What the papers look at: `python -m vpt_jax.analyze COMMAND ...`.
+"""Draws the analyses of the papers: `python -m vpt_jax.analyze COMMAND ...`.
 
 Every command draws a PNG, and writes the numbers behind it to a CSV beside it.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 import sys
+from typing import Any
 
 from vpt_jax.analysis import (
   attention_maps,
+  attention_spectra,
+  condensation_curves,
   curves,
   feature_plane,
   figures,
+  gate_weights,
   gradcam,
   prompt_importance,
   subject,
 )
 from vpt_jax.analysis.subject import Adapter, Images
+from vpt_jax.utils import command_line
 
 
 def parser() -> argparse.ArgumentParser:
-  """The commands and their arguments."""
+  """Returns the commands and their arguments."""
   out = argparse.ArgumentParser(
     prog="python -m vpt_jax.analyze", description=__doc__.splitlines()[0]
   )
   commands = out.add_subparsers(dest="command", required=True)
+  _add_attention(commands)
+  _add_gates(commands)
+  _add_eigenvalues(commands)
+  _add_layers(commands)
+  _add_curve(commands)
+  _add_condensation(commands)
+  _add_embedding(commands)
+  _add_gradcam(commands)
+  return out
 
-  def add(
-    name: str, what: str, first: str, many: bool = False
-  ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=what, description=what)
-    command.add_argument(
-      first,
-      nargs="+" if many else None,
-      metavar=first.upper(),
-      help="adapter.npz of a run"
-      if first == "adapter"
-      else "of runs or of sweeps",
-    )
-    command.add_argument(
-      "--to",
-      default=f"{name}.png",
-      metavar="FILE.png",
-      help="what is written (default %(default)s)",
-    )
-    if first == "adapter":
-      command.add_argument(
-        "--backbone",
-        default="",
-        metavar="FILE",
-        help="its checkpoint, if it is elsewhere now",
-      )
-      command.add_argument(
-        "--data_dir",
-        default="",
-        metavar="DIR",
-        help="of the data sets, if they are elsewhere now",
-      )
-    return command
 
-  def add_images(command: argparse.ArgumentParser) -> None:
-    command.add_argument("image", nargs="*", metavar="IMAGE")
-    command.add_argument(
-      "--test",
-      type=_positive,
-      metavar="N",
-      help="the first N test images of the adapter's task",
-    )
+# Every function below adds one command; `draw` gets its arguments and returns
+# the text for the terminal.
 
-  command = add(
-    "attention", "attention maps, with and without prompts", "adapter"
+
+def _add_attention(commands: Any) -> None:
+  def draw(args: argparse.Namespace) -> str:
+    adapter = _read_adapter(args, args.adapter)
+    images = _images(args, adapter)
+    return attention_maps.draw(adapter, images, args.blocks, args.to)
+
+  command = _add_command(
+    commands, "attention", "attention maps, with and without prompts", draw
   )
-  add_images(command)
+  _add_adapters(command)
+  _add_images(command)
   command.add_argument(
     "--blocks",
     type=_integers,
@@ -80,19 +63,38 @@ def parser() -> argparse.ArgumentParser:
     metavar="I,J,...",
     help="from 0 (default: four)",
   )
-  add(
-    "gates",
-    "whose outputs gated prompts are, and temperatures",
-    "adapter",
-    many=True,
+
+
+def _add_gates(commands: Any) -> None:
+  def draw(args: argparse.Namespace) -> str:
+    return gate_weights.draw(_read_adapters(args), args.to)
+
+  command = _add_command(
+    commands, "gates", "whose outputs gated prompts are, and temperatures", draw
   )
-  command = add(
-    "eigenvalues", "singular values of attention matrices", "adapter", many=True
+  _add_adapters(command, several=True)
+
+
+def _add_eigenvalues(commands: Any) -> None:
+  def draw(args: argparse.Namespace) -> str:
+    return attention_spectra.draw(_read_adapters(args), args.images, args.to)
+
+  command = _add_command(
+    commands, "eigenvalues", "singular values of attention matrices", draw
   )
+  _add_adapters(command, several=True)
   command.add_argument("--images", type=_positive, default=64, metavar="N")
-  command = add(
-    "layers", "accuracy without the prompts of one block", "adapter"
+
+
+def _add_layers(commands: Any) -> None:
+  def draw(args: argparse.Namespace) -> str:
+    adapter = _read_adapter(args, args.adapter)
+    return prompt_importance.draw(adapter, args.images, args.to)
+
+  command = _add_command(
+    commands, "layers", "accuracy without the prompts of one block", draw
   )
+  _add_adapters(command)
   command.add_argument(
     "--images",
     type=_positive,
@@ -100,26 +102,61 @@ def parser() -> argparse.ArgumentParser:
     metavar="N",
     help="test images (default: all)",
   )
-  command = add(
-    "curve", "accuracy against a field of the config", "workdir", many=True
+
+
+def _add_curve(commands: Any) -> None:
+  def draw(args: argparse.Namespace) -> str:
+    return curves.draw(args.workdir, args.field, args.to)
+
+  command = _add_command(
+    commands, "curve", "accuracy against a field of the config", draw
   )
+  _add_workdirs(command)
   command.add_argument(
     "--field", required=True, help="such as vpt.num_tokens or data.train_share"
   )
-  add(
+
+
+def _add_condensation(commands: Any) -> None:
+  def draw(args: argparse.Namespace) -> str:
+    return condensation_curves.draw(args.workdir, args.to)
+
+  command = _add_command(
+    commands,
     "condensation",
     "accuracy and cost against the share of prompts",
-    "workdir",
-    many=True,
+    draw,
   )
-  command = add("embedding", "features in the plane", "adapter")
+  _add_workdirs(command)
+
+
+def _add_embedding(commands: Any) -> None:
+  def draw(args: argparse.Namespace) -> str:
+    adapter = _read_adapter(args, args.adapter)
+    return feature_plane.draw(
+      adapter, args.method, args.images, args.seed, args.to
+    )
+
+  command = _add_command(commands, "embedding", "features in the plane", draw)
+  _add_adapters(command)
   command.add_argument(
     "--method", choices=feature_plane.METHODS, default="tsne"
   )
   command.add_argument("--images", type=_positive, default=1000, metavar="N")
   command.add_argument("--seed", type=int, default=0)
-  command = add("gradcam", "which patches speak for a class", "adapter")
-  add_images(command)
+
+
+def _add_gradcam(commands: Any) -> None:
+  def draw(args: argparse.Namespace) -> str:
+    adapter = _read_adapter(args, args.adapter)
+    images = _images(args, adapter)
+    return gradcam.draw(adapter, images, args.block, args.label, args.to)
+
+  command = _add_command(
+    commands, "gradcam", "which patches speak for a class", draw
+  )
+  _add_adapters(command)
+  _add_images(command)
   command.add_argument(
     "--block",
     type=int,
@@ -135,7 +172,63 @@ def parser() -> argparse.ArgumentParser:
     metavar="NAME|NUMBER",
     help="default: the predicted one",
   )
-  return out
+
+
+def _add_command(
+  commands: Any,
+  name: str,
+  what: str,
+  draw: Callable[[argparse.Namespace], str],
+) -> argparse.ArgumentParser:
+  """Returns a new command, with the argument that all commands have."""
+  command = commands.add_parser(name, help=what, description=what)
+  command.set_defaults(draw=draw)
+  command.add_argument(
+    "--to",
+    default=f"{name}.png",
+    metavar="FILE.png",
+    help="what is written (default %(default)s)",
+  )
+  return command
+
+
+def _add_adapters(
+  command: argparse.ArgumentParser, several: bool = False
+) -> None:
+  command.add_argument(
+    "adapter",
+    nargs="+" if several else None,
+    metavar="ADAPTER",
+    help="adapter.npz of a run",
+  )
+  command.add_argument(
+    "--backbone",
+    default="",
+    metavar="FILE",
+    help="its checkpoint, if it is elsewhere now",
+  )
+  command.add_argument(
+    "--data_dir",
+    default="",
+    metavar="DIR",
+    help="of the data sets, if they are elsewhere now",
+  )
+
+
+def _add_workdirs(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "workdir", nargs="+", metavar="WORKDIR", help="of runs or of sweeps"
+  )
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+  command.add_argument("image", nargs="*", metavar="IMAGE")
+  command.add_argument(
+    "--test",
+    type=_positive,
+    metavar="N",
+    help="the first N test images of the adapter's task",
+  )
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -149,64 +242,40 @@ def _positive(text: str) -> int:
   return number
 
 
-def _open(args: argparse.Namespace, path: str) -> Adapter:
+def _read_adapter(args: argparse.Namespace, path: str) -> Adapter:
   return subject.read(path, args.backbone, args.data_dir)
 
 
+def _read_adapters(args: argparse.Namespace) -> list[Adapter]:
+  return [_read_adapter(args, path) for path in args.adapter]
+
+
 def _images(args: argparse.Namespace, adapter: Adapter) -> Images:
-  if bool(args.image) == (args.test is not None):
+  """Returns the images that the command line names."""
+  named = bool(args.image)
+  of_test = args.test is not None
+  if named == of_test:
     raise ValueError(
       "expected files of images, or --test N; got "
-      + ("both" if args.image else "neither")
+      + ("both" if named else "neither")
     )
-  if args.image:
+  if named:
     return subject.files(adapter, args.image)
   return subject.test(adapter, args.test)
-
-
-def _attention(args: argparse.Namespace, to: Path) -> str:
-  adapter = _open(args, args.adapter)
-  return attention_maps.draw(adapter, _images(args, adapter), args.blocks, to)
-
-
-def _gradcam(args: argparse.Namespace, to: Path) -> str:
-  adapter = _open(args, args.adapter)
-  return gradcam.draw(
-    adapter, _images(args, adapter), args.block, args.label, to
-  )
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace, Path], str]] = {
-  "attention": _attention,
-  "gates": lambda args, to: prompt_importance.draw_gates(
-    [_open(args, path) for path in args.adapter], to
-  ),
-  "eigenvalues": lambda args, to: attention_maps.eigenvalues(
-    [_open(args, path) for path in args.adapter], args.images, to
-  ),
-  "layers": lambda args, to: prompt_importance.draw_layers(
-    _open(args, args.adapter), args.images, to
-  ),
-  "curve": lambda args, to: curves.curve(args.workdir, args.field, to),
-  "condensation": lambda args, to: curves.condensation(args.workdir, to),
-  "embedding": lambda args, to: feature_plane.draw(
-    _open(args, args.adapter), args.method, args.images, args.seed, to
-  ),
-  "gradcam": _gradcam,
-}
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs a command; returns the exit status."""
   args = parser().parse_args(argv)
-  try:
-    to = figures.check(args.to)
-    text = COMMANDS[args.command](args, to)
-  except (ValueError, OSError) as error:
-    sys.stderr.write(f"error: {error}\n")
-    return 1
-  sys.stdout.write(f"{text}\n{to} and {to.with_suffix('.csv')}\n")
-  return 0
+
+  def work() -> int:
+    # Before anything is computed.
+    args.to = figures.check(args.to)
+    text = args.draw(args)
+    sys.stdout.write(f"{text}\n{args.to} and {args.to.with_suffix('.csv')}\n")
+    return 0
+
+  return command_line.exit_status(work)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,27 @@
-"""The features of test images in the plane, by t-SNE or PCA."""
+"""Draws the features of test images in the plane, by t-SNE or PCA."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vpt_jax.analysis import figures, subject
-from vpt_jax.analysis.subject import Adapter
+from vpt_jax.analysis.subject import Adapter, Images
 
 METHODS = ("tsne", "pca")
 MOST_NAMES = 70  # pairs of colour and marker
+LEAST_IMAGES = 4
+LARGEST_PERPLEXITY = 30
 
 
 def plane(
   features: np.ndarray, method: str, seed: int
 ) -> tuple[np.ndarray, list[str]]:
-  """Features [N, D] -> (points [N, 2], what the axes are).
+  """Returns points [N, 2], and what the two axes are.
 
   Args:
-    features: N > 3.
+    features: [N, D], N > 3.
     method: `tsne` (van der Maaten and Hinton 2008; it starts from PCA and has
       perplexity 30, less for few images) or `pca`.
     seed: of t-SNE.
@@ -27,35 +31,37 @@ def plane(
 
     pca = PCA(2)
     points = pca.fit_transform(features)
-    return points, [
-      f"component {i + 1} ({100 * share:.0f} % of the variance)"
-      for i, share in enumerate(pca.explained_variance_ratio_)
-    ]
+    axis_names = []
+    for i, share in enumerate(pca.explained_variance_ratio_):
+      axis_names.append(
+        f"component {i + 1} ({100 * share:.0f} % of the variance)"
+      )
+    return points, axis_names
   from sklearn.manifold import TSNE
 
-  return TSNE(
-    2,
-    perplexity=min(30, (len(features) - 1) / 3),
-    init="pca",
-    random_state=seed,
-  ).fit_transform(features), ["t-SNE 1", "t-SNE 2"]
+  perplexity = min(LARGEST_PERPLEXITY, (len(features) - 1) / 3)
+  tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+  return tsne.fit_transform(features), ["t-SNE 1", "t-SNE 2"]
 
 
 def nearest_neighbour(features: np.ndarray, labels: np.ndarray) -> float:
-  """Percent of images whose nearest other one (Euclid) has their label."""
+  """Returns how many images' nearest other one has their label, in percent.
+
+  Args:
+    features: [N, D], compared by Euclidean distance.
+    labels: [N].
+  """
   from sklearn.neighbors import NearestNeighbors
 
+  search = NearestNeighbors(n_neighbors=1).fit(features)
   # Without an argument an image is not its own neighbour.
-  nearest = (
-    NearestNeighbors(n_neighbors=1)
-    .fit(features)
-    .kneighbors(return_distance=False)[:, 0]
-  )
-  return float(100 * (labels[nearest] == labels).mean())
+  nearest = search.kneighbors(return_distance=False)[:, 0]
+  same = labels[nearest] == labels
+  return float(100 * same.mean())
 
 
 def draw(adapter: Adapter, method: str, count: int, seed: int, to: Path) -> str:
-  """Features of test images, coloured by class.
+  """Draws the features of test images, coloured by class.
 
   Args:
     adapter: any.
@@ -64,50 +70,81 @@ def draw(adapter: Adapter, method: str, count: int, seed: int, to: Path) -> str:
     seed: of the choice and of t-SNE.
     to: the PNG.
 
+  Returns:
+    A summary for the terminal.
+
   Raises:
-    ValueError: too few images.
+    ValueError: too few images, or images of several classes each.
   """
+  if adapter.problem.multi_label:
+    raise ValueError(
+      f"{adapter.path}: images of this problem, {adapter.problem.name!r}, have "
+      "several classes each, so that features cannot be coloured by class; use "
+      "an adapter of 'classification'"
+    )
   images = subject.test(adapter, count, seed)
-  labels = images.labels
-  if len(labels) < 4:
-    raise ValueError(f"{len(labels)} images; expected at least 4")
-  model = adapter.model
-  features = subject.run(
-    adapter,
-    lambda variables, image: model.apply(
-      variables, image, method=model.features
-    ),
-    images.pixels,
-  )
+  if len(images.labels) < LEAST_IMAGES:
+    raise ValueError(
+      f"{len(images.labels)} images; expected at least {LEAST_IMAGES}"
+    )
+  features = _features(adapter, images)
   points, axis_names = plane(features, method, seed)
-  accuracy = nearest_neighbour(features, labels)
-  names = images.class_names or tuple(map(str, range(labels.max() + 1)))
+  accuracy = nearest_neighbour(features, images.labels)
+  names = images.class_names
+  if not names:
+    names = tuple(str(k) for k in range(images.labels.max() + 1))
+
+  title = (
+    f"{adapter.title}\nPooled features of {len(images.labels)} test images; "
+    f"{accuracy:.1f} % of nearest neighbours have the same class"
+  )
   with figures.figure(to, 8.6, 5.6, "") as fig:
     axes = fig.subplots()
-    axes.set_title(
-      f"{adapter.title}\nPooled features of {len(labels)} test images; "
-      f"{accuracy:.1f} % of nearest neighbours have the same class"
-    )
-    shown = np.unique(labels)
-    for n, label in enumerate(shown):
-      axes.scatter(
-        *points[labels == label].T,
-        s=16,
-        lw=0,
-        alpha=0.85,
-        marker=figures.marker(n),
-        color=figures.colour(n),
-        label=names[label],
-      )
-    axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
-    if len(shown) <= MOST_NAMES:
-      fig.legend(loc="outside right upper", ncols=1 + len(shown) // 25)
-  figures.table(
-    to,
-    ["image", "label", "class", "x", "y"],
-    [
-      [name, label, names[label], *point]
-      for name, label, point in zip(images.names, labels, points)
-    ],
-  )
+    axes.set(title=title, xlabel=axis_names[0], ylabel=axis_names[1])
+    shown = _draw_points(axes, points, images.labels, names)
+    if shown <= MOST_NAMES:
+      fig.legend(loc="outside right upper", ncols=1 + shown // 25)
+  _write_numbers(images, names, points, to)
   return f"nearest neighbour of the same class: {accuracy:.2f} %"
+
+
+def _features(adapter: Adapter, images: Images) -> np.ndarray:
+  """Returns what the head reads of each image, [N, D]."""
+  model = adapter.model
+
+  def features(variables, image):
+    return model.apply(variables, image, method=model.features)
+
+  return subject.run(adapter, features, images.pixels)
+
+
+def _draw_points(
+  axes: Any, points: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> int:
+  """Draws the images of each class; returns how many classes there are."""
+  shown = np.unique(labels)
+  for n, label in enumerate(shown):
+    x, y = points[labels == label].T
+    axes.scatter(
+      x,
+      y,
+      s=16,
+      lw=0,
+      alpha=0.85,
+      marker=figures.marker(n),
+      color=figures.colour(n),
+      label=names[label],
+    )
+  return len(shown)
+
+
+def _write_numbers(
+  images: Images, names: Sequence[str], points: np.ndarray, to: Path
+) -> None:
+  """Writes a line for every image."""
+  rows = []
+  for image, label, point in zip(
+    images.names, images.labels, points, strict=True
+  ):
+    rows.append([image, label, names[label], *point])
+  figures.write_csv(to, ["image", "label", "class", "x", "y"], rows)

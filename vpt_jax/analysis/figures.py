@@ -1,4 +1,4 @@
-"""How figures look, and how they are written: a PNG and its numbers as CSV."""
+"""Defines how figures look, and writes them: a PNG and its numbers as CSV."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
@@ -15,9 +15,12 @@ from vpt_jax.utils import files
 
 DPI = 100
 WIDEST = 11.5  # inches
+# In the file. With fewer it has a quarter of the size, and hardly a difference
+# can be seen.
+NUM_COLOURS = 128
 
-# The colour-blind tell them apart: Okabe and Ito's without yellow, then three
-# like Tol's.
+# Colour-blind people can tell them apart: Okabe and Ito's without yellow, then
+# three like Tol's.
 COLOURS = (
   "#0072B2",
   "#D55E00",
@@ -51,10 +54,13 @@ STYLE = {
 
 
 def check(path: str) -> Path:
-  """The path of a figure, before anything is computed for it.
+  """Returns the path of a figure; call it before anything is computed.
+
+  Args:
+    path: as the user gave it, in `--to`.
 
   Raises:
-    ValueError: it is no PNG, or nothing can draw it.
+    ValueError: it is not a PNG, or matplotlib is not installed.
   """
   if importlib.util.find_spec("matplotlib") is None:
     raise ValueError(
@@ -69,21 +75,29 @@ def check(path: str) -> Path:
   return Path(path)
 
 
+def check_room(images: int, most: int) -> None:
+  """Raises ValueError if there are more images than a figure has room for."""
+  if images > most:
+    raise ValueError(f"{images} images; a figure has room for {most}")
+
+
 @contextlib.contextmanager
 def figure(
   path: Path, width: float, height: float, title: str
 ) -> Iterator[Any]:
-  """A figure to draw on, written to `path` when all is drawn.
+  """Yields a figure to draw on, and writes it when all is drawn.
 
-  Drawn without a display, and without pyplot: nothing stays behind in the
+  It is drawn without a display, and without pyplot: nothing stays behind in the
   process.
 
   Args:
     path: of the PNG.
-    width, height: inches.
+    width: inches.
+    height: inches.
     title: above all, or "".
   """
-  import matplotlib  # slow, and not needed by any other part
+  # Slow to import, and not needed by any other part.
+  import matplotlib
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -95,48 +109,54 @@ def figure(
     yield fig
     drawn = io.BytesIO()
     fig.savefig(drawn, format="png")
-  packed = io.BytesIO()  # a quarter of the size, hardly a difference to the eye
-  Image.open(drawn).convert("RGB").quantize(128, kmeans=1).save(
-    packed, "PNG", optimize=True
-  )
+  image = Image.open(drawn).convert("RGB")
+  packed = io.BytesIO()
+  image.quantize(NUM_COLOURS, kmeans=1).save(packed, "PNG", optimize=True)
   files.write_atomic(path, packed.getvalue())
 
 
-def table(
+def write_csv(
   path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Writes the numbers of a figure beside it, as CSV."""
-  out = io.StringIO()
-  write = csv.writer(out, lineterminator="\n").writerow
-  write(header)
+  """Writes the numbers of a figure beside it, as CSV.
+
+  Args:
+    path: of the figure.
+    header: names of the columns.
+    rows: of numbers and text; floats get six digits.
+  """
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(header)
   for row in rows:
-    write(
-      [
-        f"{cell:.6g}" if isinstance(cell, (float, np.floating)) else cell
-        for cell in row
-      ]
-    )
-  files.write_atomic(path.with_suffix(".csv"), out.getvalue().encode())
+    writer.writerow([_format(cell) for cell in row])
+  files.write_atomic(path.with_suffix(".csv"), text.getvalue().encode())
+
+
+def _format(cell: Any) -> Any:
+  if isinstance(cell, (float, np.floating)):
+    return f"{cell:.6g}"
+  return cell
 
 
 def colour(i: int) -> str:
-  """Of line i; `marker` tells apart those that share one."""
+  """Returns the colour of line i; those that share one differ in `marker`."""
   return COLOURS[i % len(COLOURS)]
 
 
 def marker(i: int) -> str:
-  """Of line i; the pairs of colour and marker repeat after 70."""
+  """Returns the marker of line i; pairs with its colour repeat after 70."""
   return MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
 
 
 def picture(
   axes: Any, image: np.ndarray, title: str = "", heat: np.ndarray | None = None
 ) -> None:
-  """Draws an image [H, W, 3] in [0, 1], and a map over it.
+  """Draws an image, and a map over it.
 
   Args:
     axes: to draw on.
-    image: what lies below.
+    image: what lies below, [H, W, 3] in [0, 1].
     title: above it.
     heat: [rows, columns] of the whole image, at least 0; its maximum has the
       brightest colour.
@@ -149,26 +169,35 @@ def picture(
     return
   # Grey below, so that all colour is of the map, which hides less where it is
   # low.
+  grey = image.mean(-1)
   most = heat.max() or 1.0
-  axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=1, extent=extent)
+  opacity = 0.25 + 0.55 * np.clip(heat / most, 0, 1)
+  axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
   axes.imshow(
     heat,
     cmap=HEAT,
     vmin=0,
     vmax=most,
     extent=extent,
-    alpha=0.25 + 0.55 * np.clip(heat / most, 0, 1),
+    alpha=opacity,
     interpolation="bilinear",
   )
 
 
-def apart(keys: Sequence[Sequence[str]]) -> tuple[list[str], str]:
-  """(what tells keys of equal length apart, what they share).
+def distinguish(keys: Sequence[Sequence[str]]) -> tuple[list[str], str]:
+  """Returns labels that tell keys apart, and what all keys share.
 
   [("vpt", "eurosat"), ("vapt", "eurosat")] -> (["vpt", "vapt"], "eurosat")
+
+  Args:
+    keys: all of one length.
   """
-  differs = [len(set(column)) > 1 for column in zip(*keys)]
-  join = lambda key, which: ", ".join(
-    part for part, differ in zip(key, differs) if differ == which
-  )
-  return [join(key, True) for key in keys], join(keys[0], False)
+  labels: list[list[str]] = [[] for _ in keys]
+  shared = []
+  for column in zip(*keys, strict=True):
+    if len(set(column)) == 1:
+      shared.append(column[0])
+      continue
+    for label, part in zip(labels, column, strict=True):
+      label.append(part)
+  return [", ".join(label) for label in labels], ", ".join(shared)

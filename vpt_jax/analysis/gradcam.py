@@ -1,11 +1,18 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on a block's patches."""
+"""Computes and draws Grad-CAM on a block's patches.
 
+Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via
+Gradient-based Localization", arXiv 1610.02391.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.analysis import figures, subject
 from vpt_jax.analysis.subject import Adapter, Images
 from vpt_jax.nn.tokens import Tokens
@@ -16,7 +23,7 @@ COLUMNS = 7
 MOST_IMAGES = 4 * COLUMNS
 
 
-class Probe(models.Model):
+class Probe(model_lib.Model):
   """A model whose tokens [B, T, D] a variable `nudge/block_i` is added to.
 
   What enters block i is kept as intermediate `probe_i`.
@@ -30,20 +37,35 @@ class Probe(models.Model):
     return super()._block(i, tokens, train)
 
 
+class Explanation(NamedTuple):
+  """Which patches speak for the class of each image.
+
+  Attributes:
+    classes: [B], the class that is explained.
+    probabilities: [B], of that class.
+    heat: [B, N], over the patches.
+  """
+
+  classes: np.ndarray
+  probabilities: np.ndarray
+  heat: np.ndarray
+
+
 def gradients(
-  model: models.Model,
+  model: model_lib.Model,
   variables: subject.Variables,
   image: jax.Array,
   block: int,
   label: int | None,
   problem: Problem,
 ) -> tuple[jax.Array, jax.Array, Tokens, Tokens]:
-  """Gradient of a class's logit for the tokens that a block gives.
+  """Returns the gradient of a class's logit for the tokens of a block.
 
   Args:
-    model, variables: of an adapter.
+    model: of an adapter.
+    variables: likewise.
     image: normalised, [B, H, W, 3].
-    block: its index, not that of the last.
+    block: the index of the block that gives the tokens, not the last.
     label: the class; None: the most probable one.
     problem: that the adapter was trained for.
 
@@ -51,38 +73,55 @@ def gradients(
     (classes [B], logits [B, K], tokens [B, T, D], their gradients, likewise).
   """
   probe = subject.recast(Probe, model)
-  entered = f"block_{block + 1}", f"probe_{block + 1}"
+  # What a block gives is what enters the next one.
+  nudge_name = f"block_{block + 1}"
+  probe_name = f"probe_{block + 1}"
 
   def forward(nudge):
     logits, state = probe.apply(
-      {**variables, "nudge": {entered[0]: nudge}},
+      {**variables, "nudge": {nudge_name: nudge}},
       image,
       mutable=["intermediates"],
     )
-    return logits, state["intermediates"][entered[1]][0]
+    (tokens,) = state["intermediates"][probe_name]
+    return logits, tokens
 
-  like = jax.eval_shape(forward, jnp.zeros(()))[1].x
-  logits, back, tokens = jax.vjp(
-    forward, jnp.zeros(like.shape, like.dtype), has_aux=True
-  )
+  _, like = jax.eval_shape(forward, jnp.zeros(()))
+  no_nudge = jnp.zeros(like.x.shape, like.x.dtype)
+  logits, pull_back, tokens = jax.vjp(forward, no_nudge, has_aux=True)
   if label is None:
     classes = problem.top_class(logits)
   else:
     classes = jnp.full(len(logits), label)
-  (gradient,) = back(
-    jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
-  )
+  of_class = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+  (gradient,) = pull_back(of_class)
   return classes, logits, tokens, tokens.replace(x=gradient)
 
 
 def heat(tokens: Tokens, gradient: Tokens) -> jax.Array:
-  """relu(sum_d w_d x_nd),  w_d = 1/N sum_n dy/dx_nd: [B, N] over patches."""
+  """Returns Grad-CAM's map over the patches, [B, N].
+
+    heat_n = relu(sum_d w_d x_nd),   w_d = 1/N sum_n dy/dx_nd
+
+  Args:
+    tokens: x, [B, T, D].
+    gradient: dy/dx, likewise.
+  """
   weights = gradient.patch.mean(axis=1)
   return jax.nn.relu(jnp.einsum("bnd,bd->bn", tokens.patch, weights))
 
 
 def class_number(text: str, names: tuple[str, ...], number: int) -> int:
-  """A class from its name, or its number in 0 .. number - 1."""
+  """Returns a class's index.
+
+  Args:
+    text: its name, or its index in 0 .. number - 1.
+    names: of the classes, or () if not known.
+    number: how many classes there are.
+
+  Raises:
+    ValueError: there is no such class.
+  """
   if text in names:
     return names.index(text)
   if text.isdecimal() and int(text) < number:
@@ -98,7 +137,7 @@ def class_number(text: str, names: tuple[str, ...], number: int) -> int:
 def draw(
   adapter: Adapter, images: Images, block: int, label: str, to: Path
 ) -> str:
-  """Which patches speak for a class.
+  """Draws which patches speak for a class.
 
   Args:
     adapter: any whose backbone has its patches on a grid.
@@ -107,83 +146,107 @@ def draw(
     label: name or number of the class; "": the predicted one.
     to: the PNG.
 
+  Returns:
+    A summary for the terminal.
+
   Raises:
     ValueError: no such block or class, or too many images.
   """
-  model, problem = adapter.model, adapter.problem
-  spec, number = model.backbone.spec, model.num_classes
-  at = spec.depth + block if block < 0 else block
-  if not 0 <= at < spec.depth - 1:
+  index = _block_index(adapter, block)
+  figures.check_room(len(images.names), MOST_IMAGES)
+  num_classes = adapter.model.num_classes
+  names = images.class_names
+  if not names:
+    names = tuple(f"class {k}" for k in range(num_classes))
+  chosen = None
+  if label:
+    chosen = class_number(label, images.class_names, num_classes)
+
+  found = _explain(adapter, images, index, chosen)
+  _draw_figure(adapter, images, found, names, index, to)
+  _write_numbers(images, found, to)
+  lines = []
+  for image, k, probability in zip(
+    images.names, found.classes, found.probabilities, strict=True
+  ):
+    lines.append(f"{image}: {names[k]} {100 * probability:.1f} %")
+  return "\n".join(lines)
+
+
+def _block_index(adapter: Adapter, block: int) -> int:
+  """Returns the index from 0 of a block whose patches have gradients."""
+  spec = adapter.model.backbone.spec
+  index = spec.depth + block if block < 0 else block
+  if not 0 <= index < spec.depth - 1:
     raise ValueError(
       f"--block {block}: expected 0 to {spec.depth - 2}, or -{spec.depth} to "
       "-2; of the last block only the pooled rows are computed, so no "
       "gradient reaches its patches"
     )
-  if spec.grids[at] is None:
+  if spec.grids[index] is None:
     raise ValueError(
       "Grad-CAM draws patches on a grid, which this backbone does not have"
     )
-  if len(images.names) > MOST_IMAGES:
-    raise ValueError(
-      f"{len(images.names)} images; a figure has room for {MOST_IMAGES}"
-    )
-  names = images.class_names or tuple(f"class {k}" for k in range(number))
-  chosen = class_number(label, images.class_names, number) if label else None
+  return index
+
+
+def _explain(
+  adapter: Adapter, images: Images, block: int, chosen: int | None
+) -> Explanation:
+  """Returns Grad-CAM of a class (None: the predicted one) for images."""
+  problem = adapter.problem
 
   def explain(variables, image):
     classes, logits, tokens, gradient = gradients(
-      model, variables, image, at, chosen, problem
+      adapter.model, variables, image, block, chosen, problem
     )
     return classes, problem.probabilities(logits), heat(tokens, gradient)
 
-  classes, probability, found = subject.run(adapter, explain, images.pixels)
+  classes, probabilities, heats = subject.run(adapter, explain, images.pixels)
+  of_class = probabilities[np.arange(len(classes)), classes]
+  return Explanation(classes, of_class, heats)
+
+
+def _draw_figure(
+  adapter: Adapter,
+  images: Images,
+  found: Explanation,
+  names: Sequence[str],
+  block: int,
+  to: Path,
+) -> None:
+  """Draws every image, and below it the map over it."""
   seen = subject.shown(adapter, images.pixels)
+  grid = adapter.model.backbone.spec.grids[block]
   columns = min(COLUMNS, len(images.names))
-  lines = -(-len(images.names) // columns)
-  with figures.figure(
-    to,
-    max(1.6 * columns + 0.2, 5),
-    3.6 * lines + 0.6,
-    f"Grad-CAM on the patches after block {at}\n{adapter.title}",
-  ) as fig:
-    axes = fig.subplots(2 * lines, columns, squeeze=False)
+  rows = -(-len(images.names) // columns)
+  width = max(1.6 * columns + 0.2, 5)
+  height = 3.6 * rows + 0.6
+  title = f"Grad-CAM on the patches after block {block}\n{adapter.title}"
+  with figures.figure(to, width, height, title) as fig:
+    axes = fig.subplots(2 * rows, columns, squeeze=False)
     for panel in axes.flat:
       panel.set_axis_off()
-    for n in range(len(images.names)):
+    for n, name in enumerate(images.names):
       row, column = divmod(n, columns)
-      truth = ""
+      caption = name[-22:]
       if images.labels is not None:
-        truth = "\n" + problem.label_text(images.labels[n], names)
+        caption += "\n" + adapter.problem.label_text(images.labels[n], names)
+      figures.picture(axes[2 * row, column], seen[n], caption)
+      percent = 100 * found.probabilities[n]
+      caption = f"for {names[found.classes[n]]}\n{percent:.0f} %"
       figures.picture(
-        axes[2 * row, column], seen[n], f"{images.names[n][-22:]}{truth}"
+        axes[2 * row + 1, column], seen[n], caption, found.heat[n].reshape(grid)
       )
-      figures.picture(
-        axes[2 * row + 1, column],
-        seen[n],
-        f"for {names[classes[n]]}\n{100 * probability[n, classes[n]]:.0f} %",
-        found[n].reshape(spec.grids[at]),
-      )
-  figures.table(
-    to,
-    [
-      "image",
-      "label",
-      "class",
-      "probability",
-      *(f"patch_{k}" for k in range(found.shape[1])),
-    ],
-    [
-      [
-        name,
-        "" if images.labels is None else images.labels[n],
-        classes[n],
-        probability[n, classes[n]],
-        *found[n],
-      ]
-      for n, name in enumerate(images.names)
-    ],
-  )
-  return "\n".join(
-    f"{name}: {names[k]} {100 * p[k]:.1f} %"
-    for name, k, p in zip(images.names, classes, probability)
-  )
+
+
+def _write_numbers(images: Images, found: Explanation, to: Path) -> None:
+  """Writes a line for every image."""
+  header = ["image", "label", "class", "probability"]
+  header += [f"patch_{k}" for k in range(found.heat.shape[1])]
+  rows = []
+  for n, name in enumerate(images.names):
+    label = "" if images.labels is None else images.labels[n]
+    of_class = [found.classes[n], found.probabilities[n]]
+    rows.append([name, label, *of_class, *found.heat[n]])
+  figures.write_csv(to, header, rows)

@@ -1,5 +1,4 @@
-"""Where prompts matter: Gated Prompt Tuning's gates, accuracy without a block's
-prompts."""
+"""Computes and draws how well a model does without the prompts of one block."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,215 +7,140 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.analysis import figures, subject
 from vpt_jax.analysis.subject import Adapter
-from vpt_jax.methods import gated
+from vpt_jax.problems import Score
 
 
-def gates(adapter: Adapter) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """What a Gated adapter learned.
+def maskable(
+  model: model_lib.Model, num_prompts: Sequence[int]
+) -> model_lib.Model:
+  """Returns a model that has a mask of blocks.
 
-    Z^l = g_l Z~^l + (1 - g_l) Z^{l-1},   g_l = sigmoid(gate_l)
-    w_l = g_l prod_{k > l} (1 - g_k),     w_0 = prod_k (1 - g_k)
-
-  with Z~^l what block l gave and Z^0 the learned prompts, so that the last gate
-  lets sum_l w_l Z~^l through (Z~^0 = Z^0). The last block has no gate.
-
-  Returns:
-    (g [L], w [1 + L], temperatures of all blocks [depth]).
-
-  Raises:
-    ValueError: another method, or one without gates.
-  """
-  method, options = adapter.model.method, adapter.config.get("gated", {})
-  if adapter.config.method != "gated" or not options.gates:
-    what = (
-      "this adapter's are all open (gated.gates=False)"
-      if adapter.config.method == "gated"
-      else f"this adapter is of {adapter.config.method!r}"
-    )
-    raise ValueError(f"{adapter.path}: only 'gated' has gates, {what}")
-  params = adapter.variables["params"]["method"]
-  logit = params["gate_logit"]
-  if options.hard:  # as the model has them where it does not train
-    logit = jnp.where(logit > 0, jnp.inf, -jnp.inf)
-  if options.learn_temperature:
-    tau = np.clip(
-      params["temperature"], options.temperature_min, options.temperature_max
-    )
-  else:
-    tau = np.full(method.spec.depth, options.temperature_init)
-  return (
-    np.asarray(jax.nn.sigmoid(logit)),
-    np.exp(gated.log_weights(logit)),
-    tau,
-  )
-
-
-def draw_gates(opened: Sequence[Adapter], to: Path) -> str:
-  """Each block's part in the final prompts, and the temperatures.
-
-  Args:
-    opened: adapters of Gated Prompt Tuning.
-    to: the PNG.
-  """
-  found = [gates(one) for one in opened]
-  labels, common = figures.apart([one.key for one in opened])
-  with figures.figure(to, 9.5, 3.8, common) as fig:
-    left, right = fig.subplots(1, 2)
-    width = 0.8 / len(found)
-    for n, (label, (_, weight, tau)) in enumerate(zip(labels, found)):
-      shift = (n - (len(found) - 1) / 2) * width
-      left.bar(
-        np.arange(len(weight)) + shift,
-        weight,
-        width,
-        color=figures.colour(n),
-        label=label or "this adapter",
-      )
-      right.plot(
-        np.arange(len(tau)),
-        tau,
-        figures.marker(n) + "-",
-        color=figures.colour(n),
-      )
-    most = max(len(weight) for _, weight, _ in found)
-    left.set_xticks(range(most), ["none", *range(most - 1)])
-    left.set(
-      xlabel="block (none: the prompts as they were learned)",
-      ylabel="weight, sum 1",
-      ylim=(0, None),
-      title="whose outputs the final prompts are",
-    )
-    if len(found) > 1:
-      left.legend()
-    depth = max(len(tau) for *_, tau in found)
-    right.set_xticks(range(depth))
-    right.axhline(1, color="#888888", lw=0.8, ls="--")
-    right.set(
-      xlabel="block",
-      ylabel="temperature",
-      title="attention temperature (dashed: unchanged)",
-    )
-  rows = []
-  for one, (gate, weight, tau) in zip(opened, found):
-    rows.append([one.path, "none", "", weight[0], ""])
-    for i, temperature in enumerate(tau):
-      own = [gate[i], weight[1 + i]] if i < len(gate) else ["", ""]
-      rows.append([one.path, i, *own, temperature])
-  figures.table(to, ["adapter", "block", "gate", "weight", "temperature"], rows)
-  return "\n".join(
-    f"{one.path}: weights (none, block 0, ...) "
-    + " ".join(f"{value:.2f}" for value in weight)
-    for one, (_, weight, _) in zip(opened, found)
-  )
-
-
-def maskable(model: models.Model, numbers: Sequence[int]) -> models.Model:
-  """The model with a variable `mask/method/blocks` [L], 1 or 0: 0 hides all
-  prompts from that block.
-
-  Their attention logits become -inf, so that nothing attends to them: for
-  prompts that only this block sees it is the model without them. Carried ones
-  go on, and are seen again by the next block.
+  It has a variable `mask/method/blocks` [L], 1 or 0: 0 hides all prompts from
+  that block. Their attention logits become -inf, so that nothing attends to
+  them: for prompts that only this block sees it is the model without them.
+  Carried prompts pass the block, and the next one sees them again.
 
   Args:
     model: with prompts.
-    numbers: [L], how many prompts each block sees.
+    num_prompts: [L], that each block sees.
   """
 
   class Masked(type(model.method)):
+    """The method, with a mask."""
+
     def prompt_bias(self, i):
-      if numbers[i]:
-        mask = self.get_variable("mask", "blocks")
-        return jnp.full(numbers[i], jnp.log(mask[i]))
+      """Returns -inf for the prompts of a block that is masked."""
+      if not num_prompts[i]:
+        return None
+      mask = self.get_variable("mask", "blocks")
+      return jnp.full(num_prompts[i], jnp.log(mask[i]))
 
   return model.clone(method=subject.recast(Masked, model.method))
 
 
-def accuracies(
+def scores_without_blocks(
   adapter: Adapter, pixels: np.ndarray, labels: np.ndarray
 ) -> tuple[float, dict[int, float]]:
-  """The problem's first score with all prompts, and {block: without its}.
+  """Returns the problem's first score, and those without a block's prompts.
+
+  Args:
+    adapter: with prompts.
+    pixels: uint8 [N, H, W, 3].
+    labels: [N, ...].
+
+  Returns:
+    (with all prompts, {block: without its prompts}).
 
   Raises:
     ValueError: no block sees prompts.
   """
-  numbers = subject.prompts(adapter)
-  blocks = [i for i, number in enumerate(numbers) if number]
+  num_prompts = subject.prompts(adapter)
+  blocks = [i for i, number in enumerate(num_prompts) if number]
   if not blocks:
     raise ValueError(
       f"{adapter.path}: method {adapter.config.method!r} has no prompts "
       "beside the tokens that a block could do without; use an adapter of "
       "'vpt' or 'vapt', for example"
     )
-  masks = np.ones((1 + len(blocks), len(numbers)), np.float32)
+  # The first row hides nothing, every other one the prompts of one block.
+  masks = np.ones((1 + len(blocks), len(num_prompts)), np.float32)
   masks[np.arange(1, len(masks)), blocks] = 0
-  model = maskable(adapter.model, numbers)
+  model = maskable(adapter.model, num_prompts)
 
-  def outputs(variables, image):
-    of_masks = jax.lax.map(
-      lambda mask: model.apply(
-        {**variables, "mask": {"method": {"blocks": mask}}}, image
-      ),
-      masks,
-    )
-    return jnp.swapaxes(of_masks, 0, 1)
+  def outputs_of_masks(variables, image):
+    def outputs(mask):
+      masked = {**variables, "mask": {"method": {"blocks": mask}}}
+      return model.apply(masked, image)
 
-  found = subject.run(adapter, outputs, pixels)
-  score = adapter.problem.scores[0].name
-  whole, *without = [
-    adapter.problem.measure_outputs(found[:, i], labels)[score]
-    for i in range(len(masks))
-  ]
-  return whole, dict(zip(blocks, without))
+    return jnp.swapaxes(jax.lax.map(outputs, masks), 0, 1)
+
+  outputs = subject.run(adapter, outputs_of_masks, pixels)  # [N, masks, ...]
+  problem = adapter.problem
+  name = problem.scores[0].name
+  scores = []
+  for i in range(len(masks)):
+    scores.append(problem.measure_outputs(outputs[:, i], labels)[name])
+  return scores[0], dict(zip(blocks, scores[1:], strict=True))
 
 
-def draw_layers(adapter: Adapter, count: int, to: Path) -> str:
-  """Accuracy without the prompts of one block, for every block.
+def draw(adapter: Adapter, count: int, to: Path) -> str:
+  """Draws the score without the prompts of one block, for every block.
 
   Args:
     adapter: with prompts.
     count: test images, at random; 0: all.
     to: the PNG.
+
+  Returns:
+    A summary for the terminal.
   """
-  numbers = subject.prompts(adapter)
   images = subject.test(adapter, count, seed=0)
-  whole, without = accuracies(adapter, images.pixels, images.labels)
+  with_all, without = scores_without_blocks(
+    adapter, images.pixels, images.labels
+  )
+  num_prompts = subject.prompts(adapter)
   score = adapter.problem.scores[0]
-  with figures.figure(
-    to,
-    min(max(6.5, 0.45 * len(numbers)), figures.WIDEST),
-    3.8,
-    f"{score.title} when one block does not see its prompts\n"
-    f"{adapter.title}, {len(images.labels)} test images",
-  ) as fig:
+  title = (
+    "Accuracy when one block does not see its prompts\n"
+    f"{adapter.title}, {len(images.labels)} test images"
+  )
+  _draw_figure(title, score, with_all, without, len(num_prompts), to)
+
+  rows = [["", sum(num_prompts), with_all, 0.0]]
+  for i, value in without.items():
+    rows.append([i, num_prompts[i], value, value - with_all])
+  figures.write_csv(to, ["block", "prompts", score.name, "change"], rows)
+  worst = min(without, key=without.__getitem__)
+  return (
+    f"{score.title} {with_all:.2f} {score.unit} with all prompts, "
+    f"{without[worst]:.2f} {score.unit} without those of block {worst}, which "
+    "matter most"
+  )
+
+
+def _draw_figure(
+  title: str,
+  score: Score,
+  with_all: float,
+  without: dict[int, float],
+  depth: int,
+  to: Path,
+) -> None:
+  """Draws a bar for every block that has prompts."""
+  width = min(max(6.5, 0.45 * depth), figures.WIDEST)
+  with figures.figure(to, width, 3.8, title) as fig:
     axes = fig.subplots()
-    bars = axes.bar(
-      list(without),
-      [value - whole for value in without.values()],
-      color=figures.colour(0),
-    )
+    changes = [value - with_all for value in without.values()]
+    bars = axes.bar(list(without), changes, color=figures.colour(0))
     axes.bar_label(bars, fmt="%+.1f", fontsize=7, padding=1)
     axes.margins(y=0.12)
     axes.axhline(0, color="#444444", lw=0.8)
-    axes.set_xticks(range(len(numbers)))
+    axes.set_xticks(range(depth))
     axes.set(
       xlabel="block",
       ylabel=f"change of {score.title}, points",
-      title=f"with all prompts: {whole:.1f} {score.unit}",
+      title=f"with all prompts: {with_all:.1f} {score.unit}",
     )
-  figures.table(
-    to,
-    ["block", "prompts", score.name, "change"],
-    [
-      ["", sum(numbers), whole, 0.0],
-      *([i, numbers[i], value, value - whole] for i, value in without.items()),
-    ],
-  )
-  worst = min(without, key=without.get)
-  return (
-    f"{score.title} {whole:.2f} {score.unit} with all prompts, "
-    f"{without[worst]:.2f} {score.unit} without those of block {worst}, which matter most"
-  )

@@ -101,7 +101,7 @@ def survey_task(
     except parts.NoImages:
       continue
     except ImportError as error:
-      return State(MANUAL, f"{error}; pip install 'vpt_jax[data]'")
+      return State(MANUAL, str(error))
     except (OSError, ValueError) as error:
       state.state = BROKEN
       state.notes.append(f"{split}: {error}")

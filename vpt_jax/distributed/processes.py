@@ -150,10 +150,3 @@ class PreemptionNotice:
       yield self
     finally:
       signal.signal(signal.SIGTERM, previous)
-
-
-# Former names, while the code that uses them is being rewritten.
-first = is_primary
-agreed = broadcast_from_primary
-Notice = PreemptionNotice
-heed_sigterm = exit_on_sigterm

@@ -118,9 +118,3 @@ def in_equal_parts(
     return function(*joined) / shards, False
 
   return of_shard
-
-
-# Former names, while the code that uses them is being rewritten.
-count = num_shards
-total = sum_over_shards
-drawn = draw_for_shard

@@ -161,8 +161,3 @@ def _split_largest(shape: tuple[int, ...], devices: int) -> P:
   axes: list[str | None] = [None] * len(shape)
   axes[largest] = "data"
   return P(*axes)
-
-
-# Former names, while the code that uses them is being rewritten.
-whole = replicated
-place = distribute

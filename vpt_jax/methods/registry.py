@@ -1,4 +1,7 @@
-"""Prompt methods by name: a new method is one file and one line here."""
+"""Lists the prompt methods by name: a new one is one file and one line here.
+
+Methods that live outside this package are added by `vpt_jax.register_method`.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -30,10 +33,17 @@ METHODS: dict[str, type[Method]] = {
   "pgn": PGN,
   "iip": IIP,
 }
+BUILT_IN = frozenset(METHODS)
+
+# Of registered methods: options whose defaults are not those of the class.
+DEFAULTS: dict[str, dict[str, Any]] = {}
+
+# Fields of every module that are not options: the backbone's spec, Flax's own.
+_NOT_OPTIONS = ("spec", "parent", "name")
 
 
 def get(name: str) -> type[Method]:
-  """Class of a method.
+  """Returns the class of a method.
 
   Raises:
     ValueError: unknown name, with the nearest known one.
@@ -41,27 +51,30 @@ def get(name: str) -> type[Method]:
   return METHODS[lookup.choose(name, METHODS, "method")]
 
 
+def option_fields(cls: type[Method]) -> tuple[dataclasses.Field, ...]:
+  """Returns the options of a method: the fields of its section in a config."""
+  return tuple(
+    field for field in dataclasses.fields(cls) if field.name not in _NOT_OPTIONS
+  )
+
+
 def build(name: str, options: Mapping[str, Any], spec: Spec) -> Method:
-  """Method `name` with its section of the config, for a backbone's spec.
+  """Returns method `name` with its options, for a backbone's spec.
 
   Raises:
     ValueError: unknown name or option.
   """
   cls = get(name)
-  known = [
-    field.name
-    for field in dataclasses.fields(cls)
-    if field.name not in ("spec", "parent", "name")
-  ]
-  for option in options:
+  known = [field.name for field in option_fields(cls)]
+  values = {}
+  for option, value in options.items():
     lookup.choose(option, known, f"option of method {name!r}:")
-  return cls(
-    spec=spec, **{key: _fixed(value) for key, value in options.items()}
-  )
+    values[option] = _as_tuples(value)
+  return cls(spec=spec, **values)
 
 
-def _fixed(value: Any) -> Any:
-  """Lists, which JSON makes of tuples, as tuples: modules are hashed."""
+def _as_tuples(value: Any) -> Any:
+  """Returns lists, as JSON has them, as tuples: modules are hashed."""
   if isinstance(value, (list, tuple)):
-    return tuple(map(_fixed, value))
+    return tuple(_as_tuples(item) for item in value)
   return value

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from vpt_jax.backbones.clip import CONTEXT_LENGTH, VOCAB_SIZE
+from vpt_jax.utils import extras
 from vpt_jax.weights import download
 
 MERGES_URL = (
@@ -51,7 +52,7 @@ class Tokenizer:
       cache: folder, see `download.fetch`.
 
     Raises:
-      ImportError: the extra `clip` is not installed.
+      MissingExtra: the extra `clip` is not installed.
       FetchError: OpenAI's file is not in the cache and cannot be fetched.
       ValueError: the file holds no merges.
     """
@@ -59,9 +60,7 @@ class Tokenizer:
       import ftfy
       import tokenizers
     except ImportError as error:
-      raise ImportError(
-        f"CLIP's tokenizer needs {error.name}: install vpt_jax[clip]"
-      ) from error
+      raise extras.MissingExtra(error, "CLIP's tokenizer", "clip") from error
     if merges is None:
       merges = download.fetch(MERGES_URL, f"sha256:{MERGES_SHA256}", cache)
     vocabulary, pairs = _read_merges(merges)

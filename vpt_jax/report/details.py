@@ -242,13 +242,14 @@ def _number(value: Any) -> float | None:
   return float(value) if isinstance(value, (int, float)) else None
 
 
-# Classes and what they are taken for.
+# Classes, and what they are taken for.
 
 
 def classes(found: Sequence[Row], names: Mapping[int, str]) -> list[Json]:
-  """Returns the confusions of each row and task, of all seeds together.
+  """Returns how well the classes of each row and task are recognised.
 
-  Only of problems whose records have them: of classification.
+  They are of all seeds together, and of records that have it: confusions of
+  classification, average precisions of multi-label classification.
 
   Args:
     found: rows.
@@ -258,30 +259,31 @@ def classes(found: Sequence[Row], names: Mapping[int, str]) -> list[Json]:
   for row in found:
     for task in row.scores:
       records = row.records_of(task)
-      records = [record for record in records if record.get("confusion")]
-      if records:
-        head = {
-          "task": task,
-          "label": names[id(row)],
-          "seeds": len(records),
-        }
-        out.append(head | confusions(records))
+      for field, summary in CLASS_SUMMARIES.items():
+        kept = [record for record in records if record.get(field)]
+        if kept:
+          head = {
+            "task": task,
+            "label": names[id(row)],
+            "seeds": len(kept),
+          }
+          out.append(head | summary(kept))
   return out
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassAccuracy:
-  """How often images of a class are recognised.
+class ClassScore:
+  """How well a class is recognised.
 
   Attributes:
     label: of the class.
-    percent: of its images, to 4 digits.
-    images: of the class.
+    percent: its accuracy or average precision, to 4 digits.
+    images: of the class; None if that is not known.
   """
 
   label: int
   percent: float
-  images: int
+  images: int | None
 
 
 def confusions(records: Sequence[Record]) -> Json:
@@ -297,10 +299,7 @@ def confusions(records: Sequence[Record]) -> Json:
   for (label, _), images in pairs.items():
     totals[label] += images
 
-  accuracies = _accuracies(pairs, totals)
-  left_out = max(0, len(accuracies) - 2 * SHOWN_CLASSES)
-  if left_out:
-    accuracies = accuracies[:SHOWN_CLASSES] + accuracies[-SHOWN_CLASSES:]
+  accuracies, left_out = _extremes(_accuracies(pairs, totals))
   wrong = _most_confused(pairs, totals)
   shown: Iterable[int] = range(count)
   matrix = [[*pair, images] for pair, images in sorted(pairs.items()) if images]
@@ -310,12 +309,10 @@ def confusions(records: Sequence[Record]) -> Json:
     for label, guess, *_ in wrong:
       shown |= {label, guess}
   return {
+    "measure": "accuracy",
     "count": count,
     "totals": totals if matrix else [],
-    "accuracy": [
-      [accuracy.percent, accuracy.label, accuracy.images]
-      for accuracy in accuracies
-    ],
+    "scores": _score_lists(accuracies),
     "left_out": left_out,
     "wrong": wrong,
     "matrix": matrix,
@@ -334,14 +331,27 @@ def _summed_pairs(records: Sequence[Record]) -> Pairs:
   return out
 
 
-def _accuracies(pairs: Pairs, totals: Sequence[int]) -> list[ClassAccuracy]:
-  """Returns the accuracy of each class that has images, the lowest first."""
+def _accuracies(pairs: Pairs, totals: Sequence[int]) -> list[ClassScore]:
+  """Returns the accuracy of each class that has images."""
   out = []
   for label, images in enumerate(totals):
     if images:
       percent = _digits(100 * pairs.get((label, label), 0) / images)
-      out.append(ClassAccuracy(label, percent, images))
-  return sorted(out, key=lambda accuracy: (accuracy.percent, accuracy.label))
+      out.append(ClassScore(label, percent, images))
+  return out
+
+
+def _extremes(scores: Sequence[ClassScore]) -> tuple[list[ClassScore], int]:
+  """Returns the lowest and the highest, sorted, and how many are left out."""
+  ordered = sorted(scores, key=lambda score: (score.percent, score.label))
+  left_out = max(0, len(ordered) - 2 * SHOWN_CLASSES)
+  if left_out:
+    ordered = ordered[:SHOWN_CLASSES] + ordered[-SHOWN_CLASSES:]
+  return ordered, left_out
+
+
+def _score_lists(scores: Sequence[ClassScore]) -> list[list[Any]]:
+  return [[score.percent, score.label, score.images] for score in scores]
 
 
 def _most_confused(pairs: Pairs, totals: Sequence[int]) -> list[list[int]]:
@@ -356,6 +366,43 @@ def _most_confused(pairs: Pairs, totals: Sequence[int]) -> list[list[int]]:
 
 def _class_title(class_names: Sequence[Any], label: int) -> str:
   return str(class_names[label] if label < len(class_names) else label)
+
+
+def average_precisions(records: Sequence[Record]) -> Json:
+  """Returns the mean over the records of one task, as `confusions` does.
+
+  A class that no record has images of has no average precision.
+  """
+  class_names = max((record["classes"] for record in records), key=len)
+  values: dict[int, list[float]] = {}
+  for record in records:
+    for label, value in enumerate(record["average_precision"]):
+      if value is not None:
+        values.setdefault(label, []).append(value)
+  scores = []
+  for label, of_seeds in values.items():
+    scores.append(ClassScore(label, _digits(statistics.fmean(of_seeds)), None))
+  shown, left_out = _extremes(scores)
+  titles = {}
+  for score in shown:
+    titles[score.label] = _class_title(class_names, score.label)
+  return {
+    "measure": "average precision",
+    "count": len(scores),
+    "totals": [],
+    "scores": _score_lists(shown),
+    "left_out": left_out,
+    "wrong": [],
+    "matrix": [],
+    "titles": titles,
+  }
+
+
+# {field of a record: what sums it up over seeds}
+CLASS_SUMMARIES = {
+  "confusion": confusions,
+  "average_precision": average_precisions,
+}
 
 
 # Condensations.
@@ -377,7 +424,7 @@ def condensed(records: Sequence[Record]) -> list[Json]:
         "label": f"{record['name']} on {record_fields.backbone(record)}, "
         f"{record['task']}, seed {record['seed']}",
         "statistic": record["statistic"],
-        "score": axis_title(record_fields.metric(record)),
+        "score": axis_title(problems.of_run(record).scores[0]),
         "split": record["split"],
         "batch": record["config"].get("batch_size"),
         "device": record["device"],

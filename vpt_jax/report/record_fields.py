@@ -74,6 +74,14 @@ def _is_confused_pair(value: Any) -> bool:
   return max(label, prediction) < MOST_CLASSES
 
 
+def _is_class_scores(value: Any) -> bool:
+  return value is None or (
+    isinstance(value, list)
+    and len(value) <= MOST_CLASSES
+    and all(score is None or _is_number(score) for score in value)
+  )
+
+
 TEXT = _of_type("a text", str)
 LIST = _of_type("a list", list)
 OBJECT = _of_type("an object {...}", dict)
@@ -84,6 +92,9 @@ POSITIVE = Kind(
 NUMBER = Kind("a finite number", _is_number)
 CURVE = Kind("an object of lists, a value for each epoch", _is_curve)
 CONFUSION = Kind("[[label, prediction, images], ...]", _is_confusion)
+CLASS_SCORES = Kind(
+  "a list of numbers, null for a class without images", _is_class_scores
+)
 
 Fields = Mapping[str, Kind]
 
@@ -116,6 +127,11 @@ FINISHED_RUN: Fields = {
   "loss": NUMBER,
   "count": WHOLE,
   "classes": LIST,
+}
+# What problems keep of their predictions; null in searches.
+OPTIONAL: Fields = {
+  "confusion": CONFUSION,
+  "average_precision": CLASS_SCORES,
 }
 CONDENSATION: Fields = {
   "statistic": TEXT,
@@ -156,15 +172,12 @@ def _check_run(record: Record) -> None:
   scores = [score.name for score in problems.of_run(record).scores]
   _check_fields(record, {"metric": _one_of(scores)}, record)
   _check_fields(record, FINISHED_RUN | {record["metric"]: NUMBER}, record)
-  if "confusion" in record:
-    _check_fields(record, {"confusion": CONFUSION}, record)
+  there = {name: kind for name, kind in OPTIONAL.items() if name in record}
+  _check_fields(record, there, record)
 
 
 def _check_condensation(record: Record) -> None:
   _check_fields(record, CONDENSATION, record)
-  if "metric" in record:
-    scores = [score.name for score in problems.of_run(record).scores]
-    _check_fields(record, {"metric": _one_of(scores)}, record)
   scores = dict.fromkeys(share_scores(record), NUMBER)
   for share in record["rows"]:
     _check_fields(share, CONDENSED_SHARE | scores, record)
@@ -215,10 +228,10 @@ def value(record: Record) -> float | None:
 def share_scores(record: Record) -> tuple[str, str]:
   """Returns the fields of a condensed share's scores.
 
-  The first is the score of the prompts as they are kept, the second that after
-  fine-tuning.
+  The first is that of the prompts as they are kept, the second that after
+  fine-tuning: both of the first score of the problem.
   """
-  name = metric(record).name
+  name = problems.of_run(record).scores[0].name
   return f"{name}_as_is", f"{name}_tuned"
 
 

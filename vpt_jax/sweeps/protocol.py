@@ -243,7 +243,7 @@ def run(
   """All of a sweep that is not done yet.
 
   Args:
-    config: with mode "sweep"; see the section `sweep` in `configs/common.py`.
+    config: with mode "sweep"; see the section `sweep` in `vpt_jax/config/sections.py`.
     workdir: gets config.json, records.jsonl and, of final runs, `runs/`.
     shard: (i, n): every n-th task from the i-th on, counted from 1, in the
       folder `shard-i-of-n` of the workdir if n is not 1.

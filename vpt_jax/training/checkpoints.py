@@ -1,8 +1,5 @@
-"""Saving and resuming a run (orbax), and the adapter file (npz)."""
+"""Saves the state of a run and restores it, with orbax."""
 
-import io
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,124 +8,87 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vpt_jax.distributed import processes
-from vpt_jax.utils import files, trees
+
+# Their former place.
+from vpt_jax.training.adapter_files import check_backbone as check_backbone
+from vpt_jax.training.adapter_files import read_adapter as read_adapter
+from vpt_jax.training.adapter_files import save_adapter as save_adapter
 
 
 class Checkpoints:
   """States of one run, by step; a half-written one is never seen.
 
-  The first process alone reads and writes: whole arrays, so that they come back
-  onto any number of devices and processes.
+  The primary process alone reads and writes: whole arrays, so that they come
+  back onto any number of devices and processes.
+
+  Attributes:
+    latest: step of the newest complete checkpoint when this run began; None:
+      there is none.
   """
 
   def __init__(self, folder: Path, keep: int):
-    self._manager = (
-      ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-          max_to_keep=keep,
-          cleanup_tmp_directories=True,
-          create=False,
-          multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=0,
-            active_processes={0},
-            barrier_sync_key_prefix="first",
-          ),
-        ),
+    """Opens a folder.
+
+    Args:
+      folder: of the checkpoints; made if it is not there.
+      keep: how many are kept.
+    """
+    self._manager: ocp.CheckpointManager | None = None
+    newest = None
+    if processes.is_primary():
+      folder.mkdir(parents=True, exist_ok=True)
+      self._manager = _manager(folder, keep)
+      newest = self._manager.latest_step()
+    # -1 is sent for none: processes share numbers alone.
+    step = int(
+      processes.broadcast_from_primary(
+        np.int32(-1 if newest is None else newest)
       )
-      if _made(folder)
-      else None
     )
-    latest = self._manager.latest_step() if self._manager else None
-    latest = int(processes.broadcast_from_primary(np.int32(-1 if latest is None else latest)))
-    # Of the newest complete checkpoint when this run began; None: there is none
-    self.latest = None if latest < 0 else latest
+    self.latest = None if step < 0 else step
 
   def save(self, step: int, state: Any) -> None:
     """Starts to write a copy of a state: the next step donates the state."""
-    if self._manager:
-      # On CPU `device_get` would give views of what is donated.
-      state = jax.tree.map(lambda x: np.array(x, copy=True), state)
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+    if self._manager is None:
+      return
+    # On CPU `device_get` would give views of what is donated.
+    copied = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    self._manager.save(step, args=ocp.args.StandardSave(copied))
 
   def restore(self, like: Any) -> Any:
-    """The latest state, with the structure and placement of `like`."""
+    """Returns the latest state, structured and placed on devices as `like`."""
     host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    if self._manager:
+    if self._manager is not None:
       host = self._manager.restore(
         self.latest, args=ocp.args.StandardRestore(host)
       )
     return jax.tree.map(
-      lambda x, to: (
-        jax.device_put(x, to.sharding) if isinstance(to, jax.Array) else x
-      ),
-      processes.broadcast_from_primary(host),
-      like,
+      _place_like, processes.broadcast_from_primary(host), like
     )
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    if self._manager:
+    if self._manager is not None:
       self._manager.wait_until_finished()
       self._manager.close()
 
 
-def _made(folder: Path) -> bool:
-  """Makes the folder, in the first process; whether this is it."""
-  if processes.is_primary():
-    folder.mkdir(parents=True, exist_ok=True)
-  return processes.is_primary()
+def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+  """Returns orbax's manager for the primary process alone."""
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+  )
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep,
+    cleanup_tmp_directories=True,
+    create=False,
+    multiprocessing_options=alone,
+  )
+  return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
-def save_adapter(path: Path, flat: trees.Flat, meta: dict[str, Any]) -> None:
-  """One file with the trained parameters and what they belong to.
-
-  Args:
-    path: of the npz.
-    flat: flat tree; stored as float32.
-    meta: JSON values; see `main.py` for the fields.
-  """
-  buffer = io.BytesIO()
-  arrays = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}
-  np.savez(buffer, meta=json.dumps(meta), **arrays)
-  files.write_atomic(path, buffer.getvalue())
-
-
-def read_adapter(path: str | os.PathLike) -> tuple[trees.Flat, dict[str, Any]]:
-  """(trained parameters, meta) of an adapter file; never unpickles.
-
-  Raises:
-    ValueError: the file is missing, damaged or no adapter.
-  """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-    meta = json.loads(str(arrays.pop("meta")))
-  except FileNotFoundError:
-    raise ValueError(f"no adapter at {path}") from None
-  except Exception as error:
-    raise ValueError(
-      f"{path} is not an adapter file of vpt_jax: {error!r}"
-    ) from None
-  # How attention was computed is not part of the model: any machine reads it.
-  if "compute" in meta.get("config", {}):
-    meta["config"]["compute"]["attention"] = "ours"
-  return arrays, meta
-
-
-def check_backbone(
-  path: str | os.PathLike, trained_on: dict[str, str], builds: dict[str, str]
-) -> None:
-  """Raises ValueError unless a saved file fits the backbone of a config.
-
-  Args:
-    path: of the saved file, for the error.
-    trained_on: {name, sha256} of the backbone that it was trained on.
-    builds: the same of the backbone at hand.
-  """
-  if trained_on != builds:
-    raise ValueError(
-      f"checkpoint {path} was trained on backbone {trained_on['name']} "
-      f"(sha256 {trained_on['sha256'][:8]}..), this config builds "
-      f"{builds['name']} (sha256 {builds['sha256'][:8]}..)"
-    )
+def _place_like(value: Any, like: Any) -> Any:
+  """Returns a value on the devices of another one, if that is on devices."""
+  if isinstance(like, jax.Array):
+    return jax.device_put(value, like.sharding)
+  return value

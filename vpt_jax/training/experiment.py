@@ -20,11 +20,23 @@ from vpt_jax import model as models
 from vpt_jax import problems
 from vpt_jax.data import datasets, pipeline, tasks
 from vpt_jax.distributed import sharding
-from vpt_jax.training import checkpoints as checkpoint
-from vpt_jax.training import evaluation, optim, records
+from vpt_jax.training import adapter_files, evaluation, optim, records
 from vpt_jax.training import loop as train
 from vpt_jax.utils import files, trees
 
+# What a record has of the `facts` of a run.
+FACTS_OF_RECORDS = (
+  "problem",
+  "method",
+  "task",
+  "split",
+  "backbone",
+  "trainable_params",
+  "total_params",
+  "train_images",
+  "device",
+  "versions",
+)
 LOOKED_AT = 2**29  # bytes of images that tell two data sets apart
 
 
@@ -106,7 +118,9 @@ def claim(
   """
   path = workdir / "backbone.json"
   if path.exists():
-    checkpoint.check_backbone(workdir, json.loads(path.read_text()), backbone)
+    adapter_files.check_backbone(
+      workdir, json.loads(path.read_text()), backbone
+    )
   check_unchanged(workdir / "data.json", data)
   files.write_json(path, backbone)
   files.write_json(workdir / "data.json", data)
@@ -334,61 +348,68 @@ def record(
   cell: Mapping[str, Any] | None = None,
   group: int = 1,
 ) -> records.Record:
-  """The record of a run, see `results.py`.
+  """Returns the record of a run, as JSON values.
 
   Args:
     job: that it was trained as, or with.
     config: its own.
-    stage: see `results.py`.
+    stage: see `records.RunRecord`.
     curve: its metrics, a mapping for each epoch.
-    total, predictions: see `evaluate.collect`; None: it diverged.
-    seconds, speed, cell, group: see `results.py`.
+    total: see `evaluation.collect`; None: it diverged.
+    predictions: likewise.
+    seconds: see `records.RunRecord`.
+    speed: its `images_per_second`.
+    cell: see there.
+    group: see there.
   """
-  told = facts(job)
-  known = tasks.TASKS.get(config.task)
-  out = {
-    "id": configs.digest(config, 12),
-    "stage": stage,
-    "name": config.name or config.method,
-    **{
-      key: told[key]
-      for key in (
-        "problem",
-        "method",
-        "task",
-        "split",
-        "backbone",
-        "trainable_params",
-        "total_params",
-        "train_images",
-        "device",
-        "versions",
-      )
-    },
-    "seed": config.seed,
-    "cell": dict(cell or {}),
-    "group": group,
-    "seconds": seconds,
-    "images_per_second": speed,
-    "config": configs.plain(config),
-    "status": "diverged" if total is None else "done",
-    "curve": {
+  about = facts(job)
+  outcome = None
+  if total is not None:
+    outcome = _outcome(job, config, total, predictions)
+    if stage == "search":  # there are many
+      nothing = dict.fromkeys(outcome.kept)
+      outcome = dataclasses.replace(outcome, kept=nothing)
+  run_record = records.RunRecord(
+    id=configs.digest(config, 12),
+    stage=stage,
+    name=config.name or config.method,
+    seed=config.seed,
+    cell=dict(cell or {}),
+    config=configs.plain(config),
+    seconds=seconds,
+    images_per_second=speed,
+    group=group,
+    curve={
       name: [line[name] for line in curve] for name in curve_names(job.problem)
     },
-  }
-  if total is None:
-    return out
-  problem, labels = job.problem, job.data.test.labels
+    outcome=outcome,
+    **{name: about[name] for name in FACTS_OF_RECORDS},
+  )
+  return run_record.to_json()
+
+
+def _outcome(
+  job: Job,
+  config: ConfigDict,
+  total: evaluation.Sums,
+  predictions: Mapping[str, np.ndarray],
+) -> records.Outcome:
+  """Returns what a finished run reached on the test images."""
+  problem = job.problem
+  labels = job.data.test.labels
+  measured = evaluation.scores(problem, total, predictions, labels)
+  scores = {score.name: measured[score.name] for score in problem.scores}
+  task = tasks.TASKS.get(config.task)
   metric = problem.scores[0].name
-  if known and known.metric in [score.name for score in problem.scores]:
-    metric = known.metric
-  kept = problem.record(labels, predictions)
-  return (
-    out
-    | evaluation.scores(problem, total, predictions, labels)
-    | {"metric": metric, "classes": list(map(str, job.data.train.class_names))}
-    | dict.fromkeys(kept)
-    | ({} if stage == "search" else kept)
+  if task is not None and task.metric in scores:
+    metric = task.metric
+  return records.Outcome(
+    metric=metric,
+    scores=scores,
+    loss=measured["loss"],
+    count=measured["count"],
+    classes=tuple(map(str, job.data.train.class_names)),
+    kept=problem.record(labels, predictions),
   )
 
 
@@ -415,7 +436,7 @@ def save(
     for path, leaf in job.start.frozen.items()
     if not path.startswith("backbone/")
   }
-  checkpoint.save_adapter(
+  adapter_files.save_adapter(
     folder / "adapter.npz",
     {**own, **trainable},
     {

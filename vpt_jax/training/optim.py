@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers of the papers, as optax chains."""
+"""Defines the papers' learning-rate schedules and optimizers, in optax."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -10,41 +10,54 @@ import optax
 
 from vpt_jax.utils import lookup, trees
 
+# Step -> learning rate.
 Rate = Callable[[jax.Array | int], jax.Array]
+# Ordered (regex over paths, {"lr": factor, "weight_decay": factor}).
 Policies = Sequence[tuple[str, Mapping[str, float]]]
+# (epoch [E], warm-up epochs W, epochs T) -> factor of the learning rate [E].
+Schedule = Callable[[np.ndarray, int, int], np.ndarray]
+
+# Optimizer -> whether weight decay is added to the gradient before the
+# optimizer sees it (coupled, as in torch) or to its update (decoupled).
+IS_DECAY_COUPLED = {"sgd": True, "adam": True, "adamw": False}
+POLICY_KEYS = ("lr", "weight_decay")
+BATCH_OF_RATE = 256  # images, for which `config.optim.lr` is meant
 
 
 def _cosine(epoch: np.ndarray, warmup: int, epochs: int) -> np.ndarray:
   """VPT: linear warm-up, then half a cosine to 0 (it rises again after)."""
   progress = (epoch - warmup) / max(1, epochs - warmup)
-  return np.where(
-    epoch < warmup, epoch / max(1, warmup), (1 + np.cos(np.pi * progress)) / 2
-  )
+  rising = epoch / max(1, warmup)
+  falling = (1 + np.cos(np.pi * progress)) / 2
+  return np.where(epoch < warmup, rising, falling)
 
 
 def _cosine_hardrestart(
   epoch: np.ndarray, warmup: int, epochs: int
 ) -> np.ndarray:
   """VPT's `cosine_hardrestart` with its one cycle: the same, then 0."""
-  over = epoch - warmup >= max(1, epochs - warmup)
-  return np.where(over, 0.0, _cosine(epoch, warmup, epochs))
+  is_over = epoch - warmup >= max(1, epochs - warmup)
+  return np.where(is_over, 0.0, _cosine(epoch, warmup, epochs))
 
 
 def _pgn_cosine(epoch: np.ndarray, warmup: int, epochs: int) -> np.ndarray:
   """PGN: epochs 0 and 1 share a rate; the cosine ends at 1 % of the base."""
-  warm = np.maximum(epoch, 1) / max(1, warmup)
-  return np.where(
-    epoch < warmup, warm, 0.01 + 0.99 * _cosine(epoch, warmup, epochs)
-  )
+  rising = np.maximum(epoch, 1) / max(1, warmup)
+  falling = 0.01 + 0.99 * _cosine(epoch, warmup, epochs)
+  return np.where(epoch < warmup, rising, falling)
 
 
-SCHEDULES = {
+def _constant(epoch: np.ndarray, warmup: int, epochs: int) -> np.ndarray:
+  """Linear warm-up, then 1."""
+  del epochs
+  return np.where(epoch < warmup, epoch / max(1, warmup), 1.0)
+
+
+SCHEDULES: dict[str, Schedule] = {
   "cosine": _cosine,
   "cosine_hardrestart": _cosine_hardrestart,
   "pgn_cosine_with_warmup": _pgn_cosine,
-  "constant": lambda epoch, warmup, epochs: np.where(
-    epoch < warmup, epoch / max(1, warmup), 1.0
-  ),
+  "constant": _constant,
 }
 
 
@@ -55,7 +68,7 @@ def epoch_factors(
   warmup_from_zero: bool = True,
   length: int | None = None,
 ) -> np.ndarray:
-  """Factor of the learning rate in every epoch, float64 [length or epochs].
+  """Returns the factor of the learning rate in every epoch.
 
   The published schedulers step once per epoch.
 
@@ -65,32 +78,54 @@ def epoch_factors(
     warmup_epochs: W; the factor grows linearly and is 1 in epoch W.
     warmup_from_zero: True as published by VPT: epoch e has factor e / W, so
       the whole first epoch has rate 0. False: (e + 1) / W.
-    length: how many epochs to list.
+    length: how many epochs to list; None: T.
+
+  Returns:
+    float64 [length].
 
   Raises:
     ValueError: unknown schedule.
   """
-  lookup.choose(schedule, SCHEDULES, "optim.schedule")
+  factor_of = SCHEDULES[lookup.choose(schedule, SCHEDULES, "optim.schedule")]
   epoch = np.arange(epochs if length is None else length, dtype=np.float64)
-  factors = SCHEDULES[schedule](epoch, warmup_epochs, epochs)
-  if not warmup_from_zero:
-    factors = np.where(
-      epoch < warmup_epochs, (epoch + 1) / max(1, warmup_epochs), factors
-    )
-  return factors
+  factors = factor_of(epoch, warmup_epochs, epochs)
+  if warmup_from_zero:
+    return factors
+  from_first_step = (epoch + 1) / max(1, warmup_epochs)
+  return np.where(epoch < warmup_epochs, from_first_step, factors)
 
 
-def per_epoch(rates: np.ndarray | jax.Array, steps_per_epoch: int) -> Rate:
-  """`rates[epoch]` as a function of the step, constant within an epoch."""
-  table = jnp.asarray(rates, jnp.float32)
-  return lambda step: table[
-    jnp.minimum(step // steps_per_epoch, len(table) - 1)
-  ]
+def epoch_rates(config: Any, batch_size: int, epochs: int) -> np.ndarray:
+  """Returns the learning rate of every epoch, float64 [epochs].
+
+  Args:
+    config: `config.optim`.
+    batch_size: of all devices together.
+    epochs: of the run.
+  """
+  rate = scaled_rate(config.lr, batch_size) if config.scale_lr else config.lr
+  return rate * epoch_factors(
+    config.schedule, epochs, config.warmup_epochs, config.warmup_from_zero
+  )
 
 
 def scaled_rate(lr: float, batch_size: int) -> float:
-  """VPT's rule: the configured rate is for a batch of 256 images."""
-  return lr / 256 * batch_size
+  """Returns VPT's rate: the configured one is for a batch of 256 images."""
+  return lr / BATCH_OF_RATE * batch_size
+
+
+def per_epoch(rates: np.ndarray | jax.Array, steps_per_epoch: int) -> Rate:
+  """Returns `rates[epoch]` as a function of the step.
+
+  After the last epoch its rate stays.
+  """
+  rate_of_epoch = jnp.asarray(rates, jnp.float32)
+
+  def rate(step):
+    epoch = jnp.minimum(step // steps_per_epoch, len(rate_of_epoch) - 1)
+    return rate_of_epoch[epoch]
+
+  return rate
 
 
 def make_optimizer(
@@ -98,11 +133,11 @@ def make_optimizer(
   rate: Rate,
   paths: Iterable[str],
   *,
-  weight_decay: float,
+  weight_decay: float | jax.Array,
   momentum: float = 0.9,
   policies: Policies = ((".*", {}),),
 ) -> optax.GradientTransformation:
-  """An optimizer over a flat trainable tree.
+  """Returns an optimizer over a flat trainable tree.
 
   Args:
     name: `sgd` and `adam` couple the decay (add it to the gradient, as torch
@@ -119,39 +154,39 @@ def make_optimizer(
   Raises:
     ValueError: unknown name, or a policy table that does not fit the paths.
   """
-  decay_first = {"sgd": True, "adam": True, "adamw": False}
-  lookup.choose(name, decay_first, "optim.name")
+  lookup.choose(name, IS_DECAY_COUPLED, "optim.name")
+  rules = [(pattern, str(i)) for i, (pattern, _) in enumerate(policies)]
+  rule_of_path = trees.match(paths, rules, "optim.policies")
+  chains = {
+    str(i): _chain(name, rate, weight_decay, momentum, policy)
+    for i, (_, policy) in enumerate(policies)
+  }
+  return optax.partition(chains, rule_of_path)
 
-  def chain(policy: Mapping[str, float]) -> optax.GradientTransformation:
-    for key in policy:
-      lookup.choose(key, ("lr", "weight_decay"), "policy")
-    direction = (
-      optax.trace(momentum) if name == "sgd" else optax.scale_by_adam()
-    )
-    decay = optax.add_decayed_weights(
-      weight_decay * policy.get("weight_decay", 1.0)
-    )
-    steps = [decay, direction] if decay_first[name] else [direction, decay]
-    factor = policy.get("lr", 1.0)
-    return optax.chain(
-      *steps, optax.scale_by_learning_rate(lambda step: factor * rate(step))
-    )
 
-  labels = trees.match(
-    paths,
-    [(pattern, str(i)) for i, (pattern, _) in enumerate(policies)],
-    "optim.policies",
+def _chain(
+  name: str,
+  rate: Rate,
+  weight_decay: float | jax.Array,
+  momentum: float,
+  policy: Mapping[str, float],
+) -> optax.GradientTransformation:
+  """Returns the optimizer of the parameters that share a policy."""
+  for key in policy:
+    lookup.choose(key, POLICY_KEYS, "policy")
+  direction = optax.trace(momentum) if name == "sgd" else optax.scale_by_adam()
+  decay = optax.add_decayed_weights(
+    weight_decay * policy.get("weight_decay", 1.0)
   )
-  chains = {str(i): chain(policy) for i, (_, policy) in enumerate(policies)}
-  return optax.partition(chains, dict(labels))
+  factor = policy.get("lr", 1.0)
 
+  def own_rate(step):
+    return factor * rate(step)
 
-def epoch_rates(config: Any, batch_size: int, epochs: int) -> np.ndarray:
-  """Learning rate of every epoch, from `config.optim`: float64 [epochs]."""
-  lr = scaled_rate(config.lr, batch_size) if config.scale_lr else config.lr
-  return lr * epoch_factors(
-    config.schedule, epochs, config.warmup_epochs, config.warmup_from_zero
-  )
+  scale = optax.scale_by_learning_rate(own_rate)
+  if IS_DECAY_COUPLED[name]:
+    return optax.chain(decay, direction, scale)
+  return optax.chain(direction, decay, scale)
 
 
 def from_config(
@@ -161,7 +196,7 @@ def from_config(
   paths: Iterable[str],
   all_paths: Iterable[str],
 ) -> optax.GradientTransformation:
-  """The optimizer that `config.optim` names.
+  """Returns the optimizer that `config.optim` names.
 
   Args:
     config: its `name`, `momentum` and `policies` are read.
@@ -170,6 +205,9 @@ def from_config(
     paths: of the trainable parameters.
     all_paths: of the model's. The policy table must cover them all; rules for
       those that are not trained are then left out.
+
+  Raises:
+    ValueError: see `make_optimizer`; or policies that are no such pairs.
   """
   try:
     policies = [(pattern, dict(policy)) for pattern, policy in config.policies]
@@ -178,17 +216,14 @@ def from_config(
       f"config.optim.policies={config.policies!r}; expected pairs (regex, "
       "{'lr': factor, 'weight_decay': factor})"
     ) from None
-  rule_of = trees.match(
-    all_paths,
-    [(pattern, i) for i, (pattern, _) in enumerate(policies)],
-    "optim.policies",
-  )
-  used = {rule_of[path] for path in paths}
+  rules = [(pattern, i) for i, (pattern, _) in enumerate(policies)]
+  rule_of_path = trees.match(all_paths, rules, "optim.policies")
+  used = sorted({rule_of_path[path] for path in paths})
   return make_optimizer(
     config.name,
     rate,
     paths,
     weight_decay=weight_decay,
     momentum=config.momentum,
-    policies=[policies[i] for i in sorted(used)],
+    policies=[policies[i] for i in used],
   )

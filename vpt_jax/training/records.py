@@ -1,69 +1,179 @@
-"""The store of results: one record per run, a line of `records.jsonl` each.
+"""Keeps the results of runs: one record per run, a line of `records.jsonl`.
 
 Lines are only ever appended, each with one write under a lock, so that several
 processes may share a file, and a killed one leaves at most a last line without
 an end, which is not read. All tables and pages are made from these records.
 
-Every record has
-
-  schema       1
-  id           12 hex digits, of the config; a second record of it is not kept
-  stage        search (picks hyper-parameters), final (of a sweep), single (one
-               run) or condense (all stages of a condensation)
-  name         what tables call the method
-  method, task, split, seed
-  backbone     {name, sha256}
-  cell         {field: value}, what differs between the runs of a sweep
-  config       all of it, as JSON
-  device, versions
-  seconds      of this run; of a group of runs, its share
-
-and unless its stage is condense
-
-  status       done or diverged (its loss or parameters became NaN or infinite)
-  trainable_params, total_params, train_images
-  images_per_second   of training, of all runs of its group together, or null
-  group        how many runs were trained together
-  problem      what is learned; records of old versions lack it, which are of
-               classification
-  curve        {loss, lr and the problem's training score, which is train_top1
-               of classification}: of each epoch
-
-and, if done, the scores on the `split`:
-
-  metric       name of the score that the task's papers report, or the problem's
-               first one
-  top1, mean_per_class   scores of classification, percent; other problems have
-               theirs
-  loss, count  mean loss, images
-  classes      names, or [] if not known
-  confusion    what the problem keeps of its predictions, null in searches. Of
-               classification [[label, prediction, images], ...], no zeros
-
-A record of stage condense has `statistic`, `rows` (share, prompts, per_set,
-top1_as_is, top1_tuned, gmacs, milliseconds; the first of all prompts) and, if
-asked for, `oracle` ({statistic: {magnitude, change}}), see `condense.py`.
+A line is JSON with `schema` 1 and the fields of `RunRecord`; where it is of a
+finished run, also those of `Outcome`, its scores and what its problem keeps,
+all on one level. Lines of `stage` condense have, of these, `id`, `stage`,
+`name`, `problem`, `method`, `task`, `split`, `seed`, `backbone`, `cell`,
+`config`, `device`, `versions` and `seconds`, and of their own `statistic`,
+`rows` (share, prompts, per_set, the problem's first score as SCORE_as_is and
+SCORE_tuned, gmacs, milliseconds; the first row is of all prompts) and, if asked
+for, `oracle` ({statistic: {magnitude, change}}), see `condensation/stages.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from vpt_jax import problems
 from vpt_jax.utils import files
 
 SCHEMA = 1
 FILE = "records.jsonl"
+# A line as it is in the file.
 Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a finished run reached on the images of its split.
+
+  Attributes:
+    metric: name of the score that the task's papers report, or of the
+      problem's first one.
+    scores: {name: value} of the problem; of classification top1 and
+      mean_per_class, percent.
+    loss: mean over the images.
+    count: images.
+    classes: names, or () if not known.
+    kept: what the problem keeps of the predictions, None in searches. Of
+      classification {"confusion": [[label, prediction, images], ...]}, without
+      zeros.
+  """
+
+  metric: str
+  scores: Mapping[str, float]
+  loss: float
+  count: int
+  classes: tuple[str, ...]
+  kept: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+  """The record of a run.
+
+  Attributes:
+    id: 12 hex digits, of the config; a second record of it is not kept.
+    stage: search (picks hyper-parameters), final (of a sweep) or single (one
+      run).
+    name: what tables call the method.
+    problem: what is learned. Lines of old versions lack it; they are of
+      classification.
+    method: `config.method`.
+    task: its name.
+    split: of the images that are scored.
+    seed: `config.seed`.
+    backbone: {name, sha256}.
+    cell: {field: value}, what differs between the runs of a sweep.
+    config: all of it, as JSON.
+    device: number and kind.
+    versions: of the libraries.
+    seconds: of this run; of runs that train together, its share.
+    trainable_params: scalars that are trained.
+    total_params: all scalars.
+    train_images: images.
+    images_per_second: of training, of all runs together; None: not known.
+    group: how many runs were trained together.
+    curve: {loss, the problem's training score, lr}, a value for each epoch.
+    outcome: None of a run that diverged: its loss or parameters became NaN or
+      infinite. The line says so as `status`, done or diverged.
+  """
+
+  id: str
+  stage: str
+  name: str
+  problem: str
+  method: str
+  task: str
+  split: str
+  seed: int
+  backbone: Mapping[str, str]
+  cell: Mapping[str, Any]
+  config: Mapping[str, Any]
+  device: str
+  versions: Mapping[str, str]
+  seconds: float
+  trainable_params: int
+  total_params: int
+  train_images: int
+  images_per_second: float | None
+  group: int
+  curve: Mapping[str, Sequence[float]]
+  outcome: Outcome | None = None
+
+  def to_json(self) -> Record:
+    """Returns the line, without its schema."""
+    line = {name: getattr(self, name) for name in _names(RunRecord)}
+    outcome = line.pop("outcome")
+    if outcome is None:
+      return {**line, "status": "diverged"}
+    return {
+      **line,
+      "status": "done",
+      **outcome.scores,
+      "loss": outcome.loss,
+      "count": outcome.count,
+      "metric": outcome.metric,
+      "classes": list(outcome.classes),
+      **outcome.kept,
+    }
+
+  @classmethod
+  def from_json(cls, line: Record) -> "RunRecord":
+    """Returns the record of a line, also of one of an older version.
+
+    Raises:
+      ValueError: fields that every run has are missing.
+    """
+    problem = problems.of_run(line)
+    line = {**line, "problem": problem.name}
+    own = [name for name in _names(cls) if name != "outcome"]
+    needed = [*own, "status"]
+    if line.get("status") == "done":
+      scores = [score.name for score in problem.scores]
+      in_outcome = ["metric", "loss", "count", "classes"]
+      needed += [*scores, *in_outcome]
+    missing = [name for name in needed if name not in line]
+    if missing:
+      raise ValueError(
+        f"record {line.get('id')!r} has no {', '.join(missing)}; expected a "
+        f"run's record of schema {SCHEMA}"
+      )
+    fields = {name: line[name] for name in own}
+    if line["status"] != "done":
+      return cls(**fields)
+    outcome = Outcome(
+      metric=line["metric"],
+      scores={name: line[name] for name in scores},
+      loss=line["loss"],
+      count=line["count"],
+      classes=tuple(line["classes"]),
+      kept={
+        name: value
+        for name, value in line.items()
+        if name not in (*needed, "schema")
+      },
+    )
+    return cls(**fields, outcome=outcome)
+
+
+def _names(record_class: type) -> list[str]:
+  return [field.name for field in dataclasses.fields(record_class)]
 
 
 class Store:
   """The records of one file."""
 
   def __init__(self, path: str | os.PathLike):
-    """Records of a file, which need not be there yet."""
+    """Takes a file, which need not be there yet."""
     self.path = Path(path)
 
   def add(self, record: Record) -> None:
@@ -73,36 +183,42 @@ class Store:
     with self._locked() as file:
       if record["id"] in {known["id"] for known in self.read()}:
         return
-      end = file.seek(0, os.SEEK_END)
-      if end:
-        file.seek(end - 1)
-        if file.read(1) != b"\n":  # a killed process's last line
-          text = self.path.read_bytes()
-          file.truncate(text.rfind(b"\n") + 1)
+      self._cut_torn_line(file)
       file.seek(0, os.SEEK_END)
       file.write(line.encode())
       file.flush()
       os.fsync(file.fileno())
 
-  @contextlib.contextmanager
-  def _locked(self) -> Iterator[Any]:
-    lock_file = self.path.with_name(f".{self.path.name}.lock")
-    with files.waiting_lock(lock_file), self.path.open("a+b") as file:
-      yield file
-
   def read(self) -> list[Record]:
-    """All records, in the order in which they came.
+    """Returns all records, in the order in which they came.
 
     Raises:
       ValueError: a line is damaged or of another schema.
     """
     if not self.path.exists():
       return []
+    # What follows the last end of a line is empty, or torn by a kill.
     *lines, _ = self.path.read_bytes().split(b"\n")
     return [
-      _parsed(line, f"{self.path}, line {i + 1}")
-      for i, line in enumerate(lines)
+      _parsed(line, f"{self.path}, line {number}")
+      for number, line in enumerate(lines, 1)
     ]
+
+  @contextlib.contextmanager
+  def _locked(self) -> Iterator[BinaryIO]:
+    lock_file = self.path.with_name(f".{self.path.name}.lock")
+    with files.waiting_lock(lock_file), self.path.open("a+b") as file:
+      yield file
+
+  def _cut_torn_line(self, file: BinaryIO) -> None:
+    """Drops the last line if it has no end: a killed process's."""
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+      return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+      text = self.path.read_bytes()
+      file.truncate(text.rfind(b"\n") + 1)
 
 
 def _parsed(line: bytes, where: str) -> Record:
@@ -110,38 +226,42 @@ def _parsed(line: bytes, where: str) -> Record:
     record = json.loads(line)
   except ValueError as error:
     raise ValueError(
-      f"{where}: not JSON ({error}); delete this line, the run "
-      "can be made again"
+      f"{where}: not JSON ({error}); delete this line, the run can be made "
+      "again"
     ) from None
   if not isinstance(record, dict) or record.get("schema") != SCHEMA:
     raise ValueError(
-      f"{where}: expected a record of schema {SCHEMA}, as this "
-      "version of vpt_jax writes"
+      f"{where}: expected a record of schema {SCHEMA}, as this version of "
+      "vpt_jax writes"
     )
   return record
 
 
 def find(paths: Sequence[str | os.PathLike]) -> list[Record]:
-  """The records of runs: of folders, the topmost files in or below each.
+  """Returns the records of runs, each id once.
+
+  Args:
+    paths: of files; or of folders, whose topmost files are read.
 
   Raises:
     ValueError: a path without records, or a damaged line.
   """
-  out: dict[str, Record] = {}
+  by_id: dict[str, Record] = {}
   for path in map(Path, paths):
     found = [path] if path.is_file() else _topmost(path)
     if not found:
       raise ValueError(
-        f"no {FILE} in or below {path}; expected the workdir of "
-        "a finished run or of a sweep"
+        f"no {FILE} in or below {path}; expected the workdir of a finished run "
+        "or of a sweep"
       )
     for file in found:
       for record in Store(file).read():
-        out.setdefault(record["id"], record)
-  return list(out.values())
+        by_id.setdefault(record["id"], record)
+  return list(by_id.values())
 
 
 def _topmost(folder: Path) -> list[Path]:
+  """Returns the files in or below a folder, but those below another file's."""
   found = []
   for parent, folders, names in os.walk(folder):
     if FILE in names:

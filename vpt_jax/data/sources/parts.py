@@ -4,11 +4,10 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 import dataclasses
 import hashlib
-import logging
 
 import numpy as np
 
-log = logging.getLogger("vpt_jax")
+from vpt_jax.utils.logs import log
 
 # The class of an image, or all of its classes where it may have several.
 Class = int | str

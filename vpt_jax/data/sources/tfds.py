@@ -17,6 +17,7 @@ from PIL import Image
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import parts, tfds_labels, tfrecord
 from vpt_jax.data.tasks import Slice, Task
+from vpt_jax.utils import extras
 
 log = logging.getLogger("vpt_jax")
 
@@ -249,8 +250,12 @@ class Stored:
   """
 
   def __init__(self, path: Path):
-    from google.protobuf import json_format
-    import tensorflow_datasets as tfds  # slow to import, seldom needed
+    try:  # slow to import, seldom needed
+      from google.protobuf import json_format
+      import tensorflow_datasets as tfds
+    except ImportError as error:
+      purpose = f"reading {path}, which tensorflow-datasets prepared,"
+      raise extras.MissingExtra(error, purpose, "tfds") from error
 
     self.path = path
     try:

@@ -7,7 +7,6 @@ values; a `Sequence` of dicts comes as one dict of arrays.
 
 from collections.abc import Callable, Mapping, Sequence
 import io
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import numpy as np
 from vpt_jax.data.cache import prepared
 from vpt_jax.data.sources import parts
 from vpt_jax.utils import files
-
-log = logging.getLogger("vpt_jax")
+from vpt_jax.utils.logs import log
 
 Record = Mapping[str, Any]
 

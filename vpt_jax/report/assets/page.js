@@ -20,6 +20,7 @@ const difference = (value) => value === null ? "-" : el("span",
 const spread = (value, std) => [fixed(value),
   std === null || std === undefined ? null :
     el("small", {}, " \u00b1 " + fixed(std))];
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const unique = (values) => [...new Set(values)];
 
 // columns: [{label, title, number, group, wrap}]; rows of {sort, show, class}
@@ -132,8 +133,8 @@ for (const [i, suite] of data.suites.entries()) {
       number: true}))], suite.rows.map((row) => [row.head[0], row.head[1],
     row.head[2], {sort: row.percent, show: row.head[3]},
     ...row.cells.map(cell)]), {sticky: true}), notes([
-    ...(compared ? ["Small below a number: the published one, and the measured " +
-      "one minus it. Point at it for the source."] : []), ...suite.notes,
+    ...(compared ? ["Small below a number: the published one, and the " +
+      "measured one minus it. Point at it for the source."] : []), ...suite.notes,
     ...suite.columns.filter((column) => column.mean > 1 &&
       column.group.endsWith("means")).map((column) =>
       `${column.label}: ${column.title}.`)]),

@@ -43,22 +43,23 @@ if (data.classes.length) {
   const titles = data.classes.map((one) => `${one.task} \u00b7 ${one.label}`);
   section("classes", "Classes", ...chosen([["task and method ", titles]],
     (i) => {
-      const {titles: named, accuracy, wrong, matrix, totals, count, seeds,
-        left_out} = data.classes[i];
+      const {titles: named, measure, scores, wrong, matrix, totals, count,
+        seeds, left_out} = data.classes[i];
       const bars = (width) => {
         const left = Math.min(150, width * 0.4), high = 18;
-        const gap = left_out ? 16 : 0, half = accuracy.length / 2;
-        const height = accuracy.length * high + 22 + gap;
+        const gap = left_out ? 16 : 0, half = scores.length / 2;
+        const height = scores.length * high + 22 + gap;
         const x = (value) => left + (width - left - 46) * value / 100;
         const root = svg("svg", {width, height, role: "img", viewBox:
-          `0 0 ${width} ${height}`, "aria-label": "accuracy of each class"});
-        accuracy.forEach(([value, label, images], k) => {
+          `0 0 ${width} ${height}`, "aria-label": `${measure} of each class`});
+        scores.forEach(([value, label, images], k) => {
           const y = k * high + (k < half ? 0 : gap);
           const most = Math.floor(left / 6.6);
           const text = named[label].length > most ?
             named[label].slice(0, most - 1) + "\u2026" : named[label];
-          const about = `${named[label]}\n${fixed(value, 1)} % of ${images} ` +
-            "images" + (seeds > 1 ? ` (${seeds} seeds)` : "");
+          const about = `${named[label]}\n${fixed(value, 1)} %` +
+            (images === null ? ` ${measure}` : ` of ${images} images`) +
+            (seeds > 1 ? ` (${seeds} seeds)` : "");
           root.append(svg("text", {class: "tick", x: left - 8, y: y + 13,
             "text-anchor": "end"}, text),
           svg("rect", {class: "bar", x: x(0), y: y + 3, height: high - 6,
@@ -72,7 +73,8 @@ if (data.classes.length) {
         if (gap) root.append(svg("text", {class: "tick", x: left - 8,
           y: half * high + 11, "text-anchor": "end"}, "\u22ee"));
         root.append(svg("text", {class: "tick", x: x(0), y: height - 2},
-          "accuracy, % of the class's images"));
+          measure + ", %" +
+          (measure === "accuracy" ? " of the class's images" : "")));
         return root;
       };
       const small = count <= 25, cells = matrix.map(([label, guess, images]) =>
@@ -92,10 +94,10 @@ if (data.classes.length) {
         {label: "% of the class", number: true}], wrong.map(([label, guess,
         images, all]) => [named[label], named[guess], images, {
         sort: images / all, show: fixed(100 * images / all, 1)}]))));
-      return el("div", {class: "figures"}, figure("Accuracy of each class",
-        bars, left_out ? `the lowest and highest; ${left_out} classes ` +
-        "between them are left out" : seeds > 1 ? `${seeds} seeds together` :
-          ""), el("div", {}, map, wrong.length ? [el("p"), pairs] : null));
+      const under = left_out ? `the lowest and highest; ${left_out} classes ` +
+        "between them are left out" : seeds > 1 ? `${seeds} seeds together` : "";
+      return el("div", {class: "figures"},
+        figure(`${capital(measure)} of each class`, bars, under), el("div", {}, map, wrong.length ? [el("p"), pairs] : null));
     }));
 }
 

@@ -1,0 +1,19 @@
+"""Configs: their fields, their checks, their files and the command line.
+
+`sections.py` is the documented list of all fields. See README.md.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "command_line": ["Command", "parse", "USAGE"],
+    "config_files": ["load_config"],
+    "identity": ["difference", "digest", "plain"],
+    "options": ["option"],
+    "registration": ["register_method", "register_problem"],
+    "resolution": ["check_values", "resolve"],
+    "sections": ["defaults"],
+  },
+)

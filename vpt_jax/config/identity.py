@@ -1,0 +1,61 @@
+"""Compares configs and names runs by what is in them."""
+
+from collections.abc import Mapping
+import hashlib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vpt_jax.config import sections
+from vpt_jax.utils import trees
+
+MISSING = "(no such field)"
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+  """Returns the config as JSON values."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def digest(config: ConfigDict, digits: int = 8) -> str:
+  """Returns hex digits that change with any field.
+
+  Fields that were added after version 0.1 are left out while they have their
+  defaults, so that a run keeps its name.
+  """
+  values = plain(config)
+  for path, default in sections.added_later().items():
+    _remove_default(values, path, default)
+  text = json.dumps(values, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def _remove_default(
+  values: dict[str, Any], path: tuple[str, ...], default: Any
+) -> None:
+  *sections_above, name = path
+  for section in sections_above:
+    values = values.get(section, {})
+  if name in values and values[name] == default:
+    del values[name]
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Returns a line `field: old -> new` for every field that differs.
+
+  A field that was added after version 0.1 has its default where it is missing.
+  """
+  old_values = trees.flatten(old)
+  new_values = trees.flatten(new)
+  defaults = {
+    "/".join(path): default for path, default in sections.added_later().items()
+  }
+  lines = []
+  for name in sorted(old_values.keys() | new_values.keys()):
+    if_missing = defaults.get(name, MISSING)
+    before = old_values.get(name, if_missing)
+    after = new_values.get(name, if_missing)
+    if before != after:
+      lines.append(f"{name.replace('/', '.')}: {before!r} -> {after!r}")
+  return lines

@@ -1,0 +1,142 @@
+"""Makes a checked config of what a user wrote: `resolve`."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vpt_jax import model as model_lib
+from vpt_jax.backbones import factory as backbones
+from vpt_jax.config import sections
+from vpt_jax.config.options import check_fields, refusal
+from vpt_jax.data import datasets, tasks
+from vpt_jax.data.transforms import views
+from vpt_jax.methods import registry as methods
+from vpt_jax.utils import lookup
+
+
+def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
+  """Returns a checked copy, without what is not used and nothing left open.
+
+  Sections of other methods are dropped; fields that are empty, or that a config
+  of an older version lacks, get their values. Resolving twice changes nothing.
+
+  Args:
+    config: see `sections.py`.
+    named_task: False if the caller brings the data.
+
+  Raises:
+    ValueError: a value that no run could use; with its field, and what was
+      expected.
+  """
+  config = ConfigDict(config.to_dict())
+  lookup.choose(config.method, methods.METHODS, "method")
+  drop_unused_sections(config)
+  add_missing_fields(config)
+  check_values(config)
+  name_task(config, named_task)
+  choose_preprocessing(config, named_task)
+  if not config.trainable:
+    config.trainable = methods.get(config.method).trainable
+  check_together(config)
+  check_parts(config)
+  return config
+
+
+def drop_unused_sections(config: ConfigDict) -> None:
+  """Removes the sections that this run does not read."""
+  for method in methods.METHODS:
+    if method != config.method and method in config:
+      del config[method]
+  if "condense" in config and not config.condense.get("shares", ()):
+    del config.condense
+  if "sweep" in config and config.get("mode") != "sweep":
+    del config.sweep
+
+
+def add_missing_fields(config: ConfigDict) -> None:
+  """Gives fields that an older config lacks their defaults."""
+  for field, value in sections.default_values("").items():
+    if field not in config:
+      config[field] = value
+  for section in (*sections.SECTIONS, config.method):
+    if section not in config:
+      values = sections.default_values(section)
+      if section in sections.OPTIONAL or not values:
+        continue
+      config[section] = ConfigDict()
+    for field, value in sections.default_values(section).items():
+      if field not in config[section]:
+        config[section][field] = value
+
+
+def check_values(config: ConfigDict) -> None:
+  """Checks each field of a config by itself, the sections that are there.
+
+  Raises:
+    ValueError: a field that is not known, or a value that it may not have.
+  """
+  values = config.to_dict()
+  top = {
+    name: value
+    for name, value in values.items()
+    if name not in sections.SECTIONS and name not in methods.METHODS
+  }
+  check_fields(sections.fields_of(""), top, "")
+  for section in (*sections.SECTIONS, *methods.METHODS):
+    if section in values:
+      check_fields(sections.fields_of(section), values[section], section)
+
+
+def name_task(config: ConfigDict, named_task: bool) -> None:
+  """Checks the task's name; images of the user's own get one by their file.
+
+  Raises:
+    ValueError: an unknown task, or an unknown kind of source.
+  """
+  source = config.data.source
+  if ":" in source:
+    kind, _, path = source.partition(":")
+    lookup.choose(kind, datasets.USER, "data.source")
+    if not path:
+      raise refusal("data.source", source, f"{kind}:PATH, with a path")
+    config.task = config.task or Path(path).stem
+  elif named_task:
+    tasks.get(config.task)
+
+
+def choose_preprocessing(config: ConfigDict, named_task: bool) -> None:
+  """Fills in how images are prepared, where the config leaves it open."""
+  data = config.data
+  if not data.preprocess:
+    data.preprocess = "vtab"
+    if named_task:
+      data.preprocess = datasets.own_family(config.task, data.source)
+  if not data.augment:
+    data.augment = views.OWN[data.preprocess]
+  if data.normalize == "backbone":
+    data.normalize = backbones.get(config.backbone.name).normalize
+
+
+def check_together(config: ConfigDict) -> None:
+  """Raises ValueError for values that exclude each other."""
+  compute = config.compute
+  if compute.attention == "cudnn" and compute.dtype == "float32":
+    raise ValueError(
+      "compute.attention='cudnn' takes 16-bit numbers only; set "
+      "config.compute.dtype=bfloat16"
+    )
+  warmup = config.optim.warmup_epochs
+  if warmup > config.epochs:
+    raise refusal("optim.warmup_epochs", warmup, f"0 to epochs={config.epochs}")
+
+
+def check_parts(config: ConfigDict) -> None:
+  """Raises ValueError if backbone, method and head do not fit each other.
+
+  Nothing is computed: only the modules are made, and the method's options
+  compared with the backbone.
+  """
+  # How many classes there are is not known before the data are.
+  num_classes = len(config.head_groups) or 1
+  model = model_lib.build(config, num_classes)
+  model.method.check()

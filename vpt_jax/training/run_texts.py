@@ -1,0 +1,68 @@
+"""Writes what a run says on the terminal: its parameters and its result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vpt_jax import problems
+from vpt_jax.utils import text_tables, trees
+
+MOST_NAMED_LEAVES = 100  # of more trainable leaves only the parts are listed
+
+
+def split_table(trainable: trees.Flat, frozen: trees.Flat, pattern: str) -> str:
+  """Returns a table of the parameters that are trained and those that are not.
+
+  Args:
+    trainable: flat tree.
+    frozen: flat tree.
+    pattern: `config.trainable`.
+
+  Returns:
+    Lines with a group of parameters, its leaves and its scalars.
+  """
+  is_short = len(trainable) < MOST_NAMED_LEAVES
+  rows = [
+    ("parameters", "pattern", "leaves", "scalars"),
+    ("trainable", pattern, *_sizes(trainable)),
+    *_group_rows(trainable, depth=2 if is_short else 1),
+    ("frozen", "the rest", *_sizes(frozen)),
+    *_group_rows(frozen, depth=1),
+  ]
+  return text_tables.align(rows, right=(2, 3))
+
+
+def _group_rows(flat: trees.Flat, depth: int) -> list[tuple[str, ...]]:
+  """Returns a row for all parameters with the same first `depth` names."""
+  groups: dict[str, trees.Flat] = {}
+  for path, leaf in flat.items():
+    group = "/".join(path.split("/")[:depth])
+    groups.setdefault(group, {})[path] = leaf
+  return [("", group, *_sizes(groups[group])) for group in sorted(groups)]
+
+
+def _sizes(flat: trees.Flat) -> tuple[str, str]:
+  return str(len(flat)), f"{trees.count(flat):,}"
+
+
+def result_text(result: Mapping[str, Any]) -> str:
+  """Returns the result of a run in a few lines.
+
+  Args:
+    result: what result.json holds.
+  """
+  scores = [
+    f"{score.title} {result[score.name]:.2f} {score.unit}"
+    for score in problems.of_run(result).scores
+  ]
+  backbone = result["backbone"]
+  lines = [
+    f"{result['task']} {result['split']}: {', '.join(scores)} "
+    f"({result['count']} images)",
+    f"{result['method']} on {backbone['name']} (sha256 "
+    f"{backbone['sha256'][:8]}): {result['trainable_params']:,} trainable "
+    f"parameters ({result['trainable_percent']:.3f} %), "
+    f"{result['seconds']:.1f} s",
+  ]
+  if result["images_per_second"]:
+    lines[-1] += f", {result['images_per_second']:.0f} images/s"
+  return "\n".join(lines)
