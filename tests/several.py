@@ -52,4 +52,4 @@ def work(workdir: str, what: str, spec: str = "") -> int:
 
 if __name__ == "__main__":
   processes.exit_on_sigterm()  # as main does
-  sys.exit(main.told(lambda: work(*sys.argv[1:])))
+  sys.exit(main.exit_status(lambda: work(*sys.argv[1:])))

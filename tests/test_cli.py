@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import common
+from vpt_jax import config as config_lib
 from vpt_jax import main
+from vpt_jax.config.__main__ import main as list_fields
+from vpt_jax.utils import trees
 
 VTAB = "--config=configs/vapt_vtab.py"
 
@@ -54,6 +58,28 @@ def run(capsys, *args):
       "backbone, method, head",
     ),
     ([VTAB, "--config.optim.name=sdg"], "did you mean 'sgd'?"),
+    ([VTAB, "--config.optim.lr=-1"], "config.optim.lr=-1.0; expected at least"),
+    ([VTAB, "--config.optim.lr", "-1"], "config.optim.lr=-1.0; expected at"),
+    ([VTAB, "--config.optim.lr=nan"], "config.optim.lr=nan; expected a finite"),
+    ([VTAB, "--config.optim.lr", "inf"], "config.optim.lr=inf; expected a fin"),
+    ([VTAB, "--config.seed=-1"], "config.seed=-1; expected 0 to 4294967295"),
+    ([VTAB, "--config.head_init", "zero"], "did you mean 'zeros'?"),
+    ([VTAB, "--config.problem=clasification"], "mean 'classification'?"),
+    ([VTAB, "--config.optim.lrr", "1"], "did you mean 'optim.lr'?"),
+    ([VTAB, "--config.optim.lr"], "--config.optim.lr has no value; expected"),
+    ([VTAB, "--config.optim=1"], "unknown config field 'optim'; did you mean"),
+    ([VTAB, "--noconfig.compute.remta"], "did you mean 'compute.remat'?"),
+    ([VTAB, "--config.compute.remat=maybe"], "Non-boolean argument"),
+    ([VTAB, "--config.sweep.seeds=(1,"], "error: flag --config.sweep.seeds=(1"),
+    ([VTAB, "--config.vapt.num_tokens=-3"], "vapt.num_tokens=-3; expected"),
+    ([VTAB, "--config.mode=sweep", '--config.sweep.seeds=("a",)'], "integers"),
+    ([VTAB, "--config=configs/vpt_vtab.py"], "--config is given 2 times"),
+    (["--config"], "error: no --config given"),
+    (["--config=configs/vapt_vtab.p"], "did you mean 'vapt_vtab.py'?"),
+    (["--config=elsewhere/vapt_vtab.py"], "no file 'elsewhere/vapt_vtab.py'"),
+    (["--config=setup.cfg"], "setup.cfg is not a Python file"),
+    (["--config=configs/__init__.py"], "is not a config file"),
+    (["--config=configs/pretrain_mini.py:x"], "takes no argument"),
     ([VTAB, "--config.vapt.kernel_size=0"], "vapt.kernel_size=0; expected"),
     ([VTAB, "--config.vapt.num_tokens=-1"], "vapt.num_tokens=-1; expected"),
     ([VTAB, "--config.vapt.dropout=1.5"], "vapt.dropout=1.5; expected 0 <="),
@@ -93,10 +119,79 @@ def test_a_missing_task_says_where_it_was_looked_for(capsys, tmp_path):
 def test_out_of_memory_is_said(capsys):
   """As XLA says it, not as a lost process."""
   big = jax.jit(lambda: jnp.zeros(2**50, jnp.float32))
-  assert main.told(lambda: int(big()[0])) == 1
+  assert main.exit_status(lambda: int(big()[0])) == 1
   err = capsys.readouterr().err
   assert "error: out of memory" in err and "config.batch_size" in err
   assert "RESOURCE_EXHAUSTED" in err and "lost another" not in err
+
+
+def parse(*args):
+  return config_lib.parse(["main", *args])
+
+
+def test_values_may_follow_after_a_space():
+  command = parse(
+    *("--config", "configs/vapt_vtab.py:dtd", "--config.optim.lr", "0.25"),
+    *("--workdir", "here", "--config.sweep.seeds", "(1, 2)"),
+    *("--config.compute.remat", "--noconfig.optim.scale_lr", "--shard", "2/3"),
+    *("--config.data.train_split", "train", "-config.seed", "3"),
+  )
+  config = command.config
+  assert (command.path, command.workdir) == ("configs/vapt_vtab.py:dtd", "here")
+  assert command.shard == (2, 3)
+  assert (config.task, config.optim.lr, config.seed) == ("dtd", 0.25, 3)
+  assert config.sweep.seeds == (1, 2)
+  assert config.compute.remat and not config.optim.scale_lr
+  assert config.data.train_split == "train"
+  assert parse(VTAB, "--config.compute.remat", "False").config == (
+    parse(VTAB).config
+  )
+
+
+def test_a_config_file_anywhere_finds_what_it_imports(tmp_path):
+  """Config files of the package, and modules beside it."""
+  (tmp_path / "beside_it.py").write_text("EPOCHS = 7\n")
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "import beside_it\n"
+    "from configs import common\n"
+    "def get_config(epochs=''):\n"
+    "  config = common.get_config()\n"
+    "  config.epochs = int(epochs or beside_it.EPOCHS)\n"
+    "  return config\n"
+  )
+  assert parse(f"--config={path}").config.epochs == 7
+  assert parse("--config", f"{path}:8").config.epochs == 8
+  path.write_text("def get_config():\n  return {}\n")
+  with pytest.raises(ValueError, match=r"returns dict; expected a ConfigDict"):
+    parse(f"--config={path}")
+
+
+def test_the_list_of_fields(capsys):
+  assert list_fields([]) == 0
+  out = capsys.readouterr().out
+  known = trees.flatten(common.get_config().to_dict())
+  for name in known:
+    assert f"\nconfig.{name.replace('/', '.')} = " in out
+  assert list_fields(["optim", "vapt"]) == 0
+  out = capsys.readouterr().out
+  assert "config.optim.lr = 1.0\n    Learning rate for a batch" in out
+  assert "config.vapt.num_tokens = 10\n" in out and "config.seed" not in out
+  assert list_fields(["optm"]) == 1
+  assert "did you mean 'optim'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value,kept", [(None, 1), ("1", 1), ("0", 0)])
+def test_memory_settings_are_an_option(monkeypatch, value, kept):
+  calls = []
+  monkeypatch.setattr(main.malloc, "keep", lambda: calls.append("keep"))
+  monkeypatch.setattr(main.program_cache, "enable", lambda: None)
+  monkeypatch.setattr(main.processes, "exit_on_sigterm", lambda: None)
+  monkeypatch.delenv("VPT_JAX_KEEP_MEMORY", raising=False)
+  if value is not None:
+    monkeypatch.setenv("VPT_JAX_KEEP_MEMORY", value)
+  main.start_process()
+  assert len(calls) == kept
 
 
 def test_help(capsys):

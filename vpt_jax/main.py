@@ -1,6 +1,10 @@
-"""The main job: `python -m vpt_jax.main --config=FILE[:TASK]`."""
+"""Runs the main job: `python -m vpt_jax.main --config=FILE[:TASK]`.
 
-from collections.abc import Callable, Sequence
+`run` adapts a backbone to a task; `main` is the command line around it, for
+sweeps too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import json
 import logging
@@ -15,25 +19,40 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import config as configs
+from vpt_jax import config as config_lib
 from vpt_jax.condensation import stages
 from vpt_jax.distributed import memory, processes, program_cache, sharding
 from vpt_jax.report import result_tables
 from vpt_jax.sweeps import protocol
-from vpt_jax.training import evaluation, loop, metrics, optim, run_texts
-from vpt_jax.training import experiment as jobs
-from vpt_jax.training import records as results
-from vpt_jax.utils import files, malloc, trees
+from vpt_jax.training import (
+  evaluation,
+  experiment,
+  loop,
+  metrics,
+  optim,
+  records,
+  run_texts,
+)
+from vpt_jax.utils import command_line, files, malloc, trees
 from vpt_jax.utils.logs import log
+
+EMBEDDED = """\
+no task named: takes the embedded data (scikit-learn's digits) and backbone \
+%s; name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
+
+OUT_OF_MEMORY = """\
+out of memory. In another workdir take a smaller config.batch_size (of a sweep:
+config.sweep.group), fewer images on the device (config.data.device_gb), or
+config.compute.remat=True; more devices help too"""
 
 
 def run(
   config: ConfigDict,
   workdir: str | os.PathLike,
-  data: jobs.Data | None = None,
+  data: experiment.Data | None = None,
   start: trees.Flat | None = None,
 ) -> dict[str, Any]:
-  """Adapts, evaluates and saves; goes on where an earlier call was killed.
+  """Adapts, evaluates and saves; resumes where an earlier call was killed.
 
   Args:
     config: see `vpt_jax/config/sections.py`.
@@ -43,81 +62,111 @@ def run(
     start: values of an adapter file that the run starts from.
 
   Returns:
-    What result.json holds, or condense.json (see `condense.py`).
+    What result.json holds, or condense.json (see
+    `vpt_jax/condensation/stages.py`).
 
   Raises:
     ValueError: a config, file or folder that can't be used, saying why.
-    train.Diverged: the loss is NaN or infinite.
+    loop.Diverged: the loss is NaN or infinite.
   """
-  config = configs.resolve(config, named_task=data is None)
-  workdir = Path(workdir).expanduser()
-  staged = "condense" in config
-  if staged:
+  config = config_lib.resolve(config, named_task=data is None)
+  condenses = "condense" in config
+  if condenses:
     stages.check(config)
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(
-      jax.default_matmul_precision(config.compute.matmul_precision)
+  precision = config.compute.matmul_precision
+  with (
+    jax.default_matmul_precision(precision),
+    own_folder(Path(workdir).expanduser()) as folder,
+  ):
+    check_same_run(folder, config, data)
+    result_file = folder / ("condense.json" if condenses else "result.json")
+    is_finished = np.bool_(result_file.exists())
+    if processes.broadcast_from_primary(is_finished):
+      log.info("%s is finished; another --workdir runs it again", folder)
+      return read_result(result_file)
+    if data is None:
+      data = experiment.load_data(config)
+    if condenses:
+      check_one_process_condenses()
+      return stages.run(config, folder, data, run)
+    return train_and_evaluate(config, folder, data, start or {})
+
+
+@contextlib.contextmanager
+def own_folder(workdir: Path) -> Iterator[Path]:
+  """Gives the folder that this process writes to, locked.
+
+  That is the workdir for the primary process; what the others write is thrown
+  away.
+  """
+  if processes.is_primary():
+    with files.lock(workdir):
+      yield workdir
+  else:
+    with tempfile.TemporaryDirectory() as temporary:
+      yield Path(temporary)
+
+
+def check_same_run(
+  folder: Path, config: ConfigDict, data: experiment.Data | None
+) -> None:
+  """Raises ValueError if the folder holds a run of another config or data."""
+  experiment.check_unchanged(folder / "config.json", config_lib.plain(config))
+  if data is not None:
+    fingerprint = experiment.fingerprint(data)
+    experiment.check_unchanged(folder / "data.json", fingerprint)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+  """Returns a finished run's result; {} in processes other than the primary."""
+  return json.loads(path.read_text()) if processes.is_primary() else {}
+
+
+def check_one_process_condenses() -> None:
+  """Raises ValueError if there are several processes."""
+  if jax.process_count() > 1:
+    raise ValueError(
+      "condensation takes one process, of any number of "
+      "devices; leave --distributed out"
     )
-    if processes.is_primary():
-      stack.enter_context(files.lock(workdir))
-    else:  # what it writes is thrown away
-      workdir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    finished = workdir / ("condense.json" if staged else "result.json")
-    jobs.check_unchanged(workdir / "config.json", configs.plain(config))
-    if data is not None:
-      jobs.check_unchanged(workdir / "data.json", jobs.fingerprint(data))
-    if processes.broadcast_from_primary(np.bool_(finished.exists())):
-      log.info("%s is finished; another --workdir runs it again", workdir)
-      return json.loads(finished.read_text()) if processes.is_primary() else {}
-    data = data or jobs.load_data(config)
-    if not staged:
-      return _run(config, workdir, data, start or {})
-    if jax.process_count() > 1:
-      raise ValueError(
-        "condensation takes one process, of any number of "
-        "devices; leave --distributed out"
-      )
-    return stages.run(config, workdir, data, run)
 
 
-def _run(
-  config: ConfigDict, workdir: Path, data: jobs.Data, saved: trees.Flat
+def train_and_evaluate(
+  config: ConfigDict,
+  workdir: Path,
+  data: experiment.Data,
+  saved: trees.Flat,
 ) -> dict[str, Any]:
+  """Trains one run, evaluates it and writes its files.
+
+  Args:
+    config: resolved.
+    workdir: see `run`.
+    data: its splits.
+    saved: values of an adapter file to start from.
+
+  Returns:
+    What result.json holds.
+  """
   started = time.monotonic()
-  fingerprint = jobs.fingerprint(data)
-  # Before they wait for each other where one of them never comes.
-  processes.check_same(
-    {"sha256": np.uint32(int(configs.digest(config), 16))}, "config"
-  )
-  processes.check_same(jax.tree.map(np.uint32, fingerprint), "data")
-  job = jobs.build(config, data, saved)
-  log.info(
-    "%s",
-    run_texts.split_table(
-      job.start.trainable, job.start.frozen, config.trainable
-    ),
-  )
-  log.info(
-    "%d training and %d test images, %d classes",
-    len(data.train),
-    len(data.test),
-    data.train.num_classes,
-  )
-  rate = optim.per_epoch(
-    optim.epoch_rates(config.optim, config.batch_size, config.epochs),
-    len(job.train),
-  )
-  tx = job.optimizer(rate, config.optim.weight_decay)
-  state = sharding.replicate(jobs.train_state(config, job.start, tx), job.mesh)
-  jobs.claim(workdir, config, job.backbone, fingerprint)
-  state, speed = loop.fit(
+  fingerprint = experiment.fingerprint(data)
+  check_same_in_all_processes(config, fingerprint)
+  job = experiment.build(config, data, saved)
+  log_sizes(job)
+
+  rates = optim.epoch_rates(config.optim, config.batch_size, config.epochs)
+  rate = optim.per_epoch(rates, len(job.train))
+  optimizer = job.optimizer(rate, config.optim.weight_decay)
+  first_state = experiment.train_state(config, job.start, optimizer)
+  experiment.claim(workdir, config, job.backbone, fingerprint)
+  state, images_per_second = loop.fit(
     config,
     workdir,
-    state,
+    sharding.replicate(first_state, job.mesh),
     job.start.frozen,
     job.train,
     jax.jit(
-      job.step(job.model, tx),
+      job.step(job.model, optimizer),
       donate_argnums=0,
       out_shardings=sharding.replicated(job.mesh),
     ),
@@ -125,145 +174,187 @@ def _run(
     job.problem,
   )
 
-  total, predictions = evaluation.collect(
+  sums, predictions = evaluation.collect(
     evaluation.make_eval_step(job.apply, job.problem, job.mesh),
     state.trainable,
     job.start.frozen,
     state.collections,
     job.test,
   )
+  labels = data.test.labels
   result = {
-    **jobs.facts(job),
-    **evaluation.scores(job.problem, total, predictions, data.test.labels),
-    "images_per_second": speed,
+    **experiment.facts(job),
+    **evaluation.scores(job.problem, sums, predictions, labels),
+    "images_per_second": images_per_second,
     "seconds": time.monotonic() - started,
   }
-  jobs.save(
+  experiment.save(
     workdir, job, config, state.trainable, state.collections, predictions
   )
-  curve = list(metrics.read_metrics(workdir / "metrics.jsonl"))
-  results.Store(workdir / results.FILE).add(
-    jobs.record(
-      job,
-      config,
-      "single",
-      curve,
-      total,
-      predictions,
-      speed=speed,
-      seconds=result["seconds"],
-    )
+  record = experiment.record(
+    job,
+    config,
+    "single",
+    list(metrics.read_metrics(workdir / "metrics.jsonl")),
+    sums,
+    predictions,
+    speed=images_per_second,
+    seconds=result["seconds"],
   )
+  records.Store(workdir / records.FILE).add(record)
+  # Last: it says that the run is finished.
   files.write_json(workdir / "result.json", result)
   return result
 
 
-EMBEDDED = """\
-no task named: takes the embedded data (scikit-learn's digits) and backbone \
-%s; name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
+def check_same_in_all_processes(
+  config: ConfigDict, fingerprint: dict[str, Any]
+) -> None:
+  """Raises ValueError if the processes do not make the same run.
+
+  It comes before they wait for each other where one of them would never come.
+  """
+  number = np.uint32(int(config_lib.digest(config), 16))
+  processes.check_same({"sha256": number}, "config")
+  processes.check_same(jax.tree.map(np.uint32, fingerprint), "data")
+
+
+def log_sizes(job: experiment.Job) -> None:
+  """Writes how much is trained, and on how many images."""
+  start = job.start
+  pattern = job.config.trainable
+  log.info("%s", run_texts.split_table(start.trainable, start.frozen, pattern))
+  log.info(
+    "%d training and %d test images, %d classes",
+    len(job.data.train),
+    len(job.data.test),
+    job.data.train.num_classes,
+  )
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs; returns the exit status. What the user can mend is told clearly."""
+  """Runs the command line; returns the exit status.
+
+  Mistakes of the user are shown as `error: ...`, without a traceback.
+  """
   if {"--help", "-h"} & {*argv}:
-    sys.stdout.write(configs.USAGE + "\n")
+    sys.stdout.write(config_lib.USAGE + "\n")
     return 0
   log.addHandler(logging.StreamHandler(sys.stdout))
   log.setLevel(logging.INFO)
   log.propagate = False  # absl would print each line again
-  return told(lambda: _main(configs.parse(argv)))
+  return exit_status(lambda: run_command(config_lib.parse(argv)))
 
 
-def _main(command: configs.Command) -> int:
-  config, path, workdir, part, spec = command
-  whole = config.mode == "sweep"
-  processes.join(spec)
-  if whole and jax.process_count() > 1:
+def run_command(command: config_lib.Command) -> int:
+  """Runs a sweep or one run; returns the exit status."""
+  config = command.config
+  processes.join(command.distributed)
+  if not processes.is_primary():
+    log.setLevel(logging.WARNING)
+  if config.task == "digits" and ":" not in command.path:
+    log.info(EMBEDDED, config.backbone.name, command.path)
+  if config.mode == "sweep":
+    return run_sweep(command)
+  config = config_lib.resolve(config)
+  workdir = command.workdir or default_workdir(config.task, config)
+  log.info("workdir %s", workdir)
+  result = run(config, workdir)
+  if not processes.is_primary():
+    return 0
+  if "condense" in config:
+    text = stages.table(result)
+    names = "condense.json and all runs"
+  else:
+    text = run_texts.result_text(result)
+    names = "result.json and adapter.npz"
+  log.info("%s\n%s in %s", text, names, workdir)
+  return 0
+
+
+def run_sweep(command: config_lib.Command) -> int:
+  """Runs a sweep and prints its table; returns the exit status."""
+  config = command.config
+  if jax.process_count() > 1:
     raise ValueError(
       f"a sweep takes one process, of any number of devices, here are "
       f"{jax.process_count()}; start it without --distributed on each "
       "machine, with one --workdir on a shared disk or with --shard. The "
       "hosts of a TPU slice can't work alone: take slices of one host"
     )
-  if not processes.is_primary():
-    log.setLevel(logging.WARNING)
-  if config.task == "digits" and ":" not in path:
-    log.info(EMBEDDED, config.backbone.name, path)
-  if whole:
-    configs.check_values(config)
-  else:
-    config = configs.resolve(config)
-  task = "sweep" if whole and config.sweep.tasks else config.task
-  workdir = workdir or os.path.join(
-    "runs", f"{task}-{config.method}-{configs.digest(config)}"
-  )
+  config_lib.check_values(config)
+  name = "sweep" if config.sweep.tasks else config.task
+  workdir = command.workdir or default_workdir(name, config)
   log.info("workdir %s", workdir)
-  if whole:
-    records = protocol.run(config, Path(workdir).expanduser(), part)
-    log.info(
-      "%s\nrecords in %s; `python -m vpt_jax.report %s --out FOLDER` "
-      "writes tables and a page",
-      result_tables.terminal(records),
-      workdir,
-      workdir,
-    )
-    return 0
-  result = run(config, workdir)
-  if processes.is_primary():
-    text, names = (
-      (stages.table(result), "condense.json and all runs")
-      if "condense" in config
-      else (run_texts.result_text(result), "result.json and adapter.npz")
-    )
-    log.info("%s\n%s in %s", text, names, workdir)
+  folder = Path(workdir).expanduser()
+  made = protocol.run(config, folder, command.shard)
+  log.info(
+    "%s\nrecords in %s; `python -m vpt_jax.report %s --out FOLDER` "
+    "writes tables and a page",
+    result_tables.terminal(made),
+    workdir,
+    workdir,
+  )
   return 0
 
 
-OUT_OF_MEMORY = """\
-out of memory. In another workdir take a smaller config.batch_size (of a sweep:
-config.sweep.group), fewer images on the device (config.data.device_gb), or
-config.compute.remat=True; more devices help too"""
+def default_workdir(name: str, config: ConfigDict) -> str:
+  """Returns the folder of a run whose command line names none."""
+  run_name = f"{name}-{config.method}-{config_lib.digest(config)}"
+  return os.path.join("runs", run_name)
 
 
-def told(work: Callable[[], int]) -> int:
-  """The exit status of some work; what stops it is told on stderr."""
+def exit_status(work: Callable[[], int]) -> int:
+  """Returns the exit status of some work; shows on stderr what stops it."""
   try:
-    return work()
-  except (ValueError, OSError) as error:
-    sys.stderr.write(f"error: {error}\n")
-    return _end(1)
+    status = command_line.exit_status(work)
   except jax.errors.JaxRuntimeError as error:
-    if memory.is_out_of_memory(error):
-      sys.stderr.write(f"error: {OUT_OF_MEMORY}\n{error}\n")
-      return _end(1)
-    if not jax.distributed.is_initialized():
+    if not memory.is_out_of_memory(error) and not is_one_of_several():
       raise
-    sys.stderr.write(
-      f"error: process {jax.process_index()} has lost another one; start "
-      f"them all again, the same command goes on:\n{error}\n"
-    )
-    return _end(1)
+    sys.stderr.write(f"error: {explain(error)}\n")
+    status = 1
   except processes.Preempted as stop:
     sys.stderr.write(
-      "stopped by SIGTERM, all is saved; the same command goes on\n"
+      "stopped by SIGTERM, everything is saved; the same command resumes\n"
     )
     return stop.code
   except KeyboardInterrupt:
-    sys.stderr.write("interrupted; the same command goes on\n")
+    sys.stderr.write("interrupted; the same command resumes\n")
     return 130
-
-
-def _end(status: int) -> int:
-  """The status; one of several processes ends here: it can't wait for others
-  at JAX's exit."""
-  if jax.distributed.is_initialized():
+  if status and is_one_of_several():
+    # At JAX's exit it would wait for the others, which wait for it.
     sys.stderr.flush()
     os._exit(status)
   return status
 
 
-if __name__ == "__main__":
-  malloc.keep()
+def is_one_of_several() -> bool:
+  """Returns whether this process was started with `--distributed`."""
+  return jax.distributed.is_initialized()
+
+
+def explain(error: jax.errors.JaxRuntimeError) -> str:
+  """Returns what an error of the devices means, and what to do."""
+  if memory.is_out_of_memory(error):
+    return f"{OUT_OF_MEMORY}\n{error}"
+  return (
+    f"process {jax.process_index()} has lost another one; start them all "
+    f"again, the same command resumes:\n{error}"
+  )
+
+
+def start_process() -> None:
+  """Sets this process up, before JAX starts.
+
+  `VPT_JAX_KEEP_MEMORY=0` in the environment leaves the C library's memory
+  settings alone.
+  """
+  if os.environ.get("VPT_JAX_KEEP_MEMORY", "1") != "0":
+    malloc.keep()
   program_cache.enable()
   processes.exit_on_sigterm()
+
+
+if __name__ == "__main__":
+  start_process()
   sys.exit(main(sys.argv))

@@ -217,7 +217,7 @@ def test_sigterm_saves_and_the_run_ends_with_the_same_bits(tmp_path):
   begun(tmp_path / "stopped", process)
   process.send_signal(signal.SIGTERM)
   ((_, err),) = ended([process], 143)
-  assert "stopped by SIGTERM, all is saved" in err
+  assert "stopped by SIGTERM, everything is saved" in err
   step = max(
     int(path.name) for path in (tmp_path / "stopped/checkpoints").iterdir()
   )

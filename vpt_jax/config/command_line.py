@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> Command:
   program, *arguments = argv
   path, arguments = take_config_path(join_values(arguments))
   config = config_files.load_config(path)
-  check_field_names(arguments, config)
+  check_overrides(arguments, config)
   values, rest = parse_flags([program, *arguments], config)
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}\n{USAGE}")
@@ -107,13 +107,19 @@ def take_config_path(arguments: Sequence[str]) -> tuple[str, list[str]]:
   return paths[0], others
 
 
-def check_field_names(arguments: Sequence[str], config: ConfigDict) -> None:
-  """Raises ValueError for `--config.FIELD` that the config does not have."""
-  known = [name.replace("/", ".") for name in trees.flatten(config.to_dict())]
+def check_overrides(arguments: Sequence[str], config: ConfigDict) -> None:
+  """Raises ValueError for `--config.FIELD` without such a field, or a value."""
+  flat = trees.flatten(config.to_dict())
+  values = {name.replace("/", "."): value for name, value in flat.items()}
   for argument in arguments:
-    field = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-    if field:
-      lookup.choose(field[1], known, "config field")
+    override = re.match(r"--?(?:no)?config\.([^=]*)(=?)", argument)
+    if not override:
+      continue
+    field, equals = override.groups()
+    lookup.choose(field, values, "config field")
+    # `--config.compute.remat` and `--noconfig.compute.remat` are good.
+    if not equals and not isinstance(values[field], bool):
+      raise ValueError(f"{argument} has no value; expected {argument}=VALUE")
 
 
 def parse_flags(

@@ -34,16 +34,14 @@ def load_config(path: str) -> ConfigDict:
   get_config = getattr(module, "get_config", None)
   if not callable(get_config):
     raise ValueError(
-      f"--config: {file} has no function get_config; see configs/common.py"
+      f"--config: {file} is not a config file: it has no function get_config"
     )
   arguments = (argument,) if colon else ()
   try:
     inspect.signature(get_config).bind(*arguments)
-  except TypeError as error:
-    raise ValueError(
-      f"--config={path}: get_config{inspect.signature(get_config)} of the "
-      f"file does not take {arguments or 'no argument'} ({error})"
-    ) from None
+  except TypeError:
+    takes = "takes no argument" if colon else "needs an argument, FILE:ARGUMENT"
+    raise ValueError(f"--config={path}: {file} {takes}") from None
   config = get_config(*arguments)
   if not isinstance(config, ConfigDict):
     raise ValueError(
@@ -108,10 +106,11 @@ def prepare_imports(file: Path) -> None:
 
 
 def _run_file(file: Path) -> types.ModuleType:
-  """Returns a config file as a module, which no other module can import."""
+  """Runs a config file; returns it as a module."""
   spec = importlib.util.spec_from_file_location("config_file", file)
   if spec is None or spec.loader is None:
     raise ValueError(f"--config: {file} is not a Python file; expected NAME.py")
   module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # where dataclasses look their module up
   spec.loader.exec_module(module)
   return module
