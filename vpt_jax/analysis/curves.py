@@ -126,7 +126,7 @@ def _sorted(values: Iterable[Any]) -> list[Any]:
 
 def _point(value: Any, runs: Sequence[records_lib.Record], field: str) -> Point:
   """Returns the point of runs with the same value, all of different seeds."""
-  by_seed = {}
+  by_seed: dict[int, records_lib.Record] = {}
   for run in runs:
     other = by_seed.setdefault(run["seed"], run)
     if other is not run:

@@ -83,28 +83,30 @@ def draw(adapter: Adapter, method: str, count: int, seed: int, to: Path) -> str:
       "an adapter of 'classification'"
     )
   images = subject.test(adapter, count, seed)
-  if len(images.labels) < LEAST_IMAGES:
-    raise ValueError(
-      f"{len(images.labels)} images; expected at least {LEAST_IMAGES}"
-    )
+  labels = np.asarray(images.labels)  # Those of test images are known.
+  if len(labels) < LEAST_IMAGES:
+    raise ValueError(f"{len(labels)} images; expected at least {LEAST_IMAGES}")
   features = _features(adapter, images)
   points, axis_names = plane(features, method, seed)
-  accuracy = nearest_neighbour(features, images.labels)
+  accuracy = nearest_neighbour(features, labels)
   names = images.class_names
   if not names:
-    names = tuple(str(k) for k in range(images.labels.max() + 1))
+    names = tuple(str(k) for k in range(labels.max() + 1))
 
   title = (
-    f"{adapter.title}\nPooled features of {len(images.labels)} test images; "
+    f"{adapter.title}\nPooled features of {len(labels)} test images; "
     f"{accuracy:.1f} % of nearest neighbours have the same class"
   )
   with figures.figure(to, 8.6, 5.6, "") as fig:
     axes = fig.subplots()
     axes.set(title=title, xlabel=axis_names[0], ylabel=axis_names[1])
-    shown = _draw_points(axes, points, images.labels, names)
+    shown = _draw_points(axes, points, labels, names)
     if shown <= MOST_NAMES:
       fig.legend(loc="outside right upper", ncols=1 + shown // 25)
-  _write_numbers(images, names, points, to)
+  class_names = [names[label] for label in labels]
+  header = ["image", "label", "class", "x", "y"]
+  columns = (images.names, labels, class_names, points[:, 0], points[:, 1])
+  figures.write_csv(to, header, zip(*columns, strict=True))
   return f"nearest neighbour of the same class: {accuracy:.2f} %"
 
 
@@ -136,15 +138,3 @@ def _draw_points(
       label=names[label],
     )
   return len(shown)
-
-
-def _write_numbers(
-  images: Images, names: Sequence[str], points: np.ndarray, to: Path
-) -> None:
-  """Writes a line for every image."""
-  rows = []
-  for image, label, point in zip(
-    images.names, images.labels, points, strict=True
-  ):
-    rows.append([image, label, names[label], *point])
-  figures.write_csv(to, ["image", "label", "class", "x", "y"], rows)

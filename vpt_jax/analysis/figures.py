@@ -36,7 +36,8 @@ COLOURS = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HEAT = "inferno"  # of equal steps in brightness
 
-STYLE = {
+# Any, as matplotlib wants a type of the names that it knows.
+STYLE: Any = {
   "font.size": 9,
   "axes.titlesize": 9,
   "figure.titlesize": 10,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,9 @@ def maskable(
     model: with prompts.
     num_prompts: [L], that each block sees.
   """
+  method_class: Any = type(model.method)
 
-  class Masked(type(model.method)):
+  class Masked(method_class):
     """The method, with a mask."""
 
     def prompt_bias(self, i):
@@ -98,14 +100,13 @@ def draw(adapter: Adapter, count: int, to: Path) -> str:
     A summary for the terminal.
   """
   images = subject.test(adapter, count, seed=0)
-  with_all, without = scores_without_blocks(
-    adapter, images.pixels, images.labels
-  )
+  labels = np.asarray(images.labels)  # Those of test images are known.
+  with_all, without = scores_without_blocks(adapter, images.pixels, labels)
   num_prompts = subject.prompts(adapter)
   score = adapter.problem.scores[0]
   title = (
     "Accuracy when one block does not see its prompts\n"
-    f"{adapter.title}, {len(images.labels)} test images"
+    f"{adapter.title}, {len(labels)} test images"
   )
   _draw_figure(title, score, with_all, without, len(num_prompts), to)
 

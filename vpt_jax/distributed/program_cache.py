@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 import platform
 import re
+from typing import Any
 
 import jax
 
@@ -16,14 +17,15 @@ def enable() -> None:
   every kind of processor: JAX does not tell them apart, and a program for
   another one may crash. The folder may be deleted at any time.
   """
-  if jax.config.jax_compilation_cache_dir is not None:
+  config: Any = jax.config  # Its fields have no types.
+  if config.jax_compilation_cache_dir is not None:
     return
   root = os.environ.get("VPT_JAX_CACHE") or "~/.cache/vpt_jax"
   name = f"{platform.machine()}-{_processor_digest()}"
   folder = Path(root).expanduser() / "programs" / name
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  config.update("jax_compilation_cache_dir", str(folder))
   # The many small ones of a start take longer than the few large ones.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _processor_digest() -> str:

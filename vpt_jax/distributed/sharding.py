@@ -137,7 +137,7 @@ def _first_rule(path: str, strategy: str) -> P | str:
 
 def _axes(path: str, shape: tuple[int, ...], axes: P | str, mesh: Mesh) -> P:
   """Returns the axes of a rule for one array, checked."""
-  if axes == LARGEST:
+  if isinstance(axes, str):  # LARGEST
     return _split_largest(shape, mesh.shape["data"])
   # Axes behind those that a rule names are not split.
   for size, axis in zip(shape, axes, strict=False):
