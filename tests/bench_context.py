@@ -19,6 +19,7 @@ from tests.carried import CarriedModel
 from vpt_jax import model as models
 from vpt_jax.backbones import factory
 from vpt_jax.backbones.vit import ViT
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods.method import Method
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.problems import Classification
@@ -51,7 +52,7 @@ def programs(cls, backbone, tokens, batch):
     model,
     tx,
     problem=Classification(model.num_classes),
-    normalize="imagenet",
+    preprocess=Preprocess(model.method.input_size, "imagenet"),
     augment="none",
   )
   forward = jax.jit(

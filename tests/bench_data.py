@@ -25,10 +25,11 @@ from vpt_jax import model as models
 from vpt_jax.backbones import factory
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import pipeline
-from vpt_jax.data.cache import decoding as parallel
-from vpt_jax.data.cache import prepared
+from vpt_jax.data.cache import decoding, prepared
+from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.problems import Classification
@@ -62,14 +63,13 @@ def pack(folder: str) -> Examples:
   return image_files.pack(Path(folder), "trainval", len(classes))
 
 
-def decoding(what: str, examples: Examples) -> None:
+def time_decoding(what: str, examples: Examples) -> None:
   """Images per second of every family, in one thread."""
   for family in ("vtab", "fgvc", "pgn"):
-    size = (224, 224)
-    geometry = parallel.Geometry(family, size, train=True)
+    layout = Layout(Preprocess((224, 224), "half", family), train=True)
     start = time.perf_counter()
     for i in range(len(examples)):
-      geometry.fit(parallel.read(examples, i), None)
+      layout.fit(layout.read(examples, i), None)
     taken = time.perf_counter() - start
     note = (
       " (straight to 224 px here; in training small images keep their size)"
@@ -97,9 +97,8 @@ def epochs(feed: pipeline.Feed, times: int) -> float:
 
 def reading(examples: Examples, folder: str, times: int = 5) -> pipeline.Feed:
   """Epochs per second from the device, and from the prepared cache."""
-  path = prepared.prepare(
-    examples, folder, family="pgn", image_size=(224, 224), train=True
-  )
+  layout = Layout(Preprocess((224, 224), "half", "pgn"), train=True)
+  path = prepared.prepare(examples, layout, folder)
   split = prepared.open_cache(path)
   mesh = sharding.make_mesh(64)
   feed = pipeline.Feed(split, 64, mesh)
@@ -138,7 +137,7 @@ def stepping(
     model,
     tx,
     problem=Classification(model.num_classes),
-    normalize="half",
+    preprocess=Preprocess(model.method.input_size, "half"),
     augment="none",
   )
   fixed = jax.block_until_ready(
@@ -185,10 +184,10 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=4)
   args = parser.parse_args()
   print(f"{jax.device_count()} x {jax.devices()[0].device_kind}")
-  with parallel.quiet():
+  with decoding.quiet():
     if args.pack:
-      decoding("EuroSAT, 64 px", pack(args.pack))
-    decoding("500 x 375 px", photos(300, 375, 500))
+      time_decoding("EuroSAT, 64 px", pack(args.pack))
+    time_decoding("500 x 375 px", photos(300, 375, 500))
   with tempfile.TemporaryDirectory() as folder:
     feed = reading(photos(1000, 375, 500), folder)
     mesh = sharding.make_mesh(args.batch)

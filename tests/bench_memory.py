@@ -43,7 +43,9 @@ def limited(gigabytes: float) -> Path:
 def prepared(folder: Path, gigabytes: float) -> Path:
   """A cache of that size, of noise that no file system can compress."""
   from vpt_jax.data.cache import prepared as cache
+  from vpt_jax.data.cache.decoding import Layout
   from vpt_jax.data.examples import Examples
+  from vpt_jax.data.transforms.preprocess import Preprocess
 
   count = int(gigabytes * 1e9 / SIDE**2 / 3)
   noise = np.random.default_rng(0).integers(
@@ -58,10 +60,8 @@ def prepared(folder: Path, gigabytes: float) -> Path:
       "noise",
       f"noise {count}",
     ),
+    Layout(Preprocess((SIDE, SIDE), "half", "pgn"), train=True),
     folder,
-    family="pgn",
-    image_size=(SIDE, SIDE),
-    train=True,
   )
 
 
@@ -96,6 +96,7 @@ def training(folder: Path, order: np.ndarray, what: str) -> tuple[float, bool]:
   from vpt_jax.backbones.vit import ViT
   from vpt_jax.data import pipeline
   from vpt_jax.data.cache import prepared as cache
+  from vpt_jax.data.transforms.preprocess import Preprocess
   from vpt_jax.distributed import sharding
   from vpt_jax.methods.vpt import VPT
   from vpt_jax.problems import Classification
@@ -117,7 +118,7 @@ def training(folder: Path, order: np.ndarray, what: str) -> tuple[float, bool]:
     model,
     tx,
     problem=Classification(model.num_classes),
-    normalize="half",
+    preprocess=Preprocess(model.method.input_size, "half"),
     augment="none",
   )
   feed = pipeline.Feed(

@@ -5,11 +5,11 @@ python -m tests.pixel_probe
 
 from sklearn.linear_model import LogisticRegression
 
-from vpt_jax.data import datasets
+from tests import images as images_lib
 
 
 def main() -> None:
-  read = lambda split: datasets.load(
+  read = lambda split: images_lib.load(
     "digits", split, folder="", image_size=(8, 8)
   )
   flat = lambda part: part.images.reshape(len(part), -1) / 255

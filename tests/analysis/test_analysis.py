@@ -33,6 +33,7 @@ from vpt_jax.analysis import (
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.condensation import prompt_scores
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods.gated import Gated
 from vpt_jax.methods.method import Method
 from vpt_jax.methods.vapt import VAPT
@@ -96,13 +97,13 @@ def adapter_of(model, variables, **options):
         {
           "task": "t",
           "batch_size": 2,
-          "data": {"normalize": "half"},
           "backbone": {"name": "b"},
           "compute": {"matmul_precision": "highest"},
         },
         **options,
       )
     ),
+    Preprocess(model.method.input_size, "half"),
   )
 
 

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests import images as images_lib
 from tests.conftest import trained
 import vpt_jax
 from vpt_jax import config as configs
 from vpt_jax import model as models
-from vpt_jax.data import datasets
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
 
@@ -44,7 +44,7 @@ def test_a_run(config, tmp_path, backbone, method):
   losses = [line["loss"] for line in trained(tmp_path / "run")[1]]
   assert losses[-1] < losses[0]  # the first epoch's rate is 0
   predict = vpt_jax.load_adapter(tmp_path / "run" / "adapter.npz")
-  test = datasets.load("digits", "test", folder="", image_size=(8, 8))
+  test = images_lib.load("digits", "test", folder="", image_size=(8, 8))
   top1 = 100 * (predict(test.images).argmax(-1) == test.labels).mean()
   np.testing.assert_allclose(top1, result["top1"], atol=0.13)  # one image
 

@@ -9,12 +9,12 @@ import time
 import numpy as np
 import pytest
 
+from tests import images as images_lib
 from tests.conftest import trained
 import vpt_jax
 from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax.condensation import prompt_scores, stages
-from vpt_jax.data import datasets
 from vpt_jax.utils import files
 
 # What the stages run on: two blocks, digits as 2 x 2 patches.
@@ -110,7 +110,7 @@ def test_the_stages_leave_what_a_researcher_needs(uninterrupted, staged):
   assert predict.meta["config"]["vpt"]["kept"] == [
     list(kept) for kept in prompt_scores.indices(mask)
   ]
-  test = datasets.load("digits", "test", folder="", image_size=(8, 8))
+  test = images_lib.load("digits", "test", folder="", image_size=(8, 8))
   top1 = 100 * (predict(test.images).argmax(-1) == test.labels).mean()
   assert top1 == pytest.approx(last["top1_tuned"], abs=0.13)  # one image
 

@@ -13,11 +13,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import images as images_lib
 from vpt_jax.data import datasets
 from vpt_jax.data.cache import decoding, prepared, writer
-from vpt_jax.data.cache.decoding import Geometry
+from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files
+from vpt_jax.data.transforms.preprocess import Preprocess
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +48,17 @@ def made(sizes, bad=(), identity="x"):
 
 
 UNEQUAL = [(20, 30), (30, 20), (9, 9), (16, 16), (40, 10)] * 5
-VTAB = dict(family="vtab", image_size=(16, 16), train=True)
+
+
+def layout(family="vtab", size=(16, 16), train=True, **options):
+  return Layout(Preprocess(size, "none", family, **options), train)
+
+
+VTAB = layout()
+
+
+def prepare(examples, folder=None, layout=VTAB, **options):
+  return prepared.prepare(examples, layout, folder, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +93,12 @@ def same(ours, other):
 @pytest.mark.parametrize("sizes", [UNEQUAL, [(9, 7)] * 9, [(20, 20)] * 5])
 @pytest.mark.parametrize("bad", [(), (0, 3)])
 def test_a_cache_holds_what_is_decoded(tmp_path, family, train, sizes, bad):
-  geometry = Geometry(family, (16, 16), train)
-  want = decoding.decode_all(made(sizes, bad), geometry, "skip")
-  path = prepared.prepare(
+  chosen = layout(family, train=train)
+  want = decoding.decode_all(made(sizes, bad), chosen, "skip")
+  path = prepare(
     made(sizes, bad),
     tmp_path,
-    family=family,
-    train=train,
-    image_size=(16, 16),
+    chosen,
     on_error="skip",
     name="x/y z",
   )
@@ -108,8 +118,8 @@ def test_a_cache_holds_what_is_decoded(tmp_path, family, train, sizes, bad):
 
 
 def test_strips_are_the_images(tmp_path):
-  path = prepared.prepare(
-    made([(18, 27), (36, 18), (18, 18)]), tmp_path, **{**VTAB, "family": "fgvc"}
+  path = prepare(
+    made([(18, 27), (36, 18), (18, 18)]), tmp_path, layout=layout("fgvc")
   )
   got = prepared.open_cache(path)
   assert got.strips.first.tolist() == [0, 27, 63, 81]
@@ -122,41 +132,35 @@ def test_strips_are_the_images(tmp_path):
 def test_an_image_of_another_size_may_come_late(tmp_path):
   """All are kept as they are until one differs, in the last chunk."""
   sizes = [(8, 8)] * 18 + [(9, 8)]
-  got = prepared.open_cache(
-    prepared.prepare(made(sizes), tmp_path, **VTAB), True
-  )
+  got = prepared.open_cache(prepare(made(sizes), tmp_path), True)
   assert got.images.shape == (19, 16, 16, 3)
-  same(got, decoding.decode_all(made(sizes), Geometry("vtab", (16, 16), True)))
+  same(got, decoding.decode_all(made(sizes), VTAB))
 
 
 def test_a_cache_that_is_there_is_used(tmp_path):
-  path = prepared.prepare(made(UNEQUAL), tmp_path, **VTAB)
+  path = prepare(made(UNEQUAL), tmp_path)
   nothing = dataclasses.replace(made(UNEQUAL), read=None)
-  assert prepared.prepare(nothing, tmp_path, **VTAB) == path
+  assert prepare(nothing, tmp_path) == path
   os.chmod(tmp_path, 0o555)
   try:
-    assert prepared.prepare(nothing, tmp_path, **VTAB) == path
+    assert prepare(nothing, tmp_path) == path
   finally:
     os.chmod(tmp_path, 0o755)
 
 
 def test_the_folder_of_all_caches(tmp_path, monkeypatch):
   monkeypatch.setenv("VPT_JAX_CACHE", str(tmp_path))
-  assert prepared.prepare(made(UNEQUAL), **VTAB).parent == tmp_path / "data"
+  assert prepare(made(UNEQUAL)).parent == tmp_path / "data"
   monkeypatch.delenv("VPT_JAX_CACHE")
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
   assert prepared.default_folder() == tmp_path / "home/.cache/vpt_jax/data"
 
 
 def test_the_key_changes_with_all_that_changes_pixels(tmp_path, monkeypatch):
-  place = lambda identity="x", family="vtab", size=(16, 16), train=True: (
-    prepared.place(
-      made([(4, 4)], identity=identity),
-      Geometry(family, size, train),
-      tmp_path,
-      "name",
-    )
-  )
+  def place(identity="x", **options):
+    examples = made([(4, 4)], identity=identity)
+    return prepared.cache_path(examples, layout(**options), tmp_path, "name")
+
   different = [
     place(),
     place("y"),
@@ -166,14 +170,15 @@ def test_the_key_changes_with_all_that_changes_pixels(tmp_path, monkeypatch):
     place(family="fgvc"),
     place(family="fgvc", train=False),
     place(family="pgn", train=False),
+    place(upright=False),
+    place(grey_range=4095),
+    place(grey_range=255),
   ]
   assert place(train=False) == place()  # the same pixels
   assert (
     place("x")
     == place()
-    == prepared.place(
-      made([(5, 5)]), Geometry("vtab", (16, 16), True), tmp_path, "name"
-    )
+    == prepared.cache_path(made([(5, 5)]), VTAB, tmp_path, "name")
   )
   monkeypatch.setattr(prepared, "FORMAT", prepared.FORMAT + 1)
   different.append(place())
@@ -192,27 +197,25 @@ def test_bad_images(tmp_path):
     ValueError,
     match=("^here: cannot decode 6.png: it is bad; data.on_error='skip'"),
   ):
-    prepared.prepare(bad, tmp_path, **VTAB)
+    prepare(bad, tmp_path)
   assert [x for x in tmp_path.iterdir() if not x.name.startswith(".")] == []
-  path = prepared.prepare(bad, tmp_path, on_error="skip", **VTAB)
+  path = prepare(bad, tmp_path, on_error="skip")
   meta = prepared.read_meta(path)
   assert meta["failed"] == ["here: cannot decode 6.png: it is bad"]
   assert prepared.open_cache(path).skipped == 1
   with pytest.raises(ValueError, match="6.png.*1 of 25 images fail"):
-    prepared.prepare(bad, tmp_path, **VTAB)
+    prepare(bad, tmp_path)
   with pytest.raises(ValueError, match="25 of 25 images fail"):
-    prepared.prepare(
-      made(UNEQUAL, range(25), "y"), tmp_path, on_error="skip", **VTAB
-    )
+    prepare(made(UNEQUAL, range(25), "y"), tmp_path, on_error="skip")
 
 
 def test_an_image_left_out_is_tried_again(tmp_path, monkeypatch):
   """By the run that must not leave any out, after an interrupted one."""
   stop_after(monkeypatch, 12, KeyboardInterrupt)
   with pytest.raises(KeyboardInterrupt):
-    prepared.prepare(made(UNEQUAL, bad=(2,)), tmp_path, on_error="skip", **VTAB)
+    prepare(made(UNEQUAL, bad=(2,)), tmp_path, on_error="skip")
   monkeypatch.undo()
-  path = prepared.prepare(made(UNEQUAL), tmp_path, **VTAB)
+  path = prepare(made(UNEQUAL), tmp_path)
   assert prepared.open_cache(path, deep=True).skipped == 0
 
 
@@ -222,17 +225,15 @@ def test_a_deleted_file(tmp_path):
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(made([(8, 8)] * 12).read(i)).save(file)
   examples = image_files.folder(tmp_path / "photos", "train", 0)
-  old = prepared.prepare(examples, tmp_path / "cache", **VTAB)
+  old = prepare(examples, tmp_path / "cache")
   before = content(old)
   gone = tmp_path / "photos" / examples.names[3]
   gone.unlink()
   with pytest.raises(ValueError, match=f"{examples.names[3]} is missing"):
-    prepared.prepare(examples, tmp_path / "cache", force=True, **VTAB)
+    prepare(examples, tmp_path / "cache", force=True)
   assert content(old) == before
-  assert prepared.prepare(examples, tmp_path / "cache", **VTAB) == old
-  path = prepared.prepare(
-    examples, tmp_path / "cache", force=True, on_error="skip", **VTAB
-  )
+  assert prepare(examples, tmp_path / "cache") == old
+  path = prepare(examples, tmp_path / "cache", force=True, on_error="skip")
   assert path == old and prepared.open_cache(path).skipped == 1
 
 
@@ -259,13 +260,13 @@ def stop_after(monkeypatch, writes, error):
   "error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()]
 )
 def test_a_full_disk_and_ctrl_c(tmp_path, monkeypatch, writes, error, force):
-  want = content(prepared.prepare(made(UNEQUAL), tmp_path / "want", **VTAB))
+  want = content(prepare(made(UNEQUAL), tmp_path / "want"))
   there = tmp_path / "cache"
   if force:  # an old cache is there, and stays
-    prepared.prepare(made(UNEQUAL), there, **VTAB)
+    prepare(made(UNEQUAL), there)
   stop_after(monkeypatch, writes, error)
   with pytest.raises((ValueError, KeyboardInterrupt)) as caught:
-    prepared.prepare(made(UNEQUAL), there, force=force, **VTAB)
+    prepare(made(UNEQUAL), there, force=force)
   if isinstance(error, OSError):
     assert f"{there} has" in str(caught.value)
     assert "bytes free, this needs 19,200 more" in str(caught.value)
@@ -279,7 +280,7 @@ def test_a_full_disk_and_ctrl_c(tmp_path, monkeypatch, writes, error, force):
   counting = dataclasses.replace(
     examples, read=lambda i: (reads.append(i), examples.read(i))[1]
   )
-  path = prepared.prepare(counting, there, **VTAB)
+  path = prepare(counting, there)
   assert content(path) == want
   if not force:  # what was done is not done again
     assert reads.count(24) == (writes < 25)
@@ -289,13 +290,13 @@ def test_a_full_disk_and_ctrl_c(tmp_path, monkeypatch, writes, error, force):
 def test_nothing_is_left_of_a_chunk_that_was_not_done(tmp_path, monkeypatch):
   """Its last image, written before, has gone bad since."""
   bad = made(UNEQUAL, bad=(24,))
-  want = prepared.prepare(bad, tmp_path / "want", on_error="skip", **VTAB)
+  want = prepare(bad, tmp_path / "want", on_error="skip")
   stop_after(monkeypatch, 24, KeyboardInterrupt)
   with pytest.raises(KeyboardInterrupt):
-    prepared.prepare(made(UNEQUAL), tmp_path, **VTAB)
+    prepare(made(UNEQUAL), tmp_path)
   monkeypatch.undo()
   monkeypatch.setattr(writer, "CHUNK", 4)
-  path = prepared.prepare(bad, tmp_path, on_error="skip", **VTAB)
+  path = prepare(bad, tmp_path, on_error="skip")
   assert content(path) == content(want)
 
 
@@ -310,24 +311,26 @@ def test_too_little_room_is_said_before_it_begins(tmp_path, monkeypatch):
     examples, read=lambda i: (reads.append(i), examples.read(i))[1]
   )
   with pytest.raises(ValueError, match="19,199 bytes free, this needs 19,200"):
-    prepared.prepare(counting, tmp_path, **VTAB)
+    prepare(counting, tmp_path)
   assert reads == [0]
 
 
 SCRIPT = """
 import os, signal, sys, time
 import numpy as np
-from vpt_jax.data import build, cache
+from vpt_jax.data.cache import prepared, writer
+from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
+from vpt_jax.data.transforms.preprocess import Preprocess
 folder, kill, wait = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-build.CHUNK = 4
+writer.CHUNK = 4
 reads = 0
 def read(i):
   global reads
   reads += 1
   time.sleep(wait)
   return np.random.default_rng(i).integers(0, 256, (9 + i % 2, 9, 3), np.uint8)
-flush, count = build._flush, 0
+flush, count = writer._flush, 0
 def dying(file):
   global count
   count += 1
@@ -335,11 +338,11 @@ def dying(file):
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
   flush(file)
-build._flush = dying
+writer._flush = dying
 examples = Examples([str(i) for i in range(40)], np.arange(40) % 2, 2, read,
                     "here", "x")
-cache.prepare(examples, folder, family="pgn", image_size=(16, 16), train=True,
-              workers=2)
+layout = Layout(Preprocess((16, 16), "none", "pgn"), True)
+prepared.prepare(examples, layout, folder, workers=2)
 sys.stdout.write(f"{reads} {count}")
 """
 
@@ -403,7 +406,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", [*DAMAGE, "no meta", "no images"])
 def test_a_damaged_cache_is_told(tmp_path, kind):
-  path = prepared.prepare(made(UNEQUAL), tmp_path, **VTAB)
+  path = prepare(made(UNEQUAL), tmp_path)
   want = content(path)
   if kind.startswith("no "):
     next(path.glob(f"{kind[3:]}.*")).unlink()
@@ -416,8 +419,8 @@ def test_a_damaged_cache_is_told(tmp_path, kind):
     assert text in str(error.value)
   if kind not in ("labels", "names"):  # only looked at when it is opened
     with pytest.raises(ValueError, match="is damaged"):
-      prepared.prepare(made(UNEQUAL), tmp_path, **VTAB)
-  path = prepared.prepare(made(UNEQUAL), tmp_path, force=True, **VTAB)
+      prepare(made(UNEQUAL), tmp_path)
+  path = prepare(made(UNEQUAL), tmp_path, force=True)
   assert content(path) == want
   assert {x.name for x in tmp_path.iterdir()} == {
     path.name,
@@ -426,7 +429,7 @@ def test_a_damaged_cache_is_told(tmp_path, kind):
 
 
 def test_damaged_pixels_are_found_by_a_deep_look(tmp_path):
-  path = prepared.prepare(made(UNEQUAL), tmp_path, **VTAB)
+  path = prepare(made(UNEQUAL), tmp_path)
   data = bytearray((path / "images.npy").read_bytes())
   data[5000] ^= 1
   (path / "images.npy").write_bytes(data)
@@ -438,14 +441,14 @@ def test_damaged_pixels_are_found_by_a_deep_look(tmp_path):
 def test_another_format_and_no_cache(tmp_path):
   with pytest.raises(ValueError, match="no such cache; `python -m"):
     prepared.open_cache(tmp_path / "x")
-  path = prepared.prepare(made(UNEQUAL), tmp_path, **VTAB)
+  path = prepare(made(UNEQUAL), tmp_path)
   meta = json.loads((path / "meta.json").read_text())
   meta["format"] = 99
   meta["crc32"] = writer.checksum(
     {k: v for k, v in meta.items() if k != "crc32"}
   )
   (path / "meta.json").write_text(json.dumps(meta))
-  with pytest.raises(ValueError, match="its format is 99, not 1"):
+  with pytest.raises(ValueError, match="its format is 99, not 2"):
     prepared.open_cache(path)
 
 
@@ -453,7 +456,7 @@ def test_another_format_and_no_cache(tmp_path):
 
 
 def test_load_takes_the_cache_or_decodes(tmp_path, monkeypatch):
-  load = lambda: datasets.load(
+  load = lambda: images_lib.load(
     "digits", "val", image_size=(16, 16), cache_dir=tmp_path
   )
   decoded = load()
@@ -469,11 +472,11 @@ def test_load_takes_the_cache_or_decodes(tmp_path, monkeypatch):
 def test_an_image_too_long_for_its_family_is_bad(tmp_path, monkeypatch):
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
   got = prepared.open_cache(
-    prepared.prepare(
+    prepare(
       made([(1, 400), (20, 30)]),
       tmp_path,
       on_error="skip",
-      **{**VTAB, "family": "fgvc"},
+      layout=layout("fgvc"),
     )
   )
   assert got.skipped == 1 and list(got.names) == ["1.png"]

@@ -6,9 +6,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import images as images_lib
 from vpt_jax.data import __main__ as command
 from vpt_jax.data import contact_sheet, datasets, survey, tasks
 from vpt_jax.data.cache import prepared
+from vpt_jax.data.transforms.preprocess import Preprocess
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_prepare_then_load(run, eurosat, tmp_path):
     "eurosat-test-vtab16",
     "eurosat-trainval-vtab16",
   ]
-  split = datasets.load(
+  split = images_lib.load(
     "eurosat",
     "trainval",
     folder=tmp_path,
@@ -240,9 +242,10 @@ def test_show(run, tmp_path, monkeypatch, options):
 
 def test_what_is_shown_without_views_is_what_evaluation_sees():
   digits = contact_sheet.sample(datasets.open_split("digits", "train"), 1)
-  images, split = contact_sheet.seen(digits, "vtab", (8, 8), None, 0)
+  preprocess = Preprocess((8, 8), "half")
+  images, split = contact_sheet.model_views(digits, preprocess, None, 0)
   np.testing.assert_array_equal(images, split.images)
-  flipped, _ = contact_sheet.seen(digits, "vtab", (8, 8), "flip", 0)
+  flipped, _ = contact_sheet.model_views(digits, preprocess, "flip", 0)
   same = (flipped == images).all((1, 2, 3))
   mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
   assert (same | mirrored).all() and not same.all() and not mirrored.all()

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import images as images_lib
 from vpt_jax.data import datasets, pipeline, tasks
 from vpt_jax.data.transforms import views
 from vpt_jax.distributed import sharding
@@ -77,7 +78,7 @@ def load(tmp_path):
   """Reads what `pack` wrote."""
 
   def read(split="train", task="eurosat", image_size=(12, 14), **options):
-    return datasets.load(
+    return images_lib.load(
       task,
       split,
       folder=tmp_path,

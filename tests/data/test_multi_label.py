@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import images as images_lib
 from vpt_jax.data import datasets
 from vpt_jax.data.sources import parts
 
@@ -99,7 +100,7 @@ def test_decoded_splits_keep_the_labels(photos):
     lines.append(f"{i}.png,{'|'.join(label)},{part_of(i)}")
   table = photos / "labels.csv"
   table.write_text("\n".join(lines) + "\n")
-  split = datasets.load(
+  split = images_lib.load(
     "", "test", source=f"csv:{table}", image_size=(8, 8), multi_label=True
   )
   np.testing.assert_array_equal(split.labels, expected(range(16, 20)))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import images as images_lib
 from tests.conftest import trained
 import vpt_jax
 from vpt_jax import config as configs
@@ -43,7 +44,7 @@ def mesh_of(count=1):
 
 
 def test_crops_are_the_same_on_the_device_and_from_the_file(strips):
-  order, place = pipeline.order(5, 3, 1), pipeline.places(5, 3, 1)
+  order, place = pipeline.order(5, 3, 1), pipeline.crop_positions(5, 3, 1)
   resident, streamed = (
     pipeline.Feed(strips, 2, mesh_of(), size, crop=4) for size in (1e9, 0)
   )
@@ -64,13 +65,13 @@ def test_crops_are_the_same_on_the_device_and_from_the_file(strips):
       if np.array_equal(whole[r : r + 4, c : c + 4], image)
     ]
     assert len(found) == 1
-  again = next(resident.batches(order, pipeline.places(5, 3, 2)))
+  again = next(resident.batches(order, pipeline.crop_positions(5, 3, 2)))
   assert not np.array_equal(again["image"], ours[0]["image"])
 
 
 def test_crops_reach_every_place_and_the_middle():
   free = np.array([strip for strip in range(40)])
-  place = np.concatenate([pipeline.places(500, 0, e) for e in range(4)])
+  place = np.concatenate([pipeline.crop_positions(500, 0, e) for e in range(4)])
   assert place.min() >= 0 and place.max() < 1
   rows = np.zeros((len(free) + 3, 6, 3), np.uint8)
   rows[:, :, 0] = np.arange(len(rows))[:, None]
@@ -82,7 +83,7 @@ def test_crops_reach_every_place_and_the_middle():
 
 
 def test_order_and_places_depend_on_seed_and_epoch_alone():
-  for function in (pipeline.order, pipeline.places):
+  for function in (pipeline.order, pipeline.crop_positions):
     first = function(9, 1, 2)
     np.testing.assert_array_equal(first, function(9, 1, 2))
     assert not np.array_equal(first, function(9, 2, 2))
@@ -101,13 +102,13 @@ def test_the_device_is_asked(monkeypatch):
     "M", (), {"local_devices": [Device(s) for s in stats]}
   )
   memory = lambda limit, used: {"bytes_limit": limit, "bytes_in_use": used}
-  assert pipeline.room(mesh(memory(100, 20), memory(100, 60))) == 20
+  assert pipeline.spare_bytes(mesh(memory(100, 20), memory(100, 60))) == 20
   monkeypatch.setattr("vpt_jax.distributed.memory.free_host_bytes", lambda: 40)
-  assert pipeline.room(mesh(None)) == 20
-  monkeypatch.setattr(pipeline, "room", lambda mesh: 11)
+  assert pipeline.spare_bytes(mesh(None)) == 20
+  monkeypatch.setattr(pipeline, "spare_bytes", lambda mesh: 11)
   split = datasets.from_arrays(np.zeros((2, 2, 2, 3), np.uint8), [0, 1])
   assert not pipeline.Feed(split, 2, mesh_of()).resident
-  monkeypatch.setattr(pipeline, "room", lambda mesh: 24)
+  monkeypatch.setattr(pipeline, "spare_bytes", lambda mesh: 24)
   assert pipeline.Feed(split, 2, mesh_of()).resident
 
 
@@ -133,19 +134,19 @@ def test_each_process_reads_its_own_rows():
     mesh_of(),
     0,
   )
-  assert feed._mine(4) == slice(0, 4)
+  assert feed._local_rows(4) == slice(0, 4)
 
 
 WORKER = """
 import sys
 import jax
 import numpy as np
-from vpt_jax import shard
-from vpt_jax.data import pipeline, sources
+from vpt_jax.data import datasets, pipeline
+from vpt_jax.distributed import sharding
 rank, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
-split = sources.from_arrays(np.load(path, mmap_mode="r"), np.arange(10) % 7)
-mesh = shard.make_mesh(4)
+split = datasets.from_arrays(np.load(path, mmap_mode="r"), np.arange(10) % 7)
+mesh = sharding.make_mesh(4)
 for room in (0, 1e9):
   feed = pipeline.Feed(split, 4, mesh, room)
   for batch in feed.batches(pipeline.order(10, 3, 1)):
@@ -256,7 +257,7 @@ def everywhere(tmp_path):
   }
   rows = {}
   for part in ("train", "val", "test"):
-    split = datasets.load("digits", part, image_size=(8, 8))
+    split = images_lib.load("digits", part, image_size=(8, 8))
     order = np.argsort(split.labels, kind="stable")[:120]
     order = order[np.argsort(split.labels[order], kind="stable")]
     pick = np.arange(0, len(split), 5)

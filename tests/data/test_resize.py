@@ -116,16 +116,16 @@ IMAGE = record.pattern(60, 100)
 def test_vtab_family():
   for train in (True, False):
     np.testing.assert_array_equal(
-      resize.host("vtab", IMAGE, (32, 24), train), resize.vtab(IMAGE, (32, 24))
+      resize.fit("vtab", IMAGE, (32, 24), train), resize.vtab(IMAGE, (32, 24))
     )
 
 
 @pytest.mark.parametrize("size,side", [(224, 256), (384, 438), (448, 512)])
 def test_fgvc_family(size, side):
   """The shorter sides are VPT's."""
-  train = resize.host("fgvc", IMAGE, (size, size), True)
+  train = resize.fit("fgvc", IMAGE, (size, size), True)
   assert train.shape == (side, side * 100 // 60, 3)
-  test = resize.host("fgvc", IMAGE, (size, size), False)
+  test = resize.fit("fgvc", IMAGE, (size, size), False)
   np.testing.assert_array_equal(test, resize.center_crop(train, (size, size)))
   assert resize.FAMILIES["fgvc"].strips
 
@@ -133,14 +133,14 @@ def test_fgvc_family(size, side):
 def test_pgn_families():
   size = (28, 28)
   np.testing.assert_array_equal(
-    resize.host("pgn", IMAGE, size, True),
+    resize.fit("pgn", IMAGE, size, True),
     resize.squash(IMAGE, size, Image.Resampling.BICUBIC),
   )
-  cropped = resize.host("pgn_crop", IMAGE, size, True)
+  cropped = resize.fit("pgn_crop", IMAGE, size, True)
   np.testing.assert_array_equal(cropped, resize.short_side(IMAGE, 28))
   for family in ("pgn", "pgn_crop"):
     np.testing.assert_array_equal(
-      resize.host(family, IMAGE, size, False), resize.center_crop(cropped, size)
+      resize.fit(family, IMAGE, size, False), resize.center_crop(cropped, size)
     )
   assert [
     name for name, family in resize.FAMILIES.items() if family.strips
@@ -153,15 +153,15 @@ def test_pgn_families():
 def test_every_family_gives_its_size(family, train, shape):
   for size in ((24, 24), (24, 16), (16, 24)):
     image = record.pattern(*shape)
-    ours = resize.host(family, image, size, train)
+    ours = resize.fit(family, image, size, train)
     assert ours.dtype == np.uint8 and ours.shape[2] == 3
     if train and resize.FAMILIES[family].strips:
       assert min(ours.shape[:2]) >= 24
     else:
       assert ours.shape == (*size, 3)
-    grey = resize.host(family, image[..., :1], size, train)
+    grey = resize.fit(family, image[..., :1], size, train)
     np.testing.assert_array_equal(
-      grey, resize.host(family, image[..., :1].repeat(3, 2), size, train)
+      grey, resize.fit(family, image[..., :1].repeat(3, 2), size, train)
     )
 
 
@@ -176,25 +176,27 @@ def test_every_family_gives_its_size(family, train, shape):
 )
 def test_what_is_no_image(image, message):
   with pytest.raises(ValueError, match=message):
-    resize.host("vtab", image, (8, 8), True)
+    resize.fit("vtab", image, (8, 8), True)
 
 
 def test_an_unknown_family():
   with pytest.raises(
     ValueError, match=("unknown data.preprocess 'fvgc'; did you mean 'fgvc'\\?")
   ):
-    resize.host("fvgc", IMAGE, (8, 8), True)
+    resize.fit("fvgc", IMAGE, (8, 8), True)
+
+
+@pytest.mark.parametrize("module", ["decode", "resize", "preprocess"])
+def test_the_host_needs_no_jax(module):
+  name = f"vpt_jax.data.transforms.{module}"
+  code = f"import sys; import {name}; sys.exit('jax' in sys.modules)"
+  root = Path(__file__).parents[2]
+  done = subprocess.run([sys.executable, "-c", code], check=False, cwd=root)
+  assert done.returncode == 0
 
 
 @pytest.mark.parametrize("module", ["decode", "resize"])
-def test_worker_processes_need_no_jax(module):
-  code = f"import sys; import vpt_jax.data.transforms.{module}; sys.exit('jax' in sys.modules)"
-  assert (
-    subprocess.run(
-      [sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2]
-    ).returncode
-    == 0
-  )
+def test_the_source_names_no_jax(module):
   source = Path(resize.__file__).with_name(f"{module}.py").read_text("utf-8")
   assert "jax" not in {
     alias.name

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from tests import images as images_lib
 from vpt_jax.data import datasets, tasks
 from vpt_jax.data.sources import arrays, csv_tables, image_files, parts
 
@@ -29,7 +30,7 @@ def write(path, seed=0, **options):
 @pytest.fixture
 def load(tmp_path):
   def read(source, split="train", **options):
-    return datasets.load(
+    return images_lib.load(
       "",
       split,
       source=source,
@@ -100,7 +101,7 @@ def test_all_sources_of_the_same_images_agree(tmp_path, load):
     ("trainval", 40),
     ("test", 20),
   ):
-    want = datasets.load(
+    want = images_lib.load(
       "eurosat",
       split,
       folder=tmp_path,

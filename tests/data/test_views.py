@@ -68,8 +68,8 @@ def test_grey():
 
 
 def test_solarisation(monkeypatch):
-  monkeypatch.setattr(colour, "SOLARIZE_P", 1)
-  for name in ("JITTER_P", "GREY_P"):
+  monkeypatch.setattr(colour, "SOLARIZE_PROBABILITY", 1)
+  for name in ("JITTER_PROBABILITY", "GREY_PROBABILITY"):
     monkeypatch.setattr(colour, name, 0)
   steps = np.resize(np.arange(256, dtype=np.float32), IMAGE.size // 3)
   steps = steps.repeat(3).reshape(IMAGE.shape) / 255

@@ -288,6 +288,7 @@ def collectives(text):
 BYTES = """
 import jax, numpy as np, jax.numpy as jnp
 from vpt_jax import model as models
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
@@ -313,7 +314,8 @@ for depth, make in (
       jnp.int32(0), trainable, tx.init(trainable), {},
       jax.random.PRNGKey(0)), mesh)
   step = loop.make_train_step(model, tx, problem=Classification(10),
-                              normalize="half", augment="none",
+                              preprocess=Preprocess((32, 32), "half"),
+                              augment="none",
                               shards=mesh.shape["data"])
   put = lambda x: jax.device_put(x, sharding.batch_sharding(mesh))
   batch = {"image": put(np.zeros((8, 32, 32, 3), np.uint8)),

@@ -19,6 +19,7 @@ import pytest
 from vpt_jax import model as models
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import datasets, pipeline
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.problems import Classification
@@ -89,11 +90,12 @@ def run(mesh, split, device_bytes):
   state = sharding.replicate(
     loop.TrainState(jnp.int32(0), trainable, tx.init(trainable), {}, rng), mesh
   )
+  preprocess = Preprocess(model.method.input_size, "half")
   step = loop.make_train_step(
     model,
     tx,
     problem=Classification(model.num_classes),
-    normalize="half",
+    preprocess=preprocess,
     augment="flip_crop",
     shards=mesh.shape["data"],
   )
@@ -104,7 +106,8 @@ def run(mesh, split, device_bytes):
       records.append(record)
   scores, _ = evaluation.evaluate(
     evaluation.make_eval_step(
-      evaluation.make_apply(model, "half"), Classification(model.num_classes)
+      evaluation.make_apply(model, preprocess),
+      Classification(model.num_classes),
     ),
     state.trainable,
     frozen,

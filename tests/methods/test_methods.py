@@ -17,6 +17,7 @@ from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import tasks
 from vpt_jax.data.transforms import views
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods import pixel, registry
 from vpt_jax.methods.gated import Gated, log_weights, selection_ratio
 from vpt_jax.methods.inside import Adapter, LoRA
@@ -256,7 +257,7 @@ def test_a_step_with_remat(kind, name):
     model.clone(remat=True),
     tx,
     problem=Classification(model.num_classes),
-    normalize="none",
+    preprocess=Preprocess(model.method.input_size, "none"),
     augment="none",
   )
   copy = lambda flat: {path: jnp.array(leaf) for path, leaf in flat.items()}
@@ -300,7 +301,11 @@ def start(model, variables, seed=0):
   trainable, frozen = trees.split(variables["params"], model.method.trainable)
   tx = optax.sgd(0.1)
   make_step = functools.partial(
-    train.train_step, model, tx, normalize="none", augment="flip_crop"
+    train.train_step,
+    model,
+    tx,
+    preprocess=Preprocess(model.method.input_size, "none"),
+    augment="flip_crop",
   )
   return (
     make_step,
@@ -492,7 +497,7 @@ def test_a_step_constrains():
     model,
     tx,
     problem=Classification(model.num_classes),
-    normalize="none",
+    preprocess=Preprocess(model.method.input_size, "none"),
     augment="none",
   )
   state, _ = step(
@@ -771,7 +776,10 @@ def test_pixel_prompts_are_embedded_as_patches():
     (Gated(VIT.spec, num_tokens=0), "gated.num_tokens=0; expected at least 1"),
     (Gated(VIT.spec, temperature_init=20.0), "temperature_init=20.0, temp"),
     (Adapter(VIT.spec, reduction=25), "leaves no hidden unit.* width 24"),
-    (Adapter(VIT.spec, initial="zero"), "unknown adapter.initial .zero.; known: near"),
+    (
+      Adapter(VIT.spec, initial="zero"),
+      "unknown adapter.initial .zero.; known: near",
+    ),
     (LoRA(VIT.spec, layers=("mlp",)), "layers=.*mlp.*; expected some of query"),
     (LoRA(VIT.spec, rank=0), "lora.rank=0"),
     (Add(VIT.spec, dropout=1.0), "add.dropout=1.0"),
@@ -779,7 +787,10 @@ def test_pixel_prompts_are_embedded_as_patches():
     (Border(VIT.spec, 4), "border.width=4 .* expected 1 to 3, or 0"),
     (Below(VIT.spec, 0), "below.num_channels=0"),
     (Below(dataclasses.replace(VIT.spec, stem_norm=True)), "a norm; use"),
-    (PrependPixel(VIT.spec, variant="noise"), "unknown prepend_pixel.variant .noise."),
+    (
+      PrependPixel(VIT.spec, variant="noise"),
+      "unknown prepend_pixel.variant .noise.",
+    ),
   ],
 )
 def test_options_that_do_not_fit(method, message):

@@ -13,6 +13,7 @@ import pytest
 
 from configs import common
 from configs import pgn as pgn_config
+from tests import images as images_lib
 from tests.conftest import trained
 import vpt_jax
 from vpt_jax import config as configs
@@ -20,7 +21,7 @@ from vpt_jax import model as models
 from vpt_jax.analysis import inversion
 from vpt_jax.backbones import factory
 from vpt_jax.backbones.vit import DinoHead
-from vpt_jax.data import datasets
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods.pgn import ACTS, IIP, PGN, resize
 from vpt_jax.methods.pgn_weights import load_generator
 from vpt_jax.methods.resnet import max_pool
@@ -243,7 +244,7 @@ def test_a_step_gives_the_mask_to_batch_norm(tiny):
       model,
       tx,
       problem=Classification(model.num_classes),
-      normalize="none",
+      preprocess=Preprocess(model.method.input_size, "none"),
       augment="none",
     )
     return step(
@@ -335,15 +336,15 @@ def test_statistics_go_into_the_adapter_and_back(run, tmp_path):
     assert np.abs(leaf - name.endswith("var")).min() > 1e-5  # all have moved
 
   predict = vpt_jax.load_adapter(path)
-  test = datasets.load("digits", "test", folder="", image_size=(8, 8))
+  test = images_lib.load("digits", "test", folder="", image_size=(8, 8))
   probabilities = predict(test.images)
   top1 = 100 * (probabilities.argmax(-1) == test.labels).mean()
   np.testing.assert_allclose(top1, result["top1"], atol=0.13)  # one image
 
   model, variables, meta = predictor.read_model(path)
-  apply = jax.jit(
-    evaluation.make_apply(model, meta["config"]["data"]["normalize"])
-  )
+  preprocess = predictor.read_preprocess(meta, model)
+  assert preprocess == predict.preprocess
+  apply = jax.jit(evaluation.make_apply(model, preprocess))
   images = test.images[:4]
   ours = jax.nn.softmax(apply(variables, images))
   np.testing.assert_allclose(ours, probabilities[:4], atol=1e-5)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.special
 
+from tests import images as images_lib
 import vpt_jax
 from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax.backbones import clip, factory
-from vpt_jax.data import datasets
 from vpt_jax.problems import heads
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
@@ -203,7 +203,7 @@ def test_evaluation_without_training(linear, tmp_path):
   result = vpt_jax.run(config, tmp_path / "run")
   model = models.build(configs.resolve(config), 10)
   params, _ = models.pretrained(model, config, jax.random.key(1))
-  test = datasets.load("digits", "test", folder="", image_size=(8, 8))
+  test = images_lib.load("digits", "test", folder="", image_size=(8, 8))
   logits = compiled(model.apply)(
     {"params": params}, test.images.astype(np.float32) / 127.5 - 1
   )

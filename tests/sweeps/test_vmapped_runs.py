@@ -525,7 +525,7 @@ def test_batches(base, seeds, kind):
     got = [jax.device_get(batch) for batch in made.batches(epoch)]
     for g, seed in enumerate(seeds):
       order = pipeline.order(TRAIN, seed, epoch)
-      places = pipeline.places(TRAIN, seed, epoch)[order]
+      places = pipeline.crop_positions(TRAIN, seed, epoch)[order]
       want = [
         jax.device_get(batch) for batch in job.train.batches(order, places)
       ]

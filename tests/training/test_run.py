@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import images as images_lib
 from tests.conftest import trained
 import vpt_jax
 from vpt_jax import config as configs
 from vpt_jax import main
 from vpt_jax import model as models
-from vpt_jax.data import datasets
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import processes
 from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
@@ -66,7 +67,7 @@ def test_a_run_leaves_what_a_researcher_needs(
   assert f"{result['trainable_params']:,}" in table
 
   predict = vpt_jax.load_adapter(workdir / "adapter.npz")
-  test = datasets.load("digits", "test", folder="", image_size=(8, 8))
+  test = images_lib.load("digits", "test", folder="", image_size=(8, 8))
   probabilities = predict(test.images)
   np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)
   top1 = 100 * (probabilities.argmax(-1) == test.labels).mean()
@@ -218,7 +219,7 @@ def make_step(config, method="vapt", **kwargs):
     model,
     tx,
     problem=Classification(model.num_classes),
-    normalize="half",
+    preprocess=Preprocess(model.method.input_size, "half"),
     augment="none",
     **kwargs,
   )

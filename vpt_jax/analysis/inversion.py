@@ -1,4 +1,4 @@
-"""Prompt inversion: a backbone's prompts as patches of pixels.
+"""Inverts prompts: writes a backbone's prompts as patches of pixels.
 
   python -m vpt_jax.inversion ADAPTER IMAGE --to FOLDER
 
@@ -15,24 +15,25 @@ idea; how they do it is not in their code).
 import argparse
 from collections.abc import Sequence
 import functools
+import math
 from pathlib import Path
 import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 from PIL import Image
 
-from vpt_jax import model as models
-from vpt_jax.data import datasets
-from vpt_jax.data.transforms import views
+from vpt_jax import model as model_lib
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods.pgn import Inverted
 from vpt_jax.serving import predictor
+from vpt_jax.utils import command_line
 
 COLUMNS = 8  # patches in a row of the picture
 SIDE = 64  # least side of a patch there, in pixels
+GAP = 2  # white pixels between patches
 
 
 def invert(
@@ -41,7 +42,7 @@ def invert(
   bias: np.ndarray | None = None,
   cutoff: float = 1e-6,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The smallest patches whose embeddings are nearest to the prompts.
+  """Finds the smallest patches whose embeddings are nearest to the prompts.
 
   Args:
     prompts: [B, P, D].
@@ -57,9 +58,8 @@ def invert(
   target = np.asarray(prompts, np.float64)
   matrix = np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1])
   shift = 0.0 if bias is None else np.asarray(bias, np.float64)
-  pixels = ((target - shift) @ np.linalg.pinv(matrix, rcond=cutoff)).astype(
-    np.float32
-  )
+  inverse = np.linalg.pinv(matrix, rcond=cutoff)
+  pixels = ((target - shift) @ inverse).astype(np.float32)
   left = pixels.astype(np.float64) @ matrix + shift - target
   length = np.linalg.norm(target, axis=-1)
   residual = np.linalg.norm(left, axis=-1) / np.maximum(length, 1e-12)
@@ -69,7 +69,8 @@ def invert(
 def check(residual: np.ndarray, kernel: np.ndarray, threshold: float) -> None:
   """Raises ValueError if a prompt is not the embedding of its pixels."""
   if residual.max() > threshold:
-    p, width = len(kernel), kernel.shape[-1]
+    p = len(kernel)
+    width = kernel.shape[-1]
     raise ValueError(
       f"the prompts can't be written as pixels: a relative residual of "
       f"{residual.max():.2g} is left, allowed is {threshold:.2g}. Patches of "
@@ -80,14 +81,17 @@ def check(residual: np.ndarray, kernel: np.ndarray, threshold: float) -> None:
 
 
 def prompted(
-  model: models.Model, variables: dict[str, Any], image: jax.Array
+  model: model_lib.Model, variables: dict[str, Any], image: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """(images as the backbone sees them, their prompts [B, P, D]).
+  """Returns images as the backbone sees them, and their prompts.
 
   Args:
     model: whose method carries prompts.
     variables: of the model.
     image: normalised, [B, H, W, 3].
+
+  Returns:
+    (images [B, H, W, 3], prompts [B, P, D]).
 
   Raises:
     ValueError: the method carries no prompts from the first block on.
@@ -95,9 +99,8 @@ def prompted(
 
   def see(module, image):
     image = module.method.image(image, train=False)
-    return image, module.method.prompts(
-      image, module.backbone.embed(image), train=False
-    )
+    tokens = module.backbone.embed(image)
+    return image, module.method.prompts(image, tokens, train=False)
 
   image, prompts = model.apply(variables, image, method=see)
   if prompts is None:
@@ -109,63 +112,65 @@ def prompted(
 
 
 def unprompted(
-  model: models.Model,
+  model: model_lib.Model,
   variables: dict[str, Any],
   image: jax.Array,
   pixels: np.ndarray,
 ) -> jax.Array:
-  """Logits [B, K] of the backbone alone for images and further patches.
+  """Returns the backbone's outputs for images and further patches.
 
   Args:
     model: its method is left out.
     variables: of the model.
     image: normalised, [B, H, W, 3].
     pixels: normalised, [B, P, p, p, 3].
+
+  Returns:
+    Logits [B, K].
   """
   plain = model.clone(method=Inverted(model.method.spec))
-  return plain.apply(
-    {**variables, "given": {"method": {"pixels": pixels}}}, image
-  )
+  given = {"method": {"pixels": pixels}}
+  return plain.apply({**variables, "given": given}, image)
 
 
 def embedding(
   variables: dict[str, Any],
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """(kernel [p, p, 3, D], bias [D] or None) of the patch embedding."""
+  """Returns kernel [p, p, 3, D] and bias [D] (or None) of the embedding."""
   parts = variables["params"]["backbone"]["embedding"]
+  kernel = np.asarray(parts["kernel"])
   bias = parts.get("bias")
-  return np.asarray(parts["kernel"]), None if bias is None else np.asarray(bias)
+  return kernel, None if bias is None else np.asarray(bias)
 
 
-def picture(pixels: np.ndarray, normalize: str) -> np.ndarray:
-  """Patches as one picture to look at.
+def picture(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+  """Draws patches as one picture to look at.
 
   The normalisation is undone. What comes out has no natural range, so every
   patch is scaled by itself: its smallest number is black, its largest white.
 
   Args:
     pixels: normalised, [P, p, p, 3].
-    normalize: a name in `preprocess.NORMALIZE`.
+    preprocess: that normalised them.
 
   Returns:
     uint8 [H, W, 3], patches in rows from the upper left.
   """
-  mean, std = map(np.array, views.NORMALIZE[normalize])
-  shown = pixels * std + mean
-  low, high = (
-    f(shown, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max)
-  )
+  shown = preprocess.denormalize(pixels)
+  low = shown.min(axis=(1, 2, 3), keepdims=True)
+  high = shown.max(axis=(1, 2, 3), keepdims=True)
   shown = np.round(255 * (shown - low) / np.maximum(high - low, 1e-12))
-  times = -(-SIDE // pixels.shape[1])
+  times = math.ceil(SIDE / pixels.shape[1])
   shown = shown.astype(np.uint8).repeat(times, axis=1).repeat(times, axis=2)
   columns = min(COLUMNS, len(shown))
-  rows = -(-len(shown) // columns)
-  side, gap = shown.shape[1], 2
-  out = np.full(
-    (rows * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, np.uint8
-  )
+  rows = math.ceil(len(shown) / columns)
+  side = shown.shape[1]
+  step = side + GAP
+  out = np.full((rows * step - GAP, columns * step - GAP, 3), 255, np.uint8)
   for i, patch in enumerate(shown):
-    y, x = ((side + gap) * n for n in divmod(i, columns))
+    row, column = divmod(i, columns)
+    y = row * step
+    x = column * step
     out[y : y + side, x : x + side] = patch
   return out
 
@@ -194,37 +199,31 @@ def export(
     ValueError: a file that can't be used, or prompts that no pixels give.
   """
   model, variables, meta = predictor.read_model(adapter, backbone)
-  config = ConfigDict(meta["config"])
-  try:
-    decoded = datasets.decode_image(Path(image).read_bytes())
-  except (OSError, SyntaxError, ValueError) as error:
-    raise ValueError(f"cannot read image {image}: {error}") from None
-  with jax.default_matmul_precision(config.compute.matmul_precision):
-    prepared = views.prepare(
-      decoded[None], model.method.input_size, config.data.normalize
-    )
-    seen, prompts = jax.jit(functools.partial(prompted, model))(
-      variables, prepared
-    )
+  preprocess = predictor.read_preprocess(meta, model)
+  decoded = preprocess.read(image)
+  precision = meta["config"]["compute"]["matmul_precision"]
+  with jax.default_matmul_precision(precision):
+    prepared = preprocess.prepare(decoded[None])
+    see = jax.jit(functools.partial(prompted, model))
+    seen, prompts = see(variables, prepared)
     kernel, bias = embedding(variables)
     pixels, residual = invert(prompts, kernel, bias)
     check(residual, kernel, threshold)
-    ours = jax.jit(model.apply)(variables, prepared)
-    alone = jax.jit(functools.partial(unprompted, model))(
-      variables, seen, pixels
-    )
-    apart = np.abs(ours - alone).max()
+    with_prompts = jax.jit(model.apply)(variables, prepared)
+    apply_unprompted = jax.jit(functools.partial(unprompted, model))
+    with_patches = apply_unprompted(variables, seen, pixels)
+    difference = np.abs(with_prompts - with_patches).max()
   to = Path(folder)
   to.mkdir(parents=True, exist_ok=True)
   np.save(to / "patches.npy", pixels[0])
-  shown = picture(pixels[0], config.data.normalize)
-  Image.fromarray(shown).save(to / "patches.png")
+  drawn = picture(pixels[0], preprocess)
+  Image.fromarray(drawn).save(to / "patches.png")
   return (
     f"{pixels.shape[1]} patches of {len(kernel)} x {len(kernel)} pixels "
     f"in {to}: patches.npy (normalised) and patches.png (each patch\n"
     f"scaled from black to white by itself); largest relative residual "
     f"{residual.max():.2g}, the logits of\nthe backbone alone differ by "
-    f"{apart:.2g} at most"
+    f"{difference:.2g} at most"
   )
 
 
@@ -249,7 +248,8 @@ def main(argv: Sequence[str]) -> int:
     help="largest relative residual (default %(default)s)",
   )
   args = parser.parse_args(argv)
-  try:
+
+  def work() -> int:
     text = export(
       args.adapter,
       args.image,
@@ -257,11 +257,10 @@ def main(argv: Sequence[str]) -> int:
       backbone=args.backbone,
       threshold=args.threshold,
     )
-  except (ValueError, OSError) as error:
-    sys.stderr.write(f"error: {error}\n")
-    return 1
-  sys.stdout.write(text + "\n")
-  return 0
+    sys.stdout.write(text + "\n")
+    return 0
+
+  return command_line.exit_status(work)
 
 
 if __name__ == "__main__":

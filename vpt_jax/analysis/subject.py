@@ -1,4 +1,4 @@
-"""An adapter at work: its model, images to show it, what it makes of them."""
+"""Defines an adapter that is analysed, and the images that it is shown."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -9,11 +9,10 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax import problems
 from vpt_jax.data import datasets
-from vpt_jax.data.cache import decoding
-from vpt_jax.data.transforms import views
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.serving import predictor
 
 Variables = dict[str, Any]
@@ -21,7 +20,7 @@ LARGEST_BATCH = 64
 
 
 class Images(NamedTuple):
-  """Images that an adapter is shown.
+  """Holds images that an adapter is shown.
 
   Attributes:
     pixels: uint8 [N, H, W, 3].
@@ -38,18 +37,20 @@ class Images(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-  """A trained model.
+  """Holds a trained model.
 
   Attributes:
     path: of its file.
     model, variables: see `predictor.read_model`.
     config: of its run.
+    preprocess: what happens to an image before the model sees it.
   """
 
   path: str
-  model: models.Model
+  model: model_lib.Model
   variables: Variables
   config: ConfigDict
+  preprocess: Preprocess
 
   @property
   def problem(self) -> problems.Problem:
@@ -59,9 +60,11 @@ class Adapter:
   @property
   def key(self) -> tuple[str, str, str, str]:
     """(method and its prompts, backbone, task, folder) for titles."""
-    method, number = self.config.method, float(np.mean(prompts(self)))
+    method = self.config.method
+    number = float(np.mean(prompts(self)))
     if number:
-      method += f", {number:.3g} prompt{'s' * (number != 1)} per block"
+      noun = "prompt" if number == 1 else "prompts"
+      method += f", {number:.3g} {noun} per block"
     return (
       method,
       self.config.backbone.name,
@@ -77,7 +80,7 @@ class Adapter:
 
 
 def read(path: str, backbone: str = "", data_dir: str = "") -> Adapter:
-  """An adapter from its file.
+  """Reads an adapter from its file.
 
   Args:
     path: `adapter.npz` of a run.
@@ -91,78 +94,80 @@ def read(path: str, backbone: str = "", data_dir: str = "") -> Adapter:
   config = ConfigDict(meta["config"])
   if data_dir:
     config.data.dir = data_dir
-  return Adapter(path, model, variables, config)
+  preprocess = predictor.read_preprocess(meta, model)
+  return Adapter(path, model, variables, config, preprocess)
 
 
 def plain(adapter: Adapter) -> Adapter:
-  """The same backbone without what the method adds."""
+  """Returns the same backbone without what the method adds."""
   config = ConfigDict(adapter.config.to_dict())
   config.method = "linear"
+  model = model_lib.build(config, adapter.model.num_classes)
   params = {**adapter.variables["params"], "method": {}}
+  # A method may put pixels around images, which are smaller then.
+  preprocess = dataclasses.replace(
+    adapter.preprocess, image_size=model.method.input_size
+  )
   return dataclasses.replace(
     adapter,
     config=config,
-    model=models.build(config, adapter.model.num_classes),
+    model=model,
     variables={**adapter.variables, "params": params},
+    preprocess=preprocess,
   )
 
 
 def prompts(adapter: Adapter) -> list[int]:
-  """How many prompts each block sees."""
+  """Returns how many prompts each block sees."""
   model = adapter.model
   image = jax.ShapeDtypeStruct((1, *model.method.input_size, 3), np.float32)
-  _, state = jax.eval_shape(
-    lambda variables, image: model.apply(
-      variables, image, mutable=["intermediates"]
-    ),
-    adapter.variables,
-    image,
-  )
-  found = []
+
+  def apply(variables, image):
+    return model.apply(variables, image, mutable=["intermediates"])
+
+  _, state = jax.eval_shape(apply, adapter.variables, image)
+  counts = []
   for i in range(model.backbone.spec.depth):
     tokens, context = state["intermediates"][f"block_in_{i}"][0]
-    found.append(
-      tokens.num_prompt + (0 if context is None else context.shape[1])
-    )
-  return found
+    in_context = 0 if context is None else context.shape[1]
+    counts.append(tokens.num_prompt + in_context)
+  return counts
 
 
 def files(adapter: Adapter, paths: Sequence[str]) -> Images:
-  """Images from files, brought to size as those of the adapter's task.
+  """Reads images from files, as those of the adapter's task are read.
 
   Raises:
     ValueError: a file that can't be read.
   """
-  geometry = decoding.Geometry(
-    adapter.config.data.preprocess, adapter.model.method.input_size, False
-  )
-  pixels = []
-  for path in paths:
-    try:
-      pixels.append(
-        geometry.fit(datasets.decode_image(Path(path).read_bytes()), None)
-      )
-    except (OSError, SyntaxError, ValueError) as error:
-      raise ValueError(f"cannot read image {path}: {error}") from None
+  pixels = [adapter.preprocess.read(path) for path in paths]
+  if len({image.shape for image in pixels}) > 1:
+    # Some have the size that is kept on the host: here all are fitted.
+    preprocess = dataclasses.replace(adapter.preprocess, kept_size=None)
+    pixels = [preprocess.read(path) for path in paths]
+  names = [Path(path).name for path in paths]
+  return Images(np.stack(pixels), names, class_names=_class_names(adapter))
+
+
+def _class_names(adapter: Adapter) -> tuple[str, ...]:
+  """Returns the names of the task's classes, () where its images are away."""
   data = adapter.config.data
   try:
-    known = datasets.open_split(
+    examples = datasets.open_split(
       adapter.config.task,
       data.test_split,
       source=data.source,
       folder=data.dir,
       seed=data.seed,
       multi_label=adapter.problem.multi_label,
-    ).class_names
+    )
   except (OSError, ValueError):
-    known = ()  # without the task's images there are no names of its classes
-  return Images(
-    np.stack(pixels), [Path(path).name for path in paths], class_names=known
-  )
+    return ()
+  return examples.class_names
 
 
 def test(adapter: Adapter, count: int = 0, seed: int | None = None) -> Images:
-  """Test images of the adapter's own task.
+  """Loads test images of the adapter's own task.
 
   Args:
     adapter: its config names the task.
@@ -176,19 +181,20 @@ def test(adapter: Adapter, count: int = 0, seed: int | None = None) -> Images:
   split = datasets.load(
     adapter.config.task,
     data.test_split,
+    adapter.preprocess,
     folder=data.dir,
-    image_size=adapter.model.method.input_size,
     on_error=data.on_error,
     source=data.source,
     seed=data.seed,
-    family=data.preprocess,
     cache_dir=data.cache or None,
     multi_label=adapter.problem.multi_label,
   )
   chosen = np.arange(len(split))
   if seed is not None:
     chosen = np.random.default_rng(seed).permutation(chosen)
-  chosen = np.sort(chosen[: count or None])
+  if count:
+    chosen = chosen[:count]
+  chosen = np.sort(chosen)
   names = split.names or range(len(split))
   return Images(
     split.images[chosen],
@@ -203,7 +209,7 @@ def run(
   function: Callable[[Variables, jax.Array], Any],
   pixels: np.ndarray,
 ) -> Any:
-  """What a function gives for images, batch by batch.
+  """Applies a function to images, batch by batch.
 
   Args:
     adapter: whose variables, size and normalisation these are.
@@ -213,48 +219,50 @@ def run(
   Returns:
     The arrays [N, ...], on the host.
   """
-  config, size = adapter.config, adapter.model.method.input_size
+  config = adapter.config
 
   @jax.jit
   def step(variables, image):
-    return function(
-      variables, views.prepare(image, size, config.data.normalize)
-    )
+    return function(variables, adapter.preprocess.prepare(image))
 
-  batch, parts = min(len(pixels), config.batch_size, LARGEST_BATCH), []
-  for first in range(0, len(pixels), batch):
-    part = pixels[first : first + batch]
+  size = min(len(pixels), config.batch_size, LARGEST_BATCH)
+  parts = []
+  for first in range(0, len(pixels), size):
+    part = pixels[first : first + size]
+    # Filled up to one shape, which compiles once.
+    batch = np.resize(part, (size, *pixels.shape[1:]))
     with jax.default_matmul_precision(config.compute.matmul_precision):
-      # Filled up to one shape, which compiles once.
-      out = jax.device_get(
-        step(adapter.variables, np.resize(part, (batch, *pixels.shape[1:])))
-      )
-    parts.append(jax.tree.map(lambda x: x[: len(part)], out))
-  return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+      out = jax.device_get(step(adapter.variables, batch))
+    parts.append(_first(out, len(part)))
+  return jax.tree.map(_concatenate, *parts)
+
+
+def _first(arrays: Any, count: int) -> Any:
+  """Returns the first entries of all arrays of a tree."""
+  return jax.tree.map(lambda array: array[:count], arrays)
+
+
+def _concatenate(*arrays: np.ndarray) -> np.ndarray:
+  return np.concatenate(arrays)
 
 
 def shown(adapter: Adapter, pixels: np.ndarray) -> np.ndarray:
-  """The images as the backbone sees them, with pixel prompts: in [0, 1]."""
-  mean, std = map(np.array, views.NORMALIZE[adapter.config.data.normalize])
-  model = adapter.model
-  seen = run(
-    adapter,
-    lambda variables, image: model.apply(
-      variables,
-      image,
-      method=lambda module, image: module.method.image(image, train=False),
-    ),
-    pixels,
-  )
-  return np.clip(seen[..., :3] * std + mean, 0, 1)
+  """Returns images as the backbone sees them, with pixel prompts: in [0, 1]."""
+
+  def edit_image(module, image):
+    return module.method.image(image, train=False)
+
+  def apply(variables, image):
+    return adapter.model.apply(variables, image, method=edit_image)
+
+  seen = run(adapter, apply, pixels)
+  return np.clip(adapter.preprocess.denormalize(seen[..., :3]), 0, 1)
 
 
 def recast(cls: type, module: Any) -> Any:
-  """A module as one of a subclass with the same fields."""
-  return cls(
-    **{
-      field.name: getattr(module, field.name)
-      for field in dataclasses.fields(module)
-      if field.name not in ("parent", "name")
-    }
-  )
+  """Returns a module as one of a subclass with the same fields."""
+  fields = {}
+  for field in dataclasses.fields(module):
+    if field.name not in ("parent", "name"):
+      fields[field.name] = getattr(module, field.name)
+  return cls(**fields)

@@ -17,6 +17,7 @@ from vpt_jax import problems
 from vpt_jax.bench import worker
 from vpt_jax.condensation import prompt_scores
 from vpt_jax.data.transforms import views
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.nn import cost
 from vpt_jax.training import loop, optim
 from vpt_jax.utils import lookup, trees
@@ -296,7 +297,7 @@ class JaxSide:
         model,
         tx,
         problem=problems.build("classification", model.num_classes),
-        normalize=NORMALIZE,
+        preprocess=Preprocess(model.method.input_size, NORMALIZE),
         augment="none",
       )
 

@@ -28,9 +28,9 @@ from vpt_jax import model as models
 from vpt_jax import problems
 from vpt_jax.condensation import prompt_scores
 from vpt_jax.data import datasets, pipeline
-from vpt_jax.data.transforms import views
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
-from vpt_jax.training import checkpoints, metrics, records
+from vpt_jax.training import checkpoints, evaluation, metrics, records
 from vpt_jax.utils import files, lookup, trees
 
 # main.run(config, workdir, data, start) -> what its result.json holds.
@@ -338,10 +338,8 @@ def table(result: dict[str, Any]) -> str:
 
 def _apply(config: ConfigDict, model: models.Model) -> prompt_scores.Apply:
   """(variables, uint8 images) -> logits."""
-  return lambda variables, image: model.apply(
-    variables,
-    views.prepare(image, model.method.input_size, config.data.normalize),
-  )
+  preprocess = Preprocess.from_config(config, model.method.input_size)
+  return evaluation.make_apply(model, preprocess)
 
 
 def _batches(

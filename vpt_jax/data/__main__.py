@@ -7,10 +7,14 @@ from pathlib import Path
 import sys
 from typing import Any
 
+import numpy as np
+
 from vpt_jax.data import contact_sheet, datasets, survey, tasks
 from vpt_jax.data.cache import prepared
-from vpt_jax.data.cache.decoding import Geometry
+from vpt_jax.data.cache.decoding import Layout
+from vpt_jax.data.examples import Split
 from vpt_jax.data.transforms import resize, views
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils import command_line, text_tables
 
 log = logging.getLogger("vpt_jax")
@@ -161,6 +165,13 @@ def source_options(args: argparse.Namespace) -> dict[str, Any]:
   }
 
 
+def _preprocess(name: str, args: argparse.Namespace) -> Preprocess:
+  """Returns what happens to a task's images but for normalisation."""
+  return datasets.without_normalization(
+    name, args.source, args.preprocess, (args.image_size, args.image_size)
+  )
+
+
 def prepare(args: argparse.Namespace) -> int:
   """Prepares splits of tasks; returns 1 if one of them cannot be."""
   status = 0
@@ -182,22 +193,28 @@ def prepare(args: argparse.Namespace) -> int:
 
 def _prepare_split(name: str, split: str, args: argparse.Namespace) -> None:
   examples = datasets.open_split(name, split, **source_options(args))
-  geometry = Geometry(
-    args.preprocess or datasets.own_family(name, args.source),
-    (args.image_size, args.image_size),
-    split in survey.TRAINING_SPLITS,
-  )
-  path = prepared.prepare(
+  preprocess = _preprocess(name, args)
+
+  def decode(preprocess: Preprocess) -> Path:
+    return prepared.prepare(
+      examples,
+      Layout(preprocess, split in survey.TRAINING_SPLITS),
+      args.cache,
+      on_error=args.on_error,
+      workers=args.workers,
+      progress=True,
+      force=args.force,
+      name=datasets.cache_title(name, split, args.source, preprocess),
+    )
+
+  path = datasets.with_grey_range(
+    decode,
+    preprocess,
     examples,
+    name,
     args.cache,
-    family=geometry.family,
-    train=geometry.train,
-    image_size=geometry.image_size,
-    on_error=args.on_error,
-    workers=args.workers,
-    progress=True,
-    force=args.force,
-    name=datasets.title(name, split, args.source, geometry),
+    args.workers,
+    **source_options(args),
   )
   done = prepared.open_cache(path)
   skipped = f", {done.skipped} left out" if done.skipped else ""
@@ -267,17 +284,26 @@ def _cells(state: survey.State) -> tuple[str, ...]:
 def show(args: argparse.Namespace) -> int:
   """Draws a contact sheet."""
   (name,) = task_names(args)
-  family = args.preprocess or datasets.own_family(name, args.source)
+  preprocess = _preprocess(name, args)
+  family = preprocess.family
   # `--augment` without a value takes the family's own views.
   augment = views.OWN[family] if args.augment == "" else args.augment
   examples = datasets.open_split(name, args.split, **source_options(args))
-  images, split = contact_sheet.seen(
-    contact_sheet.sample(examples, args.seed),
-    family,
-    (args.image_size, args.image_size),
-    augment,
-    args.seed,
+  sample = contact_sheet.sample(examples, args.seed)
+
+  def decode(preprocess: Preprocess) -> tuple[np.ndarray, Split]:
+    return contact_sheet.model_views(
+      sample, preprocess, augment, args.seed, args.workers
+    )
+
+  images, split = datasets.with_grey_range(
+    decode,
+    preprocess,
+    examples,
+    name,
+    args.cache,
     args.workers,
+    **source_options(args),
   )
   shown_as = "as in evaluation"
   if augment is not None:

@@ -1,59 +1,80 @@
-"""Contact sheets: samples of a split with their classes, as a picture."""
+"""Draws contact sheets: samples of a split with their classes."""
 
 from collections import Counter
+import dataclasses
+import math
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vpt_jax.data.cache import decoding
-from vpt_jax.data.cache.decoding import Geometry
+from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples, Split
 from vpt_jax.data.transforms import views
+from vpt_jax.data.transforms.preprocess import Preprocess
 
 ROWS = COLUMNS = 8
-TILE, GAP, TEXT = 152, 10, 13  # pixels
+# In pixels.
+TILE = 152
+GAP = 10
+TEXT = 13
+
+
+class _Drawn(NamedTuple):
+  """Is an example in random order: the how manieth of its class it is."""
+
+  count: int
+  label: tuple[int, ...]
+  number: int
 
 
 def sample(examples: Examples, seed: int) -> Examples:
-  """As many as a sheet has, of all classes alike, sorted by class."""
-  seen: Counter[int] = Counter()
-  order = []
+  """Returns as many as a sheet has, of all classes alike, sorted by class."""
+  counts: Counter[tuple[int, ...]] = Counter()
+  drawn = []
   for i in np.random.default_rng(seed).permutation(len(examples)):
-    label = int(examples.labels[i])
-    order.append((seen[label], label, int(i)))
-    seen[label] += 1
+    # Zeros and ones [K] where images may have several classes.
+    label = tuple(np.atleast_1d(examples.labels[i]).tolist())
+    drawn.append(_Drawn(counts[label], label, int(i)))
+    counts[label] += 1
   # The first of each class in random order come before the second ones.
-  order = sorted(order, key=lambda entry: entry[0])[: ROWS * COLUMNS]
-  chosen = [i for _, _, i in sorted(order, key=lambda entry: entry[1:])]
-  return decoding.subset(examples, chosen)
+  drawn.sort(key=lambda entry: entry.count)
+  chosen = drawn[: ROWS * COLUMNS]
+  chosen.sort(key=lambda entry: (entry.label, entry.number))
+  return decoding.subset(examples, [entry.number for entry in chosen])
 
 
-def seen(
+def model_views(
   examples: Examples,
-  family: str,
-  image_size: tuple[int, int],
+  preprocess: Preprocess,
   augment: str | None,
   seed: int,
   workers: int = 0,
 ) -> tuple[np.ndarray, Split]:
-  """Images as the backbone sees them, but not normalised; without bad ones.
+  """Returns images as the backbone sees them, but not normalised.
+
+  Bad ones are left out.
 
   Args:
     examples: all of them are decoded.
-    family: a name in `resize.FAMILIES`.
-    image_size: (height, width).
-    augment: None: as in evaluation; a name in `preprocess.AUGMENT`: as in
-      training with it.
+    preprocess: what happens to them.
+    augment: None: as in evaluation; a name in `views.AUGMENT`: as in training
+      with it.
     seed: of the random views.
-    workers: threads; 0: a few more than there are processors.
+    workers: threads; 0: `decoding.default_workers`.
 
   Returns:
     uint8 [N, height, width, 3], and the split that they are of.
+
+  Raises:
+    UnknownGreyRange: there is 16-bit grey without a range.
   """
   train = augment is not None
+  preprocess = dataclasses.replace(preprocess, normalize="none")
   split = decoding.decode_all(
-    examples, Geometry(family, image_size, train), "skip", workers
+    examples, Layout(preprocess, train), "skip", workers
   )
   rng, crop_rng = jax.random.split(jax.random.key(seed))
   images = split.images
@@ -64,12 +85,12 @@ def seen(
       split.strips.wide,
       np.arange(len(split)),
       crop_rng,
-      max(image_size),
+      max(preprocess.image_size),
     )
   if train:
-    images = views.train_view(images, image_size, "none", augment, rng)
+    images = preprocess.train_view(images, augment, rng)
   else:
-    images = views.prepare(images, image_size, "none")
+    images = preprocess.prepare(images)
   return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8), split
 
 
@@ -81,27 +102,33 @@ def sheet(images: np.ndarray, labels: list[str], title: str) -> Image.Image:
     labels: N.
     title: above all.
   """
-  rows = -(-len(images) // COLUMNS)
-  step = TILE + GAP, TILE + GAP + TEXT + 6
+  rows = math.ceil(len(images) / COLUMNS)
+  across = TILE + GAP
+  down = TILE + GAP + TEXT + 6
   top = 2 * GAP + TEXT
-  page = Image.new(
-    "RGB", (COLUMNS * step[0] + GAP, rows * step[1] + top), "white"
-  )
+  page = Image.new("RGB", (COLUMNS * across + GAP, rows * down + top), "white")
   draw = ImageDraw.Draw(page)
   font = ImageFont.load_default(TEXT)
-  draw.text(
-    (GAP, GAP), shorten(title, font, page.width - 2 * GAP), "black", font
-  )
+  title = shorten(title, font, page.width - 2 * GAP)
+  draw.text((GAP, GAP), title, "black", font)
   for i, (pixels, label) in enumerate(zip(images, labels, strict=True)):
+    row, column = divmod(i, COLUMNS)
+    x = GAP + column * across
+    y = top + row * down
     image = ImageOps.contain(Image.fromarray(pixels), (TILE, TILE))
-    x, y = GAP + i % COLUMNS * step[0], top + i // COLUMNS * step[1]
     page.paste(image, (x, y))
     draw.text((x, y + TILE + 2), shorten(label, font, TILE), "black", font)
   return page
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-  """The text, or as much of it as fits into so many pixels and an ellipsis."""
+  """Returns the text, or as much of it as fits, and an ellipsis.
+
+  Args:
+    text: in one line.
+    font: that it is drawn in.
+    width: pixels that are free.
+  """
   if font.getlength(text) <= width:
     return text
   while text and font.getlength(f"{text}...") > width:

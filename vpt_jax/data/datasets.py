@@ -1,20 +1,28 @@
-"""Where images come from: `open_split` finds them, `load` decodes them."""
+"""Finds the images of a task (`open_split`) and decodes them (`load`)."""
 
 from collections.abc import Callable
+import dataclasses
 import logging
 import os
 from pathlib import Path
 import sys
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vpt_jax.data import tasks
-from vpt_jax.data.cache import decoding, prepared
+from vpt_jax.data.cache import decoding, grey_range, prepared
+from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples, Split
 from vpt_jax.data.sources import arrays, csv_tables, image_files, tfds
 from vpt_jax.data.sources.arrays import check_images, from_arrays
 from vpt_jax.data.sources.image_files import PACK_LISTS
-from vpt_jax.data.transforms.decode import decode_image
+from vpt_jax.data.transforms.decode import (
+  decode_image,
+  GREY_RANGES,
+  UnknownGreyRange,
+)
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils import lookup
 
 __all__ = [
@@ -57,8 +65,11 @@ USER: dict[str, Callable[[Path, str, int, bool], Examples]] = {
   "json": _read_json,
   "npz": arrays.npz,
 }
-# A larger split is prepared on disk, see `cache.py`, not decoded in memory.
+# A larger split is prepared on disk, see `cache.prepared`, not decoded in
+# memory.
 IN_MEMORY = 2**29  # bytes
+
+Result = TypeVar("Result")
 
 
 def open_split(
@@ -199,19 +210,18 @@ def how_to_get(task: tasks.Task, folder: Path) -> str:
 def load(
   name: str,
   split: str,
+  preprocess: Preprocess,
   *,
+  train: bool = False,
   folder: str | os.PathLike = "data",
-  image_size: tuple[int, int],
   on_error: str = "raise",
   source: str = "",
   seed: int = 0,
-  family: str = "",
-  train: bool = False,
   cache_dir: str | os.PathLike | None = None,
   workers: int = 0,
   multi_label: bool = False,
 ) -> Split:
-  """The images of a split, decoded.
+  """Loads the images of a split, decoded.
 
   From the prepared cache if it is there. Otherwise they are decoded now: into
   memory, or, if they are many, into the cache.
@@ -219,63 +229,138 @@ def load(
   Args:
     name: of the task, see `tasks.py`.
     split: `train`, `val`, `trainval` or `test`.
+    preprocess: what happens to the images. Where they are 16-bit grey, and it
+      has no range for that, the training images are looked through for it.
+    train: the images are for training, not for evaluation.
     folder: `data.dir`.
-    image_size: (height, width) that the backbone sees.
     on_error: `raise`, or `skip` to leave bad images out and count them.
     source: see `open_split`.
     seed: see `open_split`.
-    family: of preprocessing, see `resize.FAMILIES`; "": the task's own.
-    train: the images are for training, not for evaluation.
-    cache_dir: that holds the prepared caches; None: `cache.default_folder()`.
-    workers: threads; 0: a few more than there are processors.
+    cache_dir: that holds the prepared caches; None:
+      `prepared.default_folder()`.
+    workers: threads; 0: `decoding.default_workers`.
     multi_label: see `open_split`.
+
+  Returns:
+    The split; its `preprocess` is how it was decoded.
 
   Raises:
     ValueError: unknown names, missing or damaged files, labels out of range.
   """
   if on_error not in ("raise", "skip"):
     raise ValueError(f"data.on_error={on_error!r}; expected 'raise' or 'skip'")
-  examples = open_split(
-    name,
-    split,
-    source=source,
-    folder=folder,
-    seed=seed,
-    multi_label=multi_label,
+  where = {
+    "source": source,
+    "folder": folder,
+    "seed": seed,
+    "multi_label": multi_label,
+  }
+  examples = open_split(name, split, **where)
+  title = cache_title(name, split, source, preprocess)
+
+  def decode(preprocess: Preprocess) -> Split:
+    layout = Layout(preprocess, train)
+    path = prepared.cache_path(examples, layout, cache_dir, title)
+    if not path.exists() and decoding.size(examples, layout) <= IN_MEMORY:
+      return decoding.decode_all(examples, layout, on_error, workers)
+    path = prepared.prepare(
+      examples,
+      layout,
+      cache_dir,
+      on_error=on_error,
+      workers=workers,
+      name=title,
+      progress=sys.stderr.isatty(),
+    )
+    log.info("%s images from the cache %s", split, path)
+    cached = prepared.open_cache(path)
+    return dataclasses.replace(cached, preprocess=layout.of_split(cached))
+
+  return with_grey_range(
+    decode, preprocess, examples, name, cache_dir, workers, **where
   )
-  geometry = decoding.Geometry(
-    family or own_family(name, source), tuple(image_size), train
+
+
+def with_grey_range(
+  decode: Callable[[Preprocess], Result],
+  preprocess: Preprocess,
+  examples: Examples,
+  name: str,
+  cache_dir: str | os.PathLike | None = None,
+  workers: int = 0,
+  **where: Any,
+) -> Result:
+  """Decodes images, with the data set's range of 16-bit grey if they need it.
+
+  Nothing is looked for before the first such image comes up. Then all training
+  images are looked at: those of train and val, so that every split of the data
+  set, in whatever run, gets the same range; where they have no such images,
+  those at hand.
+
+  Args:
+    decode: called with the preprocessing, and again with another one if it
+      raises `UnknownGreyRange`.
+    preprocess: what happens to the images.
+    examples: that are decoded.
+    name: of the task, see `open_split` for it and for `where`.
+    cache_dir: that holds the prepared caches.
+    workers: threads.
+    **where: `source`, `folder` and so on, see `open_split`.
+
+  Returns:
+    What `decode` returns.
+  """
+  try:
+    return decode(preprocess)
+  except UnknownGreyRange:
+    pass
+  folder = prepared.default_folder()
+  if cache_dir is not None:
+    folder = Path(cache_dir).expanduser()
+  found = None
+  for split in ("trainval", "train"):
+    try:
+      training = open_split(name, split, **where)
+    except ValueError:  # a source may have no such split
+      continue
+    found = grey_range.find_grey_range(training, folder, workers)
+    break
+  if found is None:
+    found = grey_range.find_grey_range(examples, folder, workers)
+  # Nothing is found where all 16-bit images are damaged.
+  found = found or GREY_RANGES[-1]
+  return decode(dataclasses.replace(preprocess, grey_range=found))
+
+
+def without_normalization(
+  name: str, source: str, family: str, image_size: tuple[int, int]
+) -> Preprocess:
+  """Returns a task's preprocessing but for the backbone's normalisation.
+
+  Args:
+    name: of the task.
+    source: see `open_split`.
+    family: see `resize.FAMILIES`; "": the task's own.
+    image_size: (height, width).
+  """
+  return Preprocess(
+    image_size,
+    normalize="none",
+    family=family or own_family(name, source),
+    upright=":" in source,
   )
-  called = title(name, split, source, geometry)
-  if not (
-    prepared.place(examples, geometry, cache_dir, called).exists()
-    or decoding.size(examples, geometry) > IN_MEMORY
-  ):
-    return decoding.decode_all(examples, geometry, on_error, workers)
-  path = prepared.prepare(
-    examples,
-    cache_dir,
-    family=geometry.family,
-    image_size=image_size,
-    train=train,
-    on_error=on_error,
-    workers=workers,
-    name=called,
-    progress=sys.stderr.isatty(),
-  )
-  log.info("%s images from the cache %s", split, path)
-  return prepared.open_cache(path)
 
 
 def own_family(name: str, source: str) -> str:
-  """The preprocessing that a config gets which names none."""
+  """Returns the preprocessing that a config gets which names none."""
   return "vtab" if ":" in source else tasks.get(name).preprocess
 
 
-def title(
-  name: str, split: str, source: str, geometry: decoding.Geometry
+def cache_title(
+  name: str, split: str, source: str, preprocess: Preprocess
 ) -> str:
-  """What a cache's folder begins with, for people to read."""
+  """Returns what a cache's folder begins with, for people to read."""
   if ":" in source:
     name = Path(source.partition(":")[2]).stem
-  return f"{name}-{split}-{geometry.family}{max(geometry.image_size)}"
+  size = max(preprocess.image_size)
+  return f"{name}-{split}-{preprocess.family}{size}"

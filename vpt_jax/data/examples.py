@@ -1,5 +1,7 @@
-"""What sources give and what training takes: labelled images, before and after
-they are decoded."""
+"""Defines labelled images, before (`Examples`) and after decoding (`Split`).
+
+Sources give the first, training takes the second.
+"""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -7,10 +9,12 @@ import math
 
 import numpy as np
 
+from vpt_jax.data.transforms.preprocess import Preprocess
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """Labelled images that are not decoded yet: what every source gives.
+  """Holds labelled images that are not decoded yet: what every source gives.
 
   Attributes:
     names: of the images, for errors and for files with predictions: the path
@@ -39,11 +43,12 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """One part of a data set, decoded.
+  """Holds one part of a data set, decoded.
 
   Attributes:
-    images: uint8 [N, H, W, 3] (or float32 features [N, D], see `train.py`);
-      may be a memory map. With `strips`: their rows [R, S, 3].
+    images: uint8 [N, H, W, 3] (or float32 features [N, D], see
+      `evaluation.cache_features`); may be a memory map. With `strips`: their
+      rows [R, S, 3].
     labels: int32 [N], in 0 .. num_classes - 1; uint8 [N, K], zeros and ones,
       where images may have several classes.
     num_classes: K.
@@ -52,6 +57,7 @@ class Split:
     strips: images whose shorter side is S, for random crops; None: `images`
       are of equal size.
     class_names: K, or () if not known.
+    preprocess: how the images were decoded; None: arrays in memory.
   """
 
   images: np.ndarray
@@ -61,6 +67,7 @@ class Split:
   names: Sequence[str] = ()
   strips: "Strips | None" = None
   class_names: tuple[str, ...] = ()
+  preprocess: Preprocess | None = None
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -85,30 +92,29 @@ class Split:
     return self.take(np.sort(np.concatenate(chosen)))
 
   def take(self, indices: np.ndarray) -> "Split":
-    """Some of the images."""
-    strips, images = self.strips, self.images
+    """Returns the images with these numbers, in that order."""
+    images = self.images
+    strips = self.strips
     if strips is None:
       images = images[indices]
     else:
-      images = np.concatenate(
-        [images[strips.first[i] : strips.first[i + 1]] for i in indices]
-      )
-      lengths = strips.lengths[indices]
-      strips = Strips(
-        np.concatenate([[0], np.cumsum(lengths)]), strips.wide[indices]
-      )
+      parts = [images[strips.first[i] : strips.first[i + 1]] for i in indices]
+      images = np.concatenate(parts)
+      first = np.concatenate([[0], np.cumsum(strips.lengths[indices])])
+      strips = Strips(first, strips.wide[indices])
+    names = [self.names[i] for i in indices] if len(self.names) else ()
     return dataclasses.replace(
       self,
       images=images,
       labels=self.labels[indices],
       strips=strips,
-      names=[self.names[i] for i in indices] if len(self.names) else (),
+      names=names,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Strips:
-  """Where images of unequal length lie in one array of rows [R, S, 3].
+  """Says where images of unequal length lie in one array of rows [R, S, 3].
 
   Image i is rows first[i] : first[i + 1]: itself if it is tall, turned by
   swapping height and width if it is wide, so that the shorter side is S.
@@ -123,20 +129,20 @@ class Strips:
 
   @property
   def lengths(self) -> np.ndarray:
-    """The longer sides [N]."""
+    """The longer sides of the images, [N]."""
     return np.diff(self.first)
 
   def crop(
     self, rows: np.ndarray, i: int, place: np.ndarray, size: int
   ) -> np.ndarray:
-    """A square of image i, uint8 [size, size, 3].
+    """Crops a square of image i, uint8 [size, size, 3].
 
     Args:
       rows: uint8 [R, S, 3].
       i: index of the image.
       place: (along the longer side, along the shorter one), in [0, 1): one of
         the free + 1 places, each as likely as the others.
-      size: of the square.
+      size: pixels of a side of the square.
     """
     free = np.array([self.first[i + 1] - self.first[i], rows.shape[1]]) - size
     row, column = (place * (free + 1).astype(np.float32)).astype(int)

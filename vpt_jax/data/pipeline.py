@@ -1,6 +1,7 @@
-"""Batches of a split: whole on the device when it fits, else read ahead."""
+"""Feeds batches of a split, from the device if it fits there."""
 
 from collections.abc import Iterator
+import math
 import os
 from typing import Any
 
@@ -13,52 +14,58 @@ from vpt_jax.data.transforms import views
 from vpt_jax.distributed import memory, sharding
 
 Batch = dict[str, Any]
+# Of the images of a batch: their numbers [B], where they are cropped [B, 2].
+Part = tuple[np.ndarray, np.ndarray]
 
-# Batches that are read ahead, and the threads that read them.
-AHEAD, THREADS = 8, 4
+AHEAD = 8  # batches that are read ahead
+THREADS = 4  # that read them
 
 
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
-  """The order of an epoch: a function of seed and epoch alone, so that a
-  resumed run sees the same batches, on any number of devices."""
+  """Returns the order of an epoch's images, [N].
+
+  It depends on seed and epoch alone, so that a resumed run sees the same
+  batches, on any number of devices.
+  """
   return np.random.default_rng((seed, epoch)).permutation(n)
 
 
-def places(n: int, seed: int, epoch: int) -> np.ndarray:
-  """Where an epoch crops each image, in [0, 1) of the free way: [N, 2].
+def crop_positions(n: int, seed: int, epoch: int) -> np.ndarray:
+  """Returns where an epoch crops each image, in [0, 1) of the free way: [N, 2].
 
   The same on any number of devices and wherever the images lie.
   """
   return np.random.default_rng((seed, epoch, 1)).random((n, 2), np.float32)
 
 
-def room(mesh: Mesh) -> int:
-  """Bytes for images that a device has to spare: half of what is free."""
+def spare_bytes(mesh: Mesh) -> int:
+  """Returns the bytes for images that a device has to spare.
+
+  That is half of what is free.
+  """
   return memory.free_bytes(mesh) // 2
 
 
 def read_rows(
-  images: np.ndarray, rows: np.ndarray, out: np.ndarray, places: np.ndarray
+  images: np.ndarray, rows: np.ndarray, out: np.ndarray, targets: np.ndarray
 ) -> None:
-  """out[places] = images[rows]; of a memory map by reading its file.
+  """Does out[targets] = images[rows]; of a memory map by reading its file.
 
   Pages of a map come in small pieces, and where memory is short the system
   takes them away before they are used.
+
+  Raises:
+    OSError: the file ends too early.
   """
   if not isinstance(images, np.memmap):
-    out[places] = images[rows]
+    out[targets] = images[rows]
     return
   size = images[0].nbytes
   with open(images.filename, "rb", buffering=0) as file:
-    for row, place in zip(rows, places):
-      if (
-        os.preadv(
-          file.fileno(),
-          [out[place].reshape(-1).view(np.uint8)],
-          images.offset + int(row) * size,
-        )
-        != size
-      ):
+    for row, target in zip(rows, targets, strict=True):
+      buffer = out[target].reshape(-1).view(np.uint8)
+      start = images.offset + int(row) * size
+      if os.preadv(file.fileno(), [buffer], start) != size:
         raise OSError(
           f"{images.filename} ends before image {row}; it was "
           "changed while it was read"
@@ -66,7 +73,7 @@ def read_rows(
 
 
 class Feed:
-  """Fixed-size batches {image, label, mask} of a split.
+  """Gives fixed-size batches {image, label, mask} of a split.
 
   The last batch of an epoch is filled up with copies that `mask` (float32, 0
   or 1) marks, so every batch has the same shape and all count exactly once.
@@ -90,34 +97,24 @@ class Feed:
     Args:
       split: images of one size, or strips.
       batch_size: of all devices together.
-      mesh: from `shard.make_mesh`.
-      device_bytes: what may lie on each device; None: `room`.
+      mesh: from `sharding.make_mesh`.
+      device_bytes: what may lie on each device; None: `spare_bytes`.
       crop: side of the squares that are taken from strips.
     """
-    self.split, self.batch_size, self._crop = split, batch_size, crop
-    self.mesh, self._sharding = mesh, sharding.batch_sharding(mesh)
-    limit = room(mesh) if device_bytes is None else device_bytes
+    self.split = split
+    self.batch_size = batch_size
+    self.mesh = mesh
+    self._crop = crop
+    self._sharding = sharding.batch_sharding(mesh)
+    limit = spare_bytes(mesh) if device_bytes is None else device_bytes
     self.resident = split.images.nbytes <= limit
     if self.resident:
-      strips = split.strips
-      arrays = sharding.replicate(
-        (split.images, split.labels)
-        if strips is None
-        else (
-          split.images,
-          split.labels,
-          strips.first[:-1].astype(np.int32),
-          strips.lengths.astype(np.int32),
-          strips.wide,
-        ),
-        mesh,
-      )
-      take = jax.jit(self._take, out_shardings=self._sharding)
-      self._gather = lambda i, place: take(arrays, i, place)
+      self._arrays = sharding.replicate(_arrays(split), mesh)
+      self._take_on_device = jax.jit(self._take, out_shardings=self._sharding)
 
   def __len__(self) -> int:
-    """Batches per epoch."""
-    return -(-len(self.split) // self.batch_size)
+    """Returns the number of batches per epoch."""
+    return math.ceil(len(self.split) / self.batch_size)
 
   def batches(
     self,
@@ -125,92 +122,112 @@ class Feed:
     place: np.ndarray | None = None,
     batch_size: int = 0,
   ) -> Iterator[Batch]:
-    """Batches of the images at `indices`.
+    """Yields batches of the images at `indices`.
 
     Args:
       indices: of images, in order.
-      place: where each is cropped [len(indices), 2], see `places`; None: in
-        the centre.
+      place: where each is cropped [len(indices), 2], see `crop_positions`;
+        None: in the centre.
       batch_size: if not the feed's.
     """
     size = batch_size or self.batch_size
     if place is None:
       place = np.full((len(indices), 2), 0.5, np.float32)
-    positions = [
-      np.arange(first, min(first + size, len(indices)))
-      for first in range(0, len(indices), size)
-    ]
-    full = [np.resize(part, size) for part in positions]
-    parts = [(indices[i], place[i]) for i in full]
-    taken = (
-      (self._gather(*part) for part in parts)
-      if self.resident
-      else self._streamed(parts)
-    )
-    for part, (image, label) in zip(positions, taken):
-      mask = (np.arange(size) < len(part)).astype(np.float32)
+    counts = []
+    parts = []
+    for first in range(0, len(indices), size):
+      numbers = np.arange(first, min(first + size, len(indices)))
+      counts.append(len(numbers))
+      filled = np.resize(numbers, size)
+      parts.append((indices[filled], place[filled]))
+    read = self._resident if self.resident else self._streamed
+    local_rows = self._local_rows(size)
+    for count, (image, label) in zip(counts, read(parts), strict=True):
+      mask = (np.arange(size) < count).astype(np.float32)
       yield {
         "image": image,
         "label": label,
-        "mask": self._put(mask[self._mine(size)]),
+        "mask": self._put(mask[local_rows]),
       }
+
+  def _resident(
+    self, parts: list[Part]
+  ) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Yields the images and labels of batches from the device."""
+    for indices, place in parts:
+      yield self._take_on_device(self._arrays, indices, place)
 
   def _take(
     self, arrays: tuple[jax.Array, ...], i: jax.Array, place: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
+    """Returns the images and labels with numbers i [B], in a program."""
     images, labels, *strips = arrays
     if not strips:
       return images[i], labels[i]
-    first, lengths, wide = (array[i] for array in strips)
-    return views.crop_at(
-      images, first, lengths, wide, place, self._crop
-    ), labels[i]
+    first, lengths, wide = strips
+    squares = views.crop_at(
+      images, first[i], lengths[i], wide[i], place, self._crop
+    )
+    return squares, labels[i]
 
-  def _mine(self, size: int) -> slice:
-    """Which rows of a batch are for the devices of this process."""
-    rows = [
-      index[0].indices(size)[:2]
-      for index in self._sharding.addressable_devices_indices_map(
-        (size,)
-      ).values()
-    ]
+  def _local_rows(self, size: int) -> slice:
+    """Returns which rows of a batch are for the devices of this process."""
+    of_device = self._sharding.addressable_devices_indices_map((size,))
+    rows = [index[0].indices(size) for index in of_device.values()]
     return slice(min(row[0] for row in rows), max(row[1] for row in rows))
 
   def _put(self, local: np.ndarray) -> jax.Array:
     return jax.make_array_from_process_local_data(self._sharding, local)
 
   def _streamed(
-    self, parts: list[tuple[np.ndarray, np.ndarray]]
+    self, parts: list[Part]
   ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Reads ahead in threads: each process the rows of its own devices."""
+    """Yields the images and labels of batches, read ahead in threads.
+
+    Each process reads the rows of its own devices.
+    """
     import grain  # slow to import, needed for large splits only
 
-    mine, split = self._mine(len(parts[0][0])), self.split
+    local_rows = self._local_rows(len(parts[0][0]))
 
-    def read(
-      part: tuple[np.ndarray, np.ndarray],
-    ) -> tuple[np.ndarray, np.ndarray]:
-      i, place = (array[mine] for array in part)
-      # In the order of the file: a memory map is read from a disk.
-      at = np.argsort(i, kind="stable")
-      if split.strips is None:
-        images = np.empty((len(i), *split.images.shape[1:]), split.images.dtype)
-        read_rows(split.images, i[at], images, at)
-      else:
-        images = np.stack(
-          [
-            split.strips.crop(split.images, k, at, self._crop)
-            for k, at in zip(i, place)
-          ]
-        )
-      return images, split.labels[i]
+    def read(part: Part) -> tuple[np.ndarray, np.ndarray]:
+      indices, place = part
+      return self._read(indices[local_rows], place[local_rows])
 
-    ahead = (
-      grain.MapDataset.source(parts)
-      .map(read)
-      .to_iter_dataset(
-        grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
-      )
-    )
-    for images, labels in ahead:
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+    source = grain.MapDataset.source(parts).map(read)
+    for images, labels in source.to_iter_dataset(options):
       yield self._put(images), self._put(labels)
+
+  def _read(
+    self, indices: np.ndarray, place: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images and labels, on the host."""
+    split = self.split
+    if split.strips is not None:
+      squares = []
+      for i, position in zip(indices, place, strict=True):
+        square = split.strips.crop(split.images, i, position, self._crop)
+        squares.append(square)
+      return np.stack(squares), split.labels[indices]
+    images = np.empty(
+      (len(indices), *split.images.shape[1:]), split.images.dtype
+    )
+    # In the order of the file: a memory map is read from a disk.
+    sorted_rows = np.argsort(indices, kind="stable")
+    read_rows(split.images, indices[sorted_rows], images, sorted_rows)
+    return images, split.labels[indices]
+
+
+def _arrays(split: Split) -> tuple[np.ndarray, ...]:
+  """Returns what `Feed._take` takes from a split."""
+  strips = split.strips
+  if strips is None:
+    return split.images, split.labels
+  return (
+    split.images,
+    split.labels,
+    strips.first[:-1].astype(np.int32),
+    strips.lengths.astype(np.int32),
+    strips.wide,
+  )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import os
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from vpt_jax.data import datasets, tasks
 from vpt_jax.data.cache import decoding, prepared
-from vpt_jax.data.cache.decoding import Geometry
+from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files, parts
+from vpt_jax.data.transforms.preprocess import Preprocess
 
 READY = "ready"
 DOWNLOAD = "can be downloaded"
@@ -88,16 +90,16 @@ def survey_task(
       datasets.how_to_get(task, Path(folder)),
     )
   state = State()
+  where = {
+    "source": source,
+    "folder": folder,
+    "seed": seed,
+    "multi_label": multi_label,
+  }
+  preprocess = datasets.without_normalization(name, source, family, image_size)
   for split in SPLITS:
     try:
-      examples = datasets.open_split(
-        name,
-        split,
-        source=source,
-        folder=folder,
-        seed=seed,
-        multi_label=multi_label,
-      )
+      examples = datasets.open_split(name, split, **where)
     except parts.NoImages:
       continue
     except ImportError as error:
@@ -106,14 +108,14 @@ def survey_task(
       state.state = BROKEN
       state.notes.append(f"{split}: {error}")
       continue
-    geometry = Geometry(
-      family or datasets.own_family(name, source),
-      image_size,
-      split in TRAINING_SPLITS,
+    find_faults = functools.partial(
+      _layout_and_faults, examples, split in TRAINING_SPLITS, deep, workers
     )
-    title = datasets.title(name, split, source, geometry)
-    path = prepared.place(examples, geometry, cache_dir, title)
-    faults = list(_image_faults(examples, geometry, deep, workers))
+    layout, faults = datasets.with_grey_range(
+      find_faults, preprocess, examples, name, cache_dir, workers, **where
+    )
+    title = datasets.cache_title(name, split, source, preprocess)
+    path = prepared.cache_path(examples, layout, cache_dir, title)
     if path.exists():
       state.prepared.append(split)
       faults += _cache_faults(path, deep)
@@ -142,8 +144,20 @@ def _count_classes(state: State, examples: Examples) -> None:
   state.largest = int(counts.max())
 
 
+def _layout_and_faults(
+  examples: Examples,
+  train: bool,
+  deep: bool,
+  workers: int,
+  preprocess: Preprocess,
+) -> tuple[Layout, list[str]]:
+  """Returns how images are stored, and what is wrong with them."""
+  layout = Layout(preprocess, train)
+  return layout, list(_image_faults(examples, layout, deep, workers))
+
+
 def _image_faults(
-  examples: Examples, geometry: Geometry, deep: bool, workers: int
+  examples: Examples, layout: Layout, deep: bool, workers: int
 ) -> Iterator[str]:
   """Yields what is wrong with images; one line at most for a kind of fault."""
   if isinstance(examples.read, image_files.Files):
@@ -159,7 +173,7 @@ def _image_faults(
     examples = decoding.subset(examples, chosen.tolist())
   bad = []
   with decoding.quiet():
-    for image in decoding.fitted(examples, geometry, None, workers=workers):
+    for image in decoding.fitted(examples, layout, None, workers=workers):
       if isinstance(image, str):  # why it could not be decoded
         bad.append(image)
   if bad:

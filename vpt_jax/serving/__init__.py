@@ -1,7 +1,10 @@
-"""Serves trained adapters: loading them and predicting with them."""
+"""Serves trained adapters: loads them and predicts with them."""
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-  __name__, submod_attrs={"predictor": ["load_adapter", "read_model"]}
+  __name__,
+  submod_attrs={
+    "predictor": ["Predictor", "load_adapter", "read_model", "read_preprocess"]
+  },
 )

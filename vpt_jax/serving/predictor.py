@@ -1,6 +1,7 @@
 """Loads a saved adapter and predicts with it."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
 import os
 from typing import Any
 
@@ -8,93 +9,207 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import model as models
-from vpt_jax.data import datasets
+from vpt_jax import model as model_lib
+from vpt_jax import problems
+from vpt_jax.data.transforms.preprocess import Preprocess
+from vpt_jax.serving import images as images_lib
 from vpt_jax.training import checkpoints, evaluation
 from vpt_jax.utils import trees
 
+Variables = dict[str, Any]
 
-def load_adapter(
-  path: str | os.PathLike, backbone: str = ""
-) -> Callable[[np.ndarray], np.ndarray]:
-  """A predict function from an adapter file.
+
+class Predictor:
+  """Predicts the classes of images with a saved adapter.
+
+  Images are decoded, turned upright, brought to size and normalised as those
+  on which the run was evaluated, so that the same files get the same numbers.
+
+  Attributes:
+    meta: what the file says of the run.
+    preprocess: what happens to an image before the model sees it.
+  """
+
+  def __init__(
+    self,
+    model: model_lib.Model,
+    variables: Variables,
+    meta: Mapping[str, Any],
+  ):
+    self.meta = meta
+    self.preprocess = read_preprocess(meta, model)
+    self._variables = variables
+    self._config = ConfigDict(meta["config"])
+    self._problem = problems.from_config(self._config, meta["num_classes"])
+    self._apply = jax.jit(evaluation.make_apply(model, self.preprocess))
+
+  def __call__(self, images: Any, grey: bool = False) -> np.ndarray:
+    """Returns the probabilities of the classes.
+
+    Args:
+      images: one image, or several. One is a path, a file's content (bytes), an
+        image of Pillow, or an array uint8 [H, W, 3], [H, W, 1] or [H, W].
+        Several are a list of such images, of any sizes, or an array uint8
+        [N, H, W, 3] or [N, H, W, 1].
+      grey: an array [N, H, W] is a stack of grey images.
+
+    Returns:
+      float32 [K] of one image, [N, K] of several.
+
+    Raises:
+      ValueError: an image that cannot be read, or an array of another shape.
+    """
+    parts, is_single = images_lib.split_images(images, grey)
+    size = min(len(parts), self._config.batch_size)
+    outputs = []
+    for first in range(0, len(parts), size):
+      batch = [self._read(image) for image in parts[first : first + size]]
+      outputs.append(self._predict(batch, size))
+    probabilities = np.concatenate(outputs)
+    return probabilities[0] if is_single else probabilities
+
+  def _read(self, image: images_lib.OneImage) -> np.ndarray:
+    """Decodes an image and brings it to its size, on the host.
+
+    Raises:
+      ValueError: it cannot be read; naming its file.
+    """
+    preprocess = self.preprocess
+    try:
+      decoded = images_lib.decode_image(image, preprocess)
+      if "preprocess" not in self.meta:
+        # A file of an old version does not say which size was kept on the
+        # host. Small images kept theirs where they all shared one.
+        kept_size = preprocess.size_if_small(decoded)
+        preprocess = dataclasses.replace(preprocess, kept_size=kept_size)
+      return preprocess.fit(decoded)
+    except (OSError, ValueError) as error:
+      name = f" {image}" if isinstance(image, str | os.PathLike) else ""
+      raise ValueError(f"cannot read image{name}: {error}") from None
+
+  def _predict(self, batch: list[np.ndarray], size: int) -> np.ndarray:
+    """Returns the probabilities [B, K] of images, at most `size` of them."""
+    out = np.empty((len(batch), self.meta["num_classes"]), np.float32)
+    precision = self._config.compute.matmul_precision
+    for numbers, stack in images_lib.equal_shapes(batch):
+      # Filled up to one shape, which compiles once.
+      filled = np.resize(stack, (size, *stack.shape[1:]))
+      with jax.default_matmul_precision(precision):
+        outputs = self._apply(self._variables, filled)
+      probabilities = np.asarray(self._problem.probabilities(outputs))
+      out[numbers] = probabilities[: len(numbers)]
+    return out
+
+
+def load_adapter(path: str | os.PathLike, backbone: str = "") -> Predictor:
+  """Loads a predict function from an adapter file.
 
   Args:
     path: `adapter.npz` of a run.
     backbone: checkpoint of the backbone, if it is not where the run had it.
 
   Returns:
-    `predict(images)`: uint8 [N, H, W, 3] (or [N, H, W], grey) of any size ->
-    probabilities [N, K], float32. `predict.meta` is what the file says of the
-    run.
+    `predict(images)`, see `Predictor`.
 
   Raises:
     ValueError: a damaged file, or a backbone other than the one trained on.
   """
-  model, variables, meta = read_model(path, backbone)
+  return Predictor(*read_model(path, backbone))
+
+
+def read_preprocess(
+  meta: Mapping[str, Any], model: model_lib.Model
+) -> Preprocess:
+  """Returns what happens to an image before an adapter's model sees it.
+
+  Files of versions before 0.2 do not say it; then it is what their config asks
+  for.
+
+  Args:
+    meta: of the adapter file.
+    model: of the adapter.
+  """
+  if "preprocess" in meta:
+    return Preprocess.from_json(meta["preprocess"])
   config = ConfigDict(meta["config"])
-  apply = jax.jit(evaluation.make_apply(model, config.data.normalize))
-
-  def predict(images: np.ndarray) -> np.ndarray:
-    images = datasets.check_images(images)
-    size = min(len(images), config.batch_size)
-    parts = []
-    for first in range(0, len(images), size):
-      part = images[first : first + size]
-      # Filled up to one shape, which compiles once.
-      with jax.default_matmul_precision(config.compute.matmul_precision):
-        logits = apply(variables, np.resize(part, (size, *part.shape[1:])))
-      parts.append(np.asarray(jax.nn.softmax(logits))[: len(part)])
-    return np.concatenate(parts)
-
-  predict.meta = meta
-  return predict
+  return Preprocess.from_config(config, model.method.input_size)
 
 
 def read_model(
   path: str | os.PathLike, backbone: str = ""
-) -> tuple[models.Model, dict[str, Any], dict[str, Any]]:
-  """(model, its variables, what the file says of the run) of an adapter.
+) -> tuple[model_lib.Model, Variables, dict[str, Any]]:
+  """Reads the model of an adapter file.
 
-  See `load_adapter`.
+  Args:
+    path: `adapter.npz` of a run.
+    backbone: checkpoint of the backbone, if it is not where the run had it.
+
+  Returns:
+    (model, its variables, what the file says of the run).
+
+  Raises:
+    ValueError: see `load_adapter`.
   """
   saved, meta = checkpoints.read_adapter(path)
   config = ConfigDict(meta["config"])
   config.backbone.checkpoint = backbone or config.backbone.checkpoint
-  model = models.build(config, meta["num_classes"])
-  rng = jax.random.PRNGKey(config.seed)
-  want = {
-    name: leaf.shape
-    for name, leaf in trees.flatten(
-      jax.eval_shape(
-        lambda: models.init(model, rng) | models.collections(model, rng)
-      )
-    ).items()
-  }
-  if not any(want.get(name) != leaf.shape for name, leaf in saved.items()):
-    # The backbone's frozen part: the rest is always in the file.
-    missing = {
-      name
-      for name in want.keys() - saved.keys()
-      if name.startswith("backbone/")
-    }
-    if missing:
-      config.head = "linear"
-      params, sha256 = models.pretrained(model, config, rng)
-      checkpoints.check_backbone(
-        str(path),
-        meta["backbone"],
-        {"name": config.backbone.name, "sha256": sha256},
-      )
-      flat = models.store(trees.flatten(params), config)
-      saved.update({name: flat[name] for name in missing})
-  if {name: leaf.shape for name, leaf in saved.items()} != want:
+  model = model_lib.build(config, meta["num_classes"])
+  expected = _expected_shapes(model, config)
+  # Where a shape differs the file is refused below, without a backbone.
+  if all(expected.get(name) == leaf.shape for name, leaf in saved.items()):
+    saved |= _frozen_backbone(path, config, model, meta, expected, saved)
+  if {name: leaf.shape for name, leaf in saved.items()} != expected:
     raise ValueError(
       f"{path} does not fit the model of its own config; the "
       "file is damaged or of another version"
     )
   variables = trees.unflatten(jax.device_put(saved))
-  variables["params"] = {
-    part: variables.pop(part, {}) for part in ("backbone", "method", "head")
-  }
+  parts = {}
+  for part in ("backbone", "method", "head"):
+    parts[part] = variables.pop(part, {})
+  variables["params"] = parts
   return model, variables, meta
+
+
+def _expected_shapes(
+  model: model_lib.Model, config: ConfigDict
+) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every array that a model's file and backbone hold."""
+  rng = jax.random.PRNGKey(config.seed)
+
+  def all_variables():
+    return model_lib.init(model, rng) | model_lib.collections(model, rng)
+
+  leaves = trees.flatten(jax.eval_shape(all_variables))
+  return {name: leaf.shape for name, leaf in leaves.items()}
+
+
+def _frozen_backbone(
+  path: str | os.PathLike,
+  config: ConfigDict,
+  model: model_lib.Model,
+  meta: Mapping[str, Any],
+  expected: Mapping[str, tuple[int, ...]],
+  saved: trees.Flat,
+) -> trees.Flat:
+  """Returns the backbone's arrays that an adapter file does not hold.
+
+  The rest is always in the file.
+
+  Raises:
+    ValueError: the backbone is not the one that the adapter was trained on.
+  """
+  missing = []
+  for name in expected:
+    if name.startswith("backbone/") and name not in saved:
+      missing.append(name)
+  if not missing:
+    return {}
+  config = ConfigDict(config.to_dict())
+  config.head = "linear"  # the trained one is in the file
+  rng = jax.random.PRNGKey(config.seed)
+  params, sha256 = model_lib.pretrained(model, config, rng)
+  built = {"name": config.backbone.name, "sha256": sha256}
+  checkpoints.check_backbone(str(path), meta["backbone"], built)
+  flat = model_lib.store(trees.flatten(params), config)
+  return {name: flat[name] for name in missing}

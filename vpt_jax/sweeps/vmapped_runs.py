@@ -247,7 +247,7 @@ class Group:
     n, size = len(feed.split), feed.batch_size
     orders = [pipeline.order(n, seed, epoch) for seed in seeds]
     places = [
-      pipeline.places(n, seed, epoch)[order]
+      pipeline.crop_positions(n, seed, epoch)[order]
       for seed, order in zip(seeds, orders)
     ]
     if self._alike:

@@ -11,7 +11,7 @@ import numpy as np
 from vpt_jax import model as models
 from vpt_jax.data.examples import Split
 from vpt_jax.data.pipeline import Feed
-from vpt_jax.data.transforms import views
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.problems import Problem
 from vpt_jax.utils import trees
@@ -22,12 +22,11 @@ Sums = dict[str, np.ndarray]
 Step = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
-def make_apply(model: models.Model, normalize: str) -> Apply:
+def make_apply(model: models.Model, preprocess: Preprocess) -> Apply:
   """`apply(variables, image uint8 [B, H, W, 3]) -> logits [B, K]`."""
-  size = model.method.input_size
 
   def apply(variables, image):
-    return model.apply(variables, views.prepare(image, size, normalize))
+    return model.apply(variables, preprocess.prepare(image))
 
   return apply
 
@@ -140,13 +139,12 @@ def scores(
 
 
 def cache_features(
-  model: models.Model, params: Any, feed: Feed, normalize: str
+  model: models.Model, params: Any, feed: Feed, preprocess: Preprocess
 ) -> Split:
   """The split with its frozen features [N, D] in place of its images."""
-  size = model.method.input_size
 
   def extract(params, image):
-    image = views.prepare(image, size, normalize)
+    image = preprocess.prepare(image)
     return model.apply({"params": params}, image, method=model.features)
 
   extract = jax.jit(extract, out_shardings=sharding.replicated(feed.mesh))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import importlib.metadata
 import json
 from pathlib import Path
@@ -19,6 +20,7 @@ from vpt_jax import config as configs
 from vpt_jax import model as models
 from vpt_jax import problems
 from vpt_jax.data import datasets, pipeline, tasks
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.training import adapter_files, evaluation, optim, records
 from vpt_jax.training import loop as train
@@ -54,23 +56,25 @@ def load_data(config: ConfigDict) -> Data:
   # What the method puts around or below an image is not part of it; how many
   # classes there are does not matter here.
   size = models.build(config, len(config.head_groups) or 1).method.input_size
-  read = lambda split, train: datasets.load(
+  preprocess = Preprocess.from_config(config, size)
+  load = functools.partial(
+    datasets.load,
     config.task,
-    split,
     folder=data.dir,
-    image_size=size,
     on_error=data.on_error,
     source=data.source,
     seed=data.seed,
-    family=data.preprocess,
-    train=train,
     cache_dir=data.cache or None,
     multi_label=problems.of_run(config).multi_label,
   )
-  part = read(data.train_split, True)
+  train = load(data.train_split, preprocess, train=True)
+  # 16-bit grey has one range, which the training images decide.
+  grey_range = train.preprocess.grey_range
+  preprocess = dataclasses.replace(preprocess, grey_range=grey_range)
+  test = load(data.test_split, preprocess)
   if data.get("train_share", 1) < 1:
-    part = part.share(data.train_share, data.seed)
-  return Data(part, read(data.test_split, False))
+    train = train.share(data.train_share, data.seed)
+  return Data(train, test)
 
 
 def fingerprint(data: Data) -> dict[str, dict[str, int]]:
@@ -165,6 +169,12 @@ class Job:
   on_features: bool
 
   @property
+  def preprocess(self) -> Preprocess:
+    """What happens to an image before the model sees it, in evaluation."""
+    size = self.model.method.input_size
+    return Preprocess.from_config(self.config, size).of_split(self.data.test)
+
+  @property
   def backbone(self) -> dict[str, str]:
     """Its name and the sha256 of its checkpoint."""
     sha256 = "random" if self.checkpoint is None else self.checkpoint.sha256
@@ -188,7 +198,7 @@ class Job:
       model,
       tx,
       problem=self.problem,
-      normalize=data.normalize,
+      preprocess=self.preprocess,
       augment=data.augment,
       min_scale=data.min_scale,
       on_features=self.on_features,
@@ -233,7 +243,8 @@ def build(
     config.image_size,
   )
   feeds = [feed(data.train), feed(data.test)]
-  apply = evaluation.make_apply(model, config.data.normalize)
+  preprocess = Preprocess.from_config(config, model.method.input_size)
+  apply = evaluation.make_apply(model, preprocess)
   # If nothing before the head changes, its inputs are computed once.
   on_features = (
     config.epochs > 0
@@ -248,9 +259,7 @@ def build(
   if on_features:
     params = trees.merge(first.trainable, first.frozen)
     feeds = [
-      feed(
-        evaluation.cache_features(model, params, part, config.data.normalize)
-      )
+      feed(evaluation.cache_features(model, params, part, preprocess))
       for part in feeds
     ]
     apply = lambda variables, feature: model.apply(
@@ -443,6 +452,7 @@ def save(
       "backbone": job.backbone,
       "config": configs.plain(config),
       "num_classes": job.data.train.num_classes,
+      "preprocess": job.preprocess.to_json(),
       "versions": facts(job)["versions"],
     },
   )

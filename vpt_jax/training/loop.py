@@ -12,7 +12,7 @@ import optax
 
 from vpt_jax import model as models
 from vpt_jax.data import pipeline
-from vpt_jax.data.transforms import views
+from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import processes, shard_gradients
 from vpt_jax.problems import Problem
 from vpt_jax.training import checkpoints as checkpoint
@@ -56,7 +56,7 @@ def make_train_step(
   tx: optax.GradientTransformation,
   *,
   problem: Problem,
-  normalize: str,
+  preprocess: Preprocess,
   augment: str,
   min_scale: float = 1.0,
   on_features: bool = False,
@@ -68,7 +68,7 @@ def make_train_step(
       model,
       tx,
       problem=problem,
-      normalize=normalize,
+      preprocess=preprocess,
       augment=augment,
       min_scale=min_scale,
       on_features=on_features,
@@ -83,7 +83,7 @@ def train_step(
   tx: optax.GradientTransformation,
   *,
   problem: Problem,
-  normalize: str,
+  preprocess: Preprocess,
   augment: str,
   min_scale: float = 1.0,
   on_features: bool = False,
@@ -97,12 +97,11 @@ def train_step(
     model: classifier.
     tx: optimizer over the flat trainable tree.
     problem: gives the loss and the sums of `training_score`.
-    normalize: see `preprocess.prepare`.
-    augment, min_scale: see `preprocess.train_view`.
+    preprocess: what happens to an image before the model sees it.
+    augment, min_scale: see `Preprocess.train_view`.
     on_features: batches hold cached features [B, D] instead of images.
     shards: that batches are in; see `spmd.value_and_grad`.
   """
-  size = model.method.input_size
 
   def loss_of(trainable, batch, frozen, collections, images, rng):
     """A shard's part of the batch's mean; `images` are the whole batch's."""
@@ -138,8 +137,8 @@ def train_step(
     if not on_features:
       batch = {
         **batch,
-        "image": views.train_view(
-          batch["image"], size, normalize, augment, augment_rng, min_scale
+        "image": preprocess.train_view(
+          batch["image"], augment, augment_rng, min_scale
         ),
       }
     (loss, (sums, collections)), grads = shard_gradients.value_and_grad(
@@ -233,7 +232,7 @@ def fit(
         lr, first = float(rate(epoch * per_epoch)), epoch * per_epoch
         n = len(train.split)
         order = pipeline.order(n, config.seed, epoch)
-        place = pipeline.places(n, config.seed, epoch)[order]
+        place = pipeline.crop_positions(n, config.seed, epoch)[order]
         for batch in train.batches(order[done * size :], place[done * size :]):
           state, record = step_fn(state, frozen, batch)
           records.append(record)

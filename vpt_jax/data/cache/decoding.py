@@ -1,4 +1,4 @@
-"""Examples decoded by many threads at once, to the size of their family.
+"""Decodes examples in many threads, to the size in which they are stored.
 
 Threads, because Pillow and NumPy leave the interpreter to others while they
 work on pixels.
@@ -11,161 +11,174 @@ import contextlib
 import dataclasses
 import logging
 import os
+from typing import Any
 import warnings
 
 import numpy as np
 from PIL import Image
 
 from vpt_jax.data.examples import Examples, Split, Strips
-from vpt_jax.data.transforms import decode, resize
-from vpt_jax.utils import lookup
+from vpt_jax.data.transforms import resize
+from vpt_jax.data.transforms.preprocess import Preprocess
 
 log = logging.getLogger("vpt_jax")
 
 
-class Unequal(Exception):
-  """Images that were to keep their own size do not share it."""
+class UnequalSizes(Exception):
+  """Is raised when images that were to keep their size do not share it."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Geometry:
-  """To which size images come.
+class Layout:
+  """Says how the images of a split are stored once they are decoded.
 
   Attributes:
-    family: a name in `resize.FAMILIES`.
-    image_size: (height, width).
+    preprocess: decodes and fits them. Its `kept_size` is not used: images tell.
     train: for training, else for evaluation.
   """
 
-  family: str
-  image_size: tuple[int, int]
+  preprocess: Preprocess
   train: bool
-
-  def __post_init__(self) -> None:
-    lookup.choose(self.family, resize.FAMILIES, "data.preprocess")
 
   @property
   def strips(self) -> bool:
-    """Images of unequal length, see `examples.Strips`."""
-    return self.train and resize.FAMILIES[self.family].strips
+    """Whether images are of unequal length, see `examples.Strips`."""
+    return self.train and resize.FAMILIES[self.preprocess.family].strips
 
   @property
-  def key(self) -> list[int | bool | str]:
-    """All that changes the pixels."""
-    family = resize.FAMILIES[self.family]
-    # Named alike if training and evaluation are.
-    return [
-      self.family,
-      *self.image_size,
-      self.train and family.train is not family.test,
-    ]
+  def key(self) -> dict[str, Any]:
+    """All that changes the pixels, as JSON values."""
+    preprocess = self.preprocess
+    family = resize.FAMILIES[preprocess.family]
+    return {
+      "family": preprocess.family,
+      "image_size": list(preprocess.image_size),
+      # Named alike if training and evaluation are.
+      "train": self.train and family.train is not family.test,
+      "upright": preprocess.upright,
+      "grey_range": preprocess.grey_range,
+    }
 
-  def own(self, image: np.ndarray) -> tuple[int, int] | None:
-    """The size that all images keep if they share that of this first one.
+  def read(self, examples: Examples, i: int) -> np.ndarray:
+    """Reads and decodes an image.
 
-    Small ones of VTAB-1k take less room and are resized on the device, where
-    the result is not rounded.
-    """
-    small = all(n <= m for n, m in zip(image.shape, self.image_size))
-    return image.shape[:2] if small and self.family == "vtab" else None
-
-  def fit(self, image: np.ndarray, own: tuple[int, int] | None) -> np.ndarray:
-    """Decoded image -> as it is stored.
+    Returns:
+      uint8 [H, W, 3].
 
     Raises:
-      Unequal: it has another size than `own`.
+      UnknownGreyRange: it is 16-bit grey, and the data set's range not known.
+      ValueError: it is damaged.
+      OSError: it cannot be read.
+    """
+    image = examples.read(i)
+    if isinstance(image, bytes):
+      return self.preprocess.decode(image, strict=True)
+    return resize.as_rgb(image)
+
+  def fit(self, image: np.ndarray, kept_size: resize.Size | None) -> np.ndarray:
+    """Brings a decoded image to the size in which it is stored.
+
+    Args:
+      image: uint8 [H, W, 3].
+      kept_size: size that all images keep, see `Preprocess.size_if_small`;
+        None: they are fitted.
+
+    Raises:
+      UnequalSizes: it has another size than `kept_size`.
       ValueError: it cannot come to this size.
     """
-    if own is None:
-      image = resize.host(self.family, image, self.image_size, self.train)
-    elif image.shape[:2] != own:
-      raise Unequal
+    if kept_size is None:
+      plain = dataclasses.replace(self.preprocess, kept_size=None)
+      return plain.fit(image, self.train)
+    if image.shape[:2] != kept_size:
+      raise UnequalSizes
     return image
 
-
-def read(examples: Examples, i: int) -> np.ndarray:
-  """Image i, decoded: uint8 [H, W, 3].
-
-  Raises:
-    ValueError: it is damaged.
-    OSError: it cannot be read.
-  """
-  image = examples.read(i)
-  if isinstance(image, bytes):
-    return decode.decode_image(image)
-  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-    raise ValueError(
-      f"expected uint8 [H, W, 1 or 3], got {image.dtype} {list(image.shape)}"
-    )
-  return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+  def of_split(self, split: Split) -> Preprocess:
+    """Returns the preprocessing with which a split of this layout was made."""
+    kept = split.images.shape[1:3]
+    if split.strips is not None or kept == self.preprocess.image_size:
+      kept = None
+    return dataclasses.replace(self.preprocess, kept_size=kept)
 
 
 def subset(examples: Examples, chosen: Sequence[int]) -> Examples:
-  """Those with these numbers, in that order."""
+  """Returns the examples with these numbers, in that order."""
+
+  def read(i: int) -> bytes | np.ndarray:
+    return examples.read(chosen[i])
+
   return dataclasses.replace(
     examples,
     names=[examples.names[i] for i in chosen],
     labels=examples.labels[list(chosen)],
-    read=lambda i: examples.read(chosen[i]),
+    read=read,
     identity=f"{examples.identity} {list(chosen)}",
   )
 
 
-def first_good(examples: Examples, geometry: Geometry) -> np.ndarray | None:
-  """The first image, decoded, that is not bad, if any."""
+def first_good(examples: Examples, layout: Layout) -> np.ndarray | None:
+  """Returns the first image, decoded, that is not bad, if there is one."""
   for i in range(len(examples)):
     try:
-      image = read(examples, i)
-      geometry.fit(image, None)
+      image = layout.read(examples, i)
+      layout.fit(image, None)
       return image
     except (OSError, ValueError):
       pass
   return None
 
 
-def size(examples: Examples, geometry: Geometry) -> int:
-  """Bytes of all images if they are like the first good one."""
+def size(examples: Examples, layout: Layout) -> int:
+  """Returns the bytes of all images if they are like the first good one."""
   with quiet():
-    image = first_good(examples, geometry)
+    image = first_good(examples, layout)
   if image is None:
     return 0
-  return geometry.fit(image, geometry.own(image)).nbytes * len(examples)
+  stored = layout.fit(image, layout.preprocess.size_if_small(image))
+  return stored.nbytes * len(examples)
+
+
+def default_workers() -> int:
+  """Returns the number of threads: a few more than there are processors."""
+  return min(32, (os.cpu_count() or 1) + 4)
 
 
 def fitted(
   examples: Examples,
-  geometry: Geometry,
-  own: tuple[int, int] | None,
+  layout: Layout,
+  kept_size: resize.Size | None,
   start: int = 0,
   workers: int = 0,
 ) -> Iterator[np.ndarray | str]:
-  """Images from number `start` on, in order; for a bad one, why it is.
+  """Yields images from number `start` on, in order; for a bad one, why it is.
 
   Args:
     examples: what to decode.
-    geometry: the size to come to.
-    own: the size to keep, see `Geometry.own`.
+    layout: the size to come to.
+    kept_size: the size to keep, see `Layout.fit`.
     start: the first image.
-    workers: threads; 0: a few more than there are processors.
+    workers: threads; 0: `default_workers`.
 
   Raises:
-    Unequal: see `Geometry.fit`.
+    UnequalSizes: see `Layout.fit`.
+    UnknownGreyRange: see `Layout.read`.
   """
 
-  def one(i: int) -> np.ndarray | str:
+  def decode(i: int) -> np.ndarray | str:
     try:
-      return geometry.fit(read(examples, i), own)
+      return layout.fit(layout.read(examples, i), kept_size)
     except FileNotFoundError:
       return f"{examples.origin}: {examples.names[i]} is missing"
     except (OSError, ValueError) as error:
       return f"{examples.origin}: cannot decode {examples.names[i]}: {error}"
 
-  workers = workers or min(32, (os.cpu_count() or 1) + 4)
+  workers = workers or default_workers()
   pool = concurrent.futures.ThreadPoolExecutor(workers)
   ahead: deque[concurrent.futures.Future] = deque()
   try:
     for i in range(start, len(examples)):
-      ahead.append(pool.submit(one, i))
+      ahead.append(pool.submit(decode, i))
       # Not all at once: the results wait in memory.
       if len(ahead) > 4 * workers:
         yield ahead.popleft().result()
@@ -176,52 +189,65 @@ def fitted(
 
 
 def as_rows(image: np.ndarray) -> tuple[np.ndarray, bool]:
-  """(rows [R, S, 3], whether height and width are swapped), see `Strips`."""
+  """Returns (rows [R, S, 3], whether height and width are swapped).
+
+  See `examples.Strips`.
+  """
   wide = image.shape[1] > image.shape[0]
   return (image.swapaxes(0, 1) if wide else image), wide
 
 
 def decode_all(
   examples: Examples,
-  geometry: Geometry,
+  layout: Layout,
   on_error: str = "raise",
   workers: int = 0,
 ) -> Split:
-  """All of it in memory.
+  """Decodes all of a split into memory.
 
   Args:
     examples: what to decode.
-    geometry: the size to come to.
+    layout: the size to come to.
     on_error: `raise`, or `skip` to leave bad images out and count them.
     workers: see `fitted`.
 
   Raises:
+    UnknownGreyRange: see `Layout.read`.
     ValueError: naming the first bad image, and how many there are.
   """
   with quiet():
-    first = first_good(examples, geometry)
-    own = None if first is None else geometry.own(first)
+    first = first_good(examples, layout)
+    kept_size = None
+    if first is not None:
+      kept_size = layout.preprocess.size_if_small(first)
     try:
-      results = list(fitted(examples, geometry, own, workers=workers))
-    except Unequal:
-      results = list(fitted(examples, geometry, None, workers=workers))
-  bad = {i: image for i, image in enumerate(results) if isinstance(image, str)}
-  check_bad([*bad.values()], len(results), on_error)
-  good = [i for i in range(len(results)) if i not in bad]
-  images, strips = [results[i] for i in good], None
-  if geometry.strips:
-    images, wide = zip(*map(as_rows, images))
-    strips = Strips(np.cumsum([0, *map(len, images)]), np.array(wide))
-  pixels = np.concatenate(images) if strips else np.stack(images)
-  return Split(
-    pixels,
-    examples.labels[good],
-    examples.num_classes,
-    len(bad),
-    tuple(examples.names[i] for i in good),
-    strips,
-    examples.class_names,
+      results = list(fitted(examples, layout, kept_size, workers=workers))
+    except UnequalSizes:
+      results = list(fitted(examples, layout, None, workers=workers))
+  good, images, bad = [], [], []
+  for i, result in enumerate(results):
+    if isinstance(result, str):
+      bad.append(result)
+    else:
+      good.append(i)
+      images.append(result)
+  check_bad(bad, len(results), on_error)
+  strips = None
+  if layout.strips:
+    rows = [as_rows(image) for image in images]
+    images = [row for row, _ in rows]
+    first_rows = np.cumsum([0, *(len(image) for image in images)])
+    strips = Strips(first_rows, np.array([wide for _, wide in rows]))
+  split = Split(
+    images=np.concatenate(images) if strips else np.stack(images),
+    labels=examples.labels[good],
+    num_classes=examples.num_classes,
+    skipped=len(bad),
+    names=tuple(examples.names[i] for i in good),
+    strips=strips,
+    class_names=examples.class_names,
   )
+  return dataclasses.replace(split, preprocess=layout.of_split(split))
 
 
 def check_bad(bad: list[str], count: int, on_error: str) -> None:
@@ -237,7 +263,7 @@ def check_bad(bad: list[str], count: int, on_error: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Without Pillow's warning of large images: `decode_image` refuses them.
+  """Silences Pillow's warning of large images: `decode_image` refuses them.
 
   Around all threads, as filters of warnings belong to the process.
   """

@@ -1,17 +1,18 @@
-"""Splits decoded once, into folders of memory-mapped arrays.
+"""Prepares splits: decodes them once, into folders of memory-mapped arrays.
 
 `prepare` makes the folder NAME-KEY/ with these files:
 
   images.npy    uint8 [N, H, W, 3]; of strips (see `examples.Strips`) their rows
                 [R, S, 3]
-  labels.npy    int32 [N]
+  labels.npy    [N], or [N, K] where images have several classes
   first.npy     of strips only: int64 [N + 1]
   wide.npy      of strips only: bool [N]
   names.json    the N names
-  chunks.jsonl  a line {"own": [h, w] or null}, the size that images keep (see
-                `Geometry.own`); then one for each 256 examples: their "count",
-                "bytes" and "crc32" of what they add to images.npy, "lengths"
-                and "wide" of the images, "failed": [[number, why], ...]
+  chunks.jsonl  a line {"kept_size": [h, w] or null}, the size that images keep
+                (see `Preprocess`); then one for each 256 examples: their
+                "count", "bytes" and "crc32" of what they add to images.npy,
+                "lengths" and "wide" of the images, "failed": [[number, why],
+                ...]
   meta.json     format, what the key is a hash of, origin, num_classes,
                 class_names, bytes and SHA-256 of each other file (of images.npy
                 null: chunks.jsonl has its checksums), failed: [why, ...], and
@@ -38,42 +39,44 @@ import PIL
 from tqdm import tqdm
 
 from vpt_jax.data.cache import decoding
-from vpt_jax.data.cache.decoding import Geometry
+from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.cache.writer import Builder, checksum, read_chunks
 from vpt_jax.data.examples import Examples, Split, Strips
+from vpt_jax.data.transforms.decode import UnknownGreyRange
 from vpt_jax.utils import files
 
 log = logging.getLogger("vpt_jax")
 
 # Goes up when the same files would be decoded to other pixels, or laid out in
-# another way.
-FORMAT = 1
+# another way. (Format 1 kept the high byte of 16-bit grey, and no cache of it
+# says whether it holds such images.)
+FORMAT = 2
 
 
 def default_folder() -> Path:
-  """$VPT_JAX_CACHE/data, or ~/.cache/vpt_jax/data."""
+  """Returns $VPT_JAX_CACHE/data, or ~/.cache/vpt_jax/data."""
   root = os.environ.get("VPT_JAX_CACHE") or "~/.cache/vpt_jax"
   return Path(root).expanduser() / "data"
 
 
-def ingredients(examples: Examples, geometry: Geometry) -> dict[str, Any]:
-  """All that the pixels depend on, as JSON values."""
+def ingredients(examples: Examples, layout: Layout) -> dict[str, Any]:
+  """Returns all that the pixels depend on, as JSON values."""
   return {
     "format": FORMAT,
     "identity": examples.identity,
-    "geometry": geometry.key,
+    "layout": layout.key,
     "pillow": PIL.__version__,
   }
 
 
-def place(
+def cache_path(
   examples: Examples,
-  geometry: Geometry,
+  layout: Layout,
   folder: str | os.PathLike | None,
   name: str,
 ) -> Path:
-  """Where the cache of a split is, or would be; see `prepare`."""
-  text = json.dumps(ingredients(examples, geometry), sort_keys=True)
+  """Returns where the cache of a split is, or would be; see `prepare`."""
+  text = json.dumps(ingredients(examples, layout), sort_keys=True)
   key = hashlib.sha256(text.encode()).hexdigest()[:16]
   name = re.sub(r"[^\w.-]+", "_", name).strip(".")[:64]
   folder = default_folder() if folder is None else Path(folder).expanduser()
@@ -82,11 +85,9 @@ def place(
 
 def prepare(
   examples: Examples,
+  layout: Layout,
   folder: str | os.PathLike | None = None,
   *,
-  family: str,
-  image_size: tuple[int, int],
-  train: bool,
   on_error: str = "raise",
   workers: int = 0,
   progress: bool = False,
@@ -96,16 +97,14 @@ def prepare(
   """Decodes a split into a cache, or finds the one that is there.
 
   Of several processes one works, the others wait for it. Interrupted, killed
-  or out of room, it leaves no cache but what is done, and goes on from there.
+  or out of room, it leaves no cache but what is done, and resumes from there.
 
   Args:
     examples: what to decode.
+    layout: how they are decoded and stored.
     folder: that holds the caches; None: `default_folder()`.
-    family: of preprocessing, a name in `resize.FAMILIES`.
-    image_size: (height, width).
-    train: for training, else for evaluation.
     on_error: `raise` at the first bad image, or `skip` to leave them out.
-    workers: threads; 0: a few more than there are processors.
+    workers: threads; 0: `decoding.default_workers`.
     progress: shows a bar.
     name: that the cache's folder begins with.
     force: decodes even if the cache is there, and replaces it.
@@ -114,32 +113,50 @@ def prepare(
     the cache's folder.
 
   Raises:
+    UnknownGreyRange: there is 16-bit grey, and the layout has no range for it.
     ValueError: a bad image, too little room, or a damaged cache.
   """
-  geometry = Geometry(family, tuple(image_size), train)
-  path = place(examples, geometry, folder, name)
-  build = path.with_name(f".{path.name}")
+  path = cache_path(examples, layout, folder, name)
   # A cache that is there may be on a disk that cannot be written.
   if force or not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.with_name(f".{path.name}.lock"), name), decoding.quiet():
-      if force:
-        shutil.rmtree(build, ignore_errors=True)
-      if force or not path.exists():
-        build.mkdir(exist_ok=True)
-        with tqdm(
-          total=len(examples), desc=name, unit="image", disable=not progress
-        ) as bar:
-          Builder(build, examples, geometry, on_error, workers, bar).run(
-            ingredients(examples, geometry)
-          )
-        _rename(build, path)
+    lock = path.with_name(f".{path.name}.lock")
+    with _exclusive(lock, name), decoding.quiet():
+      if force or not path.exists():  # another process may have made it
+        _build(examples, layout, path, on_error, workers, progress, name, force)
   decoding.check_bad(read_meta(path)["failed"], len(examples), on_error)
   return path
 
 
+def _build(
+  examples: Examples,
+  layout: Layout,
+  path: Path,
+  on_error: str,
+  workers: int,
+  progress: bool,
+  name: str,
+  force: bool,
+) -> None:
+  """Decodes a split into a hidden folder and renames it, see `prepare`."""
+  build = path.with_name(f".{path.name}")
+  if force:
+    shutil.rmtree(build, ignore_errors=True)
+  build.mkdir(exist_ok=True)
+  bar = tqdm(total=len(examples), desc=name, unit="image", disable=not progress)
+  with bar:
+    try:
+      builder = Builder(build, examples, layout, on_error, workers, bar)
+      builder.run(ingredients(examples, layout))
+    except UnknownGreyRange:
+      # With the range it is another cache: nothing resumes from this part.
+      shutil.rmtree(build, ignore_errors=True)
+      raise
+  _rename(build, path)
+
+
 def open_cache(path: str | os.PathLike, deep: bool = False) -> Split:
-  """A split whose images are mapped from disk, read-only.
+  """Opens a split whose images are mapped from disk, read-only.
 
   Args:
     path: folder that `prepare` made.
@@ -151,36 +168,35 @@ def open_cache(path: str | os.PathLike, deep: bool = False) -> Split:
   path = Path(path)
   meta = read_meta(path)
   for name, (_, sha256) in meta["files"].items():
-    if (
-      sha256
-      and hashlib.sha256((path / name).read_bytes()).hexdigest() != sha256
-    ):
+    if sha256 is None:  # images.npy
+      continue
+    if hashlib.sha256((path / name).read_bytes()).hexdigest() != sha256:
       raise _damaged(path, f"{name} has another checksum")
-  load = lambda name: np.load(path / f"{name}.npy", allow_pickle=False)
   images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-  if (
-    deep
-    and sum(line["bytes"] for line in read_chunks(path)[1:]) != images.nbytes
-  ):
-    raise _damaged(path, "images.npy has another checksum")
-  strips = (
-    Strips(load("first"), load("wide"))
-    if "first.npy" in meta["files"]
-    else None
-  )
+  if deep:
+    intact = sum(chunk["bytes"] for chunk in read_chunks(path)[1:])
+    if intact != images.nbytes:
+      raise _damaged(path, "images.npy has another checksum")
+  strips = None
+  if "first.npy" in meta["files"]:
+    strips = Strips(_load(path / "first.npy"), _load(path / "wide.npy"))
   return Split(
-    images,
-    load("labels"),
-    meta["num_classes"],
-    len(meta["failed"]),
-    json.loads((path / "names.json").read_text()),
-    strips,
-    tuple(meta["class_names"]),
+    images=images,
+    labels=_load(path / "labels.npy"),
+    num_classes=meta["num_classes"],
+    skipped=len(meta["failed"]),
+    names=json.loads((path / "names.json").read_text()),
+    strips=strips,
+    class_names=tuple(meta["class_names"]),
   )
+
+
+def _load(path: Path) -> np.ndarray:
+  return np.load(path, allow_pickle=False)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-  """What meta.json says, if all files have the size that it tells.
+  """Returns what meta.json says, if all files have the size that it tells.
 
   Raises:
     ValueError: see `open_cache`.
@@ -220,7 +236,7 @@ def _damaged(path: Path, why: str) -> ValueError:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, name: str) -> Iterator[None]:
+def _exclusive(path: Path, name: str) -> Iterator[None]:
   """Waits until no other process has the lock."""
 
   def tell() -> None:

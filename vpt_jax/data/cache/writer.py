@@ -1,4 +1,7 @@
-"""Writes the files of a prepared cache, see `cache.py`, in resumable steps."""
+"""Writes the files of a prepared cache in steps that can be resumed.
+
+See `prepared` for the files.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -18,8 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vpt_jax.data.cache import decoding
-from vpt_jax.data.cache.decoding import Geometry
+from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
+from vpt_jax.data.transforms.resize import Size
 
 CHUNK = 256  # examples
 # Bytes before the pixels in images.npy: enough for any shape, as it is known
@@ -28,25 +32,36 @@ HEADER = 128
 
 
 class Builder:
-  """Fills a folder with the files of a cache, from where it was left."""
+  """Fills a folder with the files of a cache, from where it was left.
+
+  Attributes:
+    build: the folder.
+    examples: what to decode.
+    layout: how they are decoded and stored.
+    on_error: `raise` or `skip`, see `prepared.prepare`.
+    workers: threads, see `decoding.fitted`.
+    bar: shows how many examples are done.
+    first: the first good image, decoded; None: there is none.
+    needed: bytes that are still to be written, if all images are like it.
+  """
 
   def __init__(
     self,
     build: Path,
     examples: Examples,
-    geometry: Geometry,
+    layout: Layout,
     on_error: str,
     workers: int,
     bar: tqdm,
   ):
     self.build = build
     self.examples = examples
-    self.geometry = geometry
+    self.layout = layout
     self.on_error = on_error
     self.workers = workers
     self.bar = bar
-    self.first = decoding.first_good(examples, geometry)
-    self.need = 0  # bytes, if all images are like the first
+    self.first = decoding.first_good(examples, layout)
+    self.needed = 0
 
   def run(self, ingredients: dict[str, Any]) -> None:
     """Leaves a complete cache.
@@ -55,48 +70,46 @@ class Builder:
       ingredients: what meta.json begins with.
 
     Raises:
+      UnknownGreyRange: there is 16-bit grey without a range.
       ValueError: a bad image, or too little room.
     """
-    own = None if self.first is None else self.geometry.own(self.first)
+    kept_size = None
+    if self.first is not None:
+      kept_size = self.layout.preprocess.size_if_small(self.first)
     try:
       try:
-        done = self._pixels(own)
-      except decoding.Unequal:
-        done = self._pixels(None)
-      self._finish(done, ingredients)
+        chunks = self._write_pixels(kept_size)
+      except decoding.UnequalSizes:
+        chunks = self._write_pixels(None)
+      self._finish(chunks, ingredients)
     except OSError as error:
       if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise
-      raise ValueError(self._full()) from None
+      raise ValueError(self._no_room()) from None
 
-  def _full(self) -> str:
+  def _no_room(self) -> str:
     free = shutil.disk_usage(self.build).free
     return (
       f"{self.build.parent} has {free:,} bytes free, this needs "
-      f"{self.need:,} more; make room and give the same command, which "
-      "goes on from what is done, or name another folder by --cache or "
+      f"{self.needed:,} more; make room and give the same command, which "
+      "resumes from what is done, or name another folder by --cache or "
       "in the environment variable VPT_JAX_CACHE"
     )
 
-  def _pixels(self, own: tuple[int, int] | None) -> list[dict[str, Any]]:
+  def _write_pixels(self, kept_size: Size | None) -> list[dict[str, Any]]:
     """Writes images.npy but for its header; returns chunks.jsonl."""
-    done = read_chunks(self.build)
-    if self.on_error == "raise":  # an image left out may be mended by now
-      done = [*itertools.takewhile(lambda line: not line.get("failed"), done)]
-    # That sizes differ may be known already: `own` is None then.
-    if not done or done[0]["own"] not in (None, own and list(own)):
-      done = [{"own": own and list(own)}]
-    own = done[0]["own"] and tuple(done[0]["own"])
-    start = sum(line["count"] for line in done[1:])
-    end = HEADER + sum(line["bytes"] for line in done[1:])
+    done = self._done_before(kept_size)
+    kept_size = _size(done[0])
+    start = sum(chunk["count"] for chunk in done[1:])
+    end = HEADER + sum(chunk["bytes"] for chunk in done[1:])
     if self.first is not None:
-      size = self.geometry.fit(self.first, own).size
-      self.need = size * (len(self.examples) - start)
-      if self.need > shutil.disk_usage(self.build).free:
-        raise ValueError(self._full())
+      size = self.layout.fit(self.first, kept_size).size
+      self.needed = size * (len(self.examples) - start)
+      if self.needed > shutil.disk_usage(self.build).free:
+        raise ValueError(self._no_room())
     self.bar.update(start - self.bar.n)
     results = decoding.fitted(
-      self.examples, self.geometry, own, start, self.workers
+      self.examples, self.layout, kept_size, start, self.workers
     )
     pixels = os.open(self.build / "images.npy", os.O_RDWR | os.O_CREAT, 0o666)
     with (
@@ -106,70 +119,76 @@ class Builder:
     ):
       file.truncate(end)
       file.seek(end)
-      for line in done:
-        _add_line(lines, line)
+      for chunk in done:
+        _add_line(lines, chunk)
       while start < len(self.examples):
-        done.append(self._chunk(file, results, start))
+        chunk = self._write_chunk(file, results, start)
         _flush(file)
-        _add_line(lines, done[-1])
-        start += done[-1]["count"]
+        _add_line(lines, chunk)
+        done.append(chunk)
+        start += chunk["count"]
     return done
 
-  def _chunk(
+  def _done_before(self, kept_size: Size | None) -> list[dict[str, Any]]:
+    """Returns the chunks that an earlier call has left, to resume from.
+
+    The first entry says which size images keep.
+    """
+    done = read_chunks(self.build)
+    if self.on_error == "raise":  # an image left out may be mended by now
+      done = list(itertools.takewhile(_nothing_failed, done))
+    # That sizes differ may be known already: images then keep no size.
+    if not done or _size(done[0]) not in (None, kept_size):
+      return [{"kept_size": kept_size and list(kept_size)}]
+    return done
+
+  def _write_chunk(
     self, file: BinaryIO, results: Iterator[np.ndarray | str], start: int
   ) -> dict[str, Any]:
     """Appends the next images; returns their line of chunks.jsonl."""
     stop = min(start + CHUNK, len(self.examples))
-    line = {"count": stop - start, "bytes": 0, "crc32": 0, "failed": []}
-    if self.geometry.strips:
-      line |= {"lengths": [], "wide": []}
-    for i, image in zip(range(start, stop), results):
+    chunk = {"count": stop - start, "bytes": 0, "crc32": 0, "failed": []}
+    if self.layout.strips:
+      chunk |= {"lengths": [], "wide": []}
+    # The range comes first: zip would draw a result too many and drop it.
+    for i, image in zip(range(start, stop), results, strict=False):
       self.bar.update()
       if isinstance(image, str):
         if self.on_error == "raise":
           raise ValueError(
             f"{image}; data.on_error='skip' leaves bad images out"
           )
-        line["failed"].append([i, image])
+        chunk["failed"].append([i, image])
         continue
-      if self.geometry.strips:
+      if self.layout.strips:
         image, wide = decoding.as_rows(image)
-        line["lengths"].append(len(image))
-        line["wide"].append(wide)
+        chunk["lengths"].append(len(image))
+        chunk["wide"].append(wide)
       data = image.tobytes()
       _write(file, data)
-      line["bytes"] += len(data)
-      line["crc32"] = zlib.crc32(data, line["crc32"])
-    return line
+      chunk["bytes"] += len(data)
+      chunk["crc32"] = zlib.crc32(data, chunk["crc32"])
+    return chunk
 
   def _finish(
     self, done: list[dict[str, Any]], ingredients: dict[str, Any]
   ) -> None:
-    examples, chunks = self.examples, done[1:]
-    failed = [bad for line in chunks for bad in line["failed"]]
-    if len(failed) == len(examples):
-      decoding.check_bad([why for _, why in failed], len(examples), "skip")
-    good = np.ones(len(examples), bool)
+    """Writes the header of images.npy and all other files."""
+    kept_size = _size(done[0])
+    chunks = done[1:]
+    failed = [bad for chunk in chunks for bad in chunk["failed"]]
+    reasons = [why for _, why in failed]
+    if len(failed) == len(self.examples):
+      decoding.check_bad(reasons, len(self.examples), "skip")
+    good = np.ones(len(self.examples), bool)
     good[[i for i, _ in failed]] = False
-    arrays = {"labels": examples.labels[good].astype(np.int32)}
-    image = self.geometry.fit(
-      self.first, done[0]["own"] and tuple(done[0]["own"])
-    )
-    if self.geometry.strips:
-      lengths = [n for line in chunks for n in line["lengths"]]
-      arrays["first"] = np.cumsum([0, *lengths], dtype=np.int64)
-      arrays["wide"] = np.array([x for line in chunks for x in line["wide"]])
-      shape = (sum(lengths), *decoding.as_rows(image)[0].shape[1:])
-    else:
-      shape = (int(good.sum()), *image.shape)
+    arrays = {"labels": self.examples.labels[good]}
+    if self.layout.strips:
+      arrays |= _strip_arrays(chunks)
     with (self.build / "images.npy").open("r+b") as file:
-      _write(file, header(shape))
+      _write(file, header(self._shape(kept_size, int(good.sum()), chunks)))
       _flush(file)
-    contents = {
-      "names.json": json.dumps(
-        [name for name, x in zip(examples.names, good) if x]
-      ).encode()
-    }
+    contents = {"names.json": self._good_names(good)}
     for name, array in arrays.items():
       buffer = io.BytesIO()
       np.save(buffer, array, allow_pickle=False)
@@ -177,16 +196,38 @@ class Builder:
     for name, data in contents.items():
       self._put(name, data)
     contents["chunks.jsonl"] = (self.build / "chunks.jsonl").read_bytes()
-    sizes = {
-      name: [len(data), hashlib.sha256(data).hexdigest()]
-      for name, data in contents.items()
-    }
+    self._put_meta(ingredients, contents, reasons)
+
+  def _shape(
+    self, kept_size: Size | None, count: int, chunks: list[dict[str, Any]]
+  ) -> tuple[int, ...]:
+    """Returns the shape of images.npy."""
+    image = self.layout.fit(self.first, kept_size)
+    if not self.layout.strips:
+      return (count, *image.shape)
+    rows, _ = decoding.as_rows(image)
+    return (sum(sum(chunk["lengths"]) for chunk in chunks), *rows.shape[1:])
+
+  def _good_names(self, good: np.ndarray) -> bytes:
+    names = [self.examples.names[i] for i in np.flatnonzero(good)]
+    return json.dumps(names).encode()
+
+  def _put_meta(
+    self,
+    ingredients: dict[str, Any],
+    contents: dict[str, bytes],
+    reasons: list[str],
+  ) -> None:
+    """Writes meta.json: what is in the cache, with sizes and checksums."""
+    sizes: dict[str, list[Any]] = {}
+    for name, data in contents.items():
+      sizes[name] = [len(data), hashlib.sha256(data).hexdigest()]
     sizes["images.npy"] = [(self.build / "images.npy").stat().st_size, None]
     meta = ingredients | {
-      "origin": examples.origin,
-      "num_classes": examples.num_classes,
-      "class_names": list(examples.class_names),
-      "failed": [why for _, why in failed],
+      "origin": self.examples.origin,
+      "num_classes": self.examples.num_classes,
+      "class_names": list(self.examples.class_names),
+      "failed": reasons,
       "files": sizes,
     }
     meta["crc32"] = checksum(meta)
@@ -198,8 +239,28 @@ class Builder:
       _flush(file)
 
 
+def _size(line: dict[str, Any]) -> Size | None:
+  """Returns the size that images keep, from the first line of chunks.jsonl."""
+  return None if line["kept_size"] is None else tuple(line["kept_size"])
+
+
+def _nothing_failed(chunk: dict[str, Any]) -> bool:
+  return not chunk.get("failed")
+
+
+def _strip_arrays(chunks: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+  """Returns what `Strips` holds, of all chunks."""
+  lengths: list[int] = []
+  wide: list[bool] = []
+  for chunk in chunks:
+    lengths += chunk["lengths"]
+    wide += chunk["wide"]
+  first = np.cumsum([0, *lengths], dtype=np.int64)
+  return {"first": first, "wide": np.array(wide)}
+
+
 def read_chunks(folder: Path) -> list[dict[str, Any]]:
-  """The lines of chunks.jsonl up to the last that images.npy bears out."""
+  """Reads the lines of chunks.jsonl that images.npy bears out."""
   done: list[dict[str, Any]] = []
   try:
     with (
@@ -220,14 +281,14 @@ def read_chunks(folder: Path) -> list[dict[str, Any]]:
 
 
 def header(shape: tuple[int, ...]) -> bytes:
-  """What a .npy file of uint8 begins with: HEADER bytes for any shape."""
+  """Returns what a .npy file of uint8 begins with: HEADER bytes."""
   about = {"descr": "|u1", "fortran_order": False, "shape": shape}
   text = str(about).ljust(HEADER - 11) + "\n"
   return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
 def checksum(meta: dict[str, Any]) -> int:
-  """CRC-32 of JSON values."""
+  """Returns the CRC-32 of JSON values."""
   return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 

@@ -47,9 +47,7 @@ def read_csv(
   labels = _parsed_labels([label for _, label, _ in rows], multi_label)
   for (name, _, part), label in zip(rows, labels, strict=True):
     parts.setdefault(part, []).append((name, label))
-  return image_files.from_parts(
-    parts, split, path.parent, str(path), seed, upright=True
-  )
+  return image_files.from_parts(parts, split, path.parent, str(path), seed)
 
 
 def _parsed_labels(texts: list[str], multi_label: bool) -> list[Label]:

@@ -15,7 +15,6 @@ import numpy as np
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import parts as parts_lib
 from vpt_jax.data.sources.parts import Label, NAMES, Parts
-from vpt_jax.data.transforms import decode
 
 log = logging.getLogger("vpt_jax")
 
@@ -52,17 +51,14 @@ class Files:
   Attributes:
     base: the folder that names are relative to.
     names: of the files.
-    upright: images are turned as their EXIF data say.
   """
 
   base: Path
   names: Sequence[str]
-  upright: bool
 
-  def __call__(self, i: int) -> bytes | np.ndarray:
-    """Returns file i as it is stored, or decoded and turned upright."""
-    data = (self.base / self.names[i]).read_bytes()
-    return decode.decode_image(data, upright=True) if self.upright else data
+  def __call__(self, i: int) -> bytes:
+    """Returns the content of file i."""
+    return (self.base / self.names[i]).read_bytes()
 
   def missing(self) -> list[str]:
     """Returns the names of files that do not exist."""
@@ -250,9 +246,7 @@ def folder(path: Path, split: str, seed: int, num_classes: int = 0) -> Examples:
   if ignored:
     kinds = [f"{count} {kind}" for kind, count in sorted(ignored.items())]
     log.info("%s: ignored %s", path, ", ".join(kinds))
-  return from_parts(
-    parts, split, path, str(path), seed, num_classes, upright=True
-  )
+  return from_parts(parts, split, path, str(path), seed, num_classes)
 
 
 def _parts_of_folder(path: Path, ignored: Counter[str]) -> Parts:
@@ -359,7 +353,6 @@ def from_parts(
   seed: int,
   num_classes: int = 0,
   class_names: tuple[str, ...] = (),
-  upright: bool = False,
 ) -> Examples:
   """Returns one split of files below `base`; see `parts.select`.
 
@@ -371,7 +364,6 @@ def from_parts(
     seed: of the division into parts.
     num_classes: expected K; 0: any above one.
     class_names: of the classes; () takes what the labels say.
-    upright: images are turned as their EXIF data say.
   """
   selected = parts_lib.select(parts, split, origin, seed, num_classes)
   return _from_files(
@@ -381,7 +373,6 @@ def from_parts(
     base,
     origin,
     class_names or selected.class_names,
-    upright,
   )
 
 
@@ -392,9 +383,8 @@ def _from_files(
   base: Path,
   origin: str,
   class_names: tuple[str, ...],
-  upright: bool = False,
 ) -> Examples:
-  lines = [f"{upright} {class_names}"]
+  lines = [f"{class_names}"]
   for name, label in zip(names, labels.tolist(), strict=True):
     try:
       stat = os.stat(base / name)
@@ -405,7 +395,7 @@ def _from_files(
     names,
     labels,
     num_classes,
-    Files(base, names, upright),
+    Files(base, names),
     origin,
     parts_lib.digest("\n".join(lines)),
     class_names,

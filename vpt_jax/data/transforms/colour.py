@@ -1,8 +1,9 @@
-"""PGN's random colours: torchvision's operations on images in [0, 1], drawn for
-each image of a batch alone (BMVC 2024, arXiv 2210.06466).
+"""Changes the colours of training images at random, as PGN's code does.
 
-The published code draws ColorJitter(0.4, 0.4, 0.4, 0.4) with probability 0.8,
-grey with 0.2 and solarisation with 0.2, in this order.
+These are torchvision's operations on images in [0, 1], drawn for each image of
+a batch alone. The published code (BMVC 2024, arXiv 2210.06466) draws
+ColorJitter(0.4, 0.4, 0.4, 0.4) with probability 0.8, grey with 0.2 and
+solarisation with 0.2, in this order.
 """
 
 import itertools
@@ -10,13 +11,18 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-JITTER, JITTER_P, GREY_P, SOLARIZE_P = 0.4, 0.8, 0.2, 0.2
+JITTER = 0.4
+JITTER_PROBABILITY = 0.8
+GREY_PROBABILITY = 0.2
+SOLARIZE_PROBABILITY = 0.2
+# 128 and more of 255 are inverted; halfway, for what is not rounded.
+SOLARIZE_ABOVE = 127.5 / 255
 # Of red, green and blue in grey (ITU-R 601).
 LUMA = (0.299, 0.587, 0.114)
 
 
 def recolour(image: jax.Array, rng: jax.Array) -> jax.Array:
-  """PGN's colours: jitter, then grey, then solarisation, each by chance.
+  """Draws PGN's colours: jitter, then grey, then solarisation, each by chance.
 
   The jitter changes brightness, contrast, saturation and hue in random order,
   as `torchvision.transforms.ColorJitter`, but without rounding in between.
@@ -28,22 +34,18 @@ def recolour(image: jax.Array, rng: jax.Array) -> jax.Array:
   Returns:
     The same shape and range.
   """
+  # Of each image: the order, three chances, three factors and the hue's turn.
   draw = jax.random.uniform(rng, (len(image), 8))
-  chance = lambda i, p: (draw[:, i] < p)[:, None, None, None]
-  orders = jnp.array([*itertools.permutations(range(4))])
+  orders = jnp.array(list(itertools.permutations(range(4))))
+  order = orders[jnp.int32(len(orders) * draw[:, 0])]
   around = JITTER * (2 * draw[:, 4:] - 1)
-  jittered = jitter(
-    image,
-    orders[jnp.int32(len(orders) * draw[:, 0])],
-    1 + around[:, :3],
-    around[:, 3],
-  )
-  image = jnp.where(chance(1, JITTER_P), jittered, image)
-  image = jnp.where(chance(2, GREY_P), grey(image), image)
-  # 128 and more of 255 are inverted; halfway, for what is not rounded.
-  return jnp.where(
-    chance(3, SOLARIZE_P) & (image > 127.5 / 255), 1 - image, image
-  )
+  jittered = jitter(image, order, 1 + around[:, :3], around[:, 3])
+  is_jittered = _per_image(draw[:, 1] < JITTER_PROBABILITY)
+  image = jnp.where(is_jittered, jittered, image)
+  is_grey = _per_image(draw[:, 2] < GREY_PROBABILITY)
+  image = jnp.where(is_grey, grey(image), image)
+  is_solarized = _per_image(draw[:, 3] < SOLARIZE_PROBABILITY)
+  return jnp.where(is_solarized & (image > SOLARIZE_ABOVE), 1 - image, image)
 
 
 def jitter(
@@ -51,7 +53,10 @@ def jitter(
 ) -> jax.Array:
   """Changes brightness (0), contrast (1), saturation (2) and hue (3).
 
-    x <- clip(d + factor (x - d)), d = black | the image's mean grey | its grey
+  With d = 0 (brightness), the image's mean grey (contrast) or the pixel's own
+  grey (saturation):
+
+    x <- clip(d + factor (x - d), 0, 1)
     hue <- hue + turn
 
   Args:
@@ -60,33 +65,32 @@ def jitter(
     factor: [B, 3], of the first three; 1 changes nothing.
     turn: [B], of the hue, in turns of the colour circle; 0 changes nothing.
   """
-  per_image = lambda x: x[:, None, None, None]
 
   def change(image, what):
+    """Does to each image what its number in `what` [B] says."""
     luma = grey(image)
-    far = jnp.where(
-      per_image(what == 0),
-      0,
-      jnp.where(
-        per_image(what == 1), luma.mean((1, 2, 3), keepdims=True), luma
-      ),
+    mean_luma = luma.mean((1, 2, 3), keepdims=True)
+    blend_with = jnp.where(_per_image(what == 1), mean_luma, luma)
+    blend_with = jnp.where(_per_image(what == 0), 0, blend_with)
+    of_image = jnp.take_along_axis(
+      factor, jnp.minimum(what, 2)[:, None], axis=1
     )
-    by = jnp.take_along_axis(factor, jnp.minimum(what, 2)[:, None], axis=1)
-    blended = jnp.clip(far + by[..., None, None] * (image - far), 0, 1)
-    return jnp.where(
-      per_image(what == 3), turn_hue(image, per_image(turn)), blended
-    ), None
+    strength = of_image[..., None, None]
+    blended = jnp.clip(blend_with + strength * (image - blend_with), 0, 1)
+    turned = turn_hue(image, _per_image(turn))
+    return jnp.where(_per_image(what == 3), turned, blended), None
 
-  return jax.lax.scan(change, image, order.T)[0]
+  image, _ = jax.lax.scan(change, image, order.T)
+  return image
 
 
 def grey(image: jax.Array) -> jax.Array:
-  """[..., 3] -> its luma [..., 1]."""
+  """Returns the luma [..., 1] of an image [..., 3]."""
   return sum(share * image[..., i : i + 1] for i, share in enumerate(LUMA))
 
 
 def turn_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
-  """Moves the hue; the largest and the smallest of red, green, blue stay.
+  """Turns the hue; the largest and the smallest of red, green, blue stay.
 
   With top and low of the three, chroma c = top - low and hue h in sixths of the
   circle, a channel whose colour is at hue n is
@@ -97,15 +101,24 @@ def turn_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
     image: float32 [..., H, W, 3] in [0, 1].
     turn: [..., 1, 1, 1], in turns of the circle.
   """
-  red, green, blue = (image[..., i : i + 1] for i in range(3))
+  red = image[..., 0:1]
+  green = image[..., 1:2]
+  blue = image[..., 2:3]
   top = image.max(-1, keepdims=True)
   low = image.min(-1, keepdims=True)
   chroma = top - low
   safe = jnp.where(chroma > 0, chroma, 1)
-  hue = jnp.where(
-    top == red,
-    (green - blue) / safe,
-    jnp.where(top == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-  )
-  away = jnp.abs((hue + 6 * turn - jnp.arange(0, 6, 2) + 3) % 6 - 3)
+  # In sixths of the circle: red is at 0, green at 2, blue at 4.
+  near_red = (green - blue) / safe
+  near_green = 2 + (blue - red) / safe
+  near_blue = 4 + (red - green) / safe
+  hue = jnp.where(top == green, near_green, near_blue)
+  hue = jnp.where(top == red, near_red, hue)
+  channels = jnp.arange(0, 6, 2)
+  away = jnp.abs((hue + 6 * turn - channels + 3) % 6 - 3)
   return low + chroma * jnp.clip(2 - away, 0, 1)
+
+
+def _per_image(values: jax.Array) -> jax.Array:
+  """Returns [B] as [B, 1, 1, 1]: a number for each image."""
+  return values[:, None, None, None]

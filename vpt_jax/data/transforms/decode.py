@@ -1,6 +1,11 @@
-"""Encoded images of every kind -> uint8 RGB, or an error that says what else
-the bytes are."""
+"""Decodes image files of every kind to uint8 RGB.
 
+What is no image is refused with an error that says what the bytes look like.
+Needs NumPy and Pillow alone.
+"""
+
+from collections.abc import Iterator
+import contextlib
 import io
 import math
 import re
@@ -9,10 +14,11 @@ import struct
 import numpy as np
 from PIL import ExifTags, Image
 
-# Drawn by other programs (Ghostscript) that an image file should not start.
+# Formats that Pillow has drawn by other programs (Ghostscript), which an image
+# file should not start.
 VECTOR = ("EPS", "WMF")
 
-# What first bytes look like that are no image, most telling first.
+# (pattern of the first bytes, what they look like), most telling first.
 SIGNATURES = (
   (rb"$", "the file is empty"),
   (rb"\0+$", "nothing but zeros, as an unfinished download leaves"),
@@ -37,40 +43,150 @@ SIGNATURES = (
   (rb"[\t\n\r -~]+$", "text"),
 )
 
-# Turns that make EXIF's orientations upright: rows and columns of [H, W].
+# EXIF's orientation -> what makes the image upright.
 UPRIGHT = {
-  2: lambda x: x[:, ::-1],
-  3: lambda x: x[::-1, ::-1],
-  4: lambda x: x[::-1],
-  5: lambda x: x.swapaxes(0, 1),
-  6: lambda x: x[::-1].swapaxes(0, 1),
-  7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
-  8: lambda x: x[:, ::-1].swapaxes(0, 1),
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
 }
 
+# Largest values of the usual depths of grey: 8, 10, 12, 14 and 16 bits.
+GREY_RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
+# Formats whose 16-bit grey Pillow has already scaled to all 16 bits.
+SCALED_BY_PILLOW = ("PPM", "JPEG2000")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TIFF_BITS_PER_SAMPLE = 258
+TIFF_MAX_SAMPLE_VALUE = 281
 
-def decode_image(data: bytes, upright: bool = False) -> np.ndarray:
-  """Encoded image -> uint8 [H, W, 3].
 
-  Whatever Pillow reads, as its `convert("RGB")` gives it, which is what the
-  papers' loaders call: alpha and transparent colours are dropped (the colour
-  below a transparent pixel shows), a palette is looked up, grey is repeated,
-  CMYK is converted without a colour profile. Of an animation, the first frame.
-  Where `convert` would clip 16-bit grey to 255, its high byte is taken instead.
+class UnknownGreyRange(Exception):
+  """Is raised for 16-bit grey whose range is to be that of a data set."""
+
+
+def decode_image(
+  data: bytes,
+  upright: bool = True,
+  grey_range: int | None = None,
+  strict: bool = False,
+) -> np.ndarray:
+  """Decodes an image file's content.
+
+  Reads whatever Pillow reads, as its `convert("RGB")` gives it, which is what
+  the papers' loaders call: alpha and transparent colours are dropped (the
+  colour below a transparent pixel shows), a palette is looked up, grey is
+  repeated, CMYK is converted without a colour profile. Of an animation, the
+  first frame. Of 16-bit colours, or 16-bit grey with alpha, Pillow keeps the
+  high byte.
+
+  Where `convert` would clip 16-bit grey to 255, it is scaled instead:
+
+    8-bit = min(255, floor(256 value / (grey_range + 1)))
+
+  which is the high byte where the range is all 16 bits.
 
   Args:
     data: the file's content.
-    upright: turns the image as its EXIF orientation says. False is what the
-      benchmarks' code does, with PIL and TensorFlow alike; a user's own photos
-      should be True. (TIFF is always turned: Pillow does so itself.)
+    upright: turns the image as its EXIF orientation says. The benchmarks' code
+      does not, with PIL and TensorFlow alike, so their images are decoded with
+      False. (TIFF is always turned: Pillow does so itself.)
+    grey_range: largest value of 16-bit grey, the same for a whole data set;
+      None: by this image alone, see `measure_grey`.
+    strict: where `grey_range` is None, refuses 16-bit grey.
+
+  Returns:
+    uint8 [H, W, 3].
 
   Raises:
+    UnknownGreyRange: see `strict`.
     ValueError: not an image, a damaged or unfinished one, pixels without a
       known range, or more of them than `PIL.Image.MAX_IMAGE_PIXELS`. (From one
       to two times that, Pillow warns too: with DecompressionBombWarning, from
       `PIL.Image`. Whoever decodes in threads may silence it around all of
       them, as filters of warnings belong to the process.)
   """
+  with _opened(data) as image:
+    if grey_range is None and is_deep_grey(image):
+      if strict:
+        raise UnknownGreyRange
+      image.load()
+      grey_range = _grey_range(image, data)
+    image.load()
+    return convert_to_rgb(image, upright, grey_range)
+
+
+def convert_to_rgb(
+  image: Image.Image, upright: bool = True, grey_range: int | None = None
+) -> np.ndarray:
+  """Converts an image of Pillow, see `decode_image`.
+
+  Args:
+    image: of any mode.
+    upright: turns the image as its EXIF orientation says.
+    grey_range: largest value of 16-bit grey; None: by this image alone.
+
+  Returns:
+    uint8 [H, W, 3].
+
+  Raises:
+    ValueError: pixels without a known range.
+  """
+  if image.mode == "F":
+    raise ValueError(
+      "float pixels, whose range the file does not tell; save "
+      "it with 8 or 16 bits"
+    )
+  if is_deep_grey(image):
+    grey_range = grey_range or _grey_range(image)
+    rgb = Image.fromarray(_scale_grey(image, grey_range)).convert("RGB")
+  else:
+    rgb = _convert_without_transparency(image)
+  if upright:
+    turn = UPRIGHT.get(_orientation(image))
+    if turn is not None:
+      rgb = rgb.transpose(turn)
+  return np.asarray(rgb)
+
+
+def measure_grey(data: bytes) -> int | None:
+  """Returns the range of a file's 16-bit grey, None if it is no such file.
+
+  Of other files only the header is read. The range is what the file states,
+  where no value is above that: significant bits (PNG's sBIT), bits per sample
+  or the largest sample value (TIFF). (A PNG that states fewer bits than 16 may
+  use them all: the specification asks writers to scale.) Else it is the
+  largest value that is there, rounded up to 8, 10, 12, 14 or 16 bits.
+
+  Raises:
+    ValueError: see `decode_image`.
+  """
+  with _opened(data) as image:
+    if not is_deep_grey(image):
+      return None
+    image.load()
+    return _grey_range(image, data)
+
+
+def is_deep_grey(image: Image.Image) -> bool:
+  """Returns whether an image is grey of more than 8 bits."""
+  return image.mode.startswith("I")
+
+
+def looks_like(data: bytes) -> str:
+  """Returns what the first bytes of a file that is no image tell about it."""
+  head = bytes(data[:512])
+  for pattern, what in SIGNATURES:
+    if re.match(pattern, head):
+      return f"looks like {what} ({head[:16]!r})" if head else what
+  return f"starts with {head[:16]!r}"
+
+
+@contextlib.contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+  """Opens an image; whatever is wrong with it becomes a ValueError."""
   try:
     with Image.open(io.BytesIO(data)) as image:
       limit = Image.MAX_IMAGE_PIXELS or math.inf
@@ -81,51 +197,102 @@ def decode_image(data: bytes, upright: bool = False) -> np.ndarray:
         )
       if image.format in VECTOR:
         raise ValueError(f"{image.format} is a drawing: save it as PNG first")
-      image.load()
-      pixels = _rgb(image)
-      turn = UPRIGHT.get(_orientation(image)) if upright else None
+      yield image
+  except (MemoryError, UnknownGreyRange):
+    raise
   except Image.UnidentifiedImageError:
     raise ValueError(f"not an image: {looks_like(data)}") from None
-  except MemoryError:
-    raise
   except Exception as error:  # Pillow's readers raise what damage leads to
     if type(error) is ValueError:
       raise
     raise ValueError(str(error) or type(error).__name__) from error
-  return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
-def looks_like(data: bytes) -> str:
-  """What the first bytes of a file that is no image tell about it."""
-  head = bytes(data[:512])
-  for pattern, what in SIGNATURES:
-    if re.match(pattern, head):
-      return f"looks like {what} ({head[:16]!r})" if head else what
-  return f"starts with {head[:16]!r}"
+def _grey_range(image: Image.Image, data: bytes = b"") -> int:
+  """Returns what `measure_grey` says of a loaded image of 16-bit grey."""
+  largest = _check_grey(np.asarray(image))
+  stated = _stated_range(image, data)
+  if stated is not None and largest <= stated:
+    return stated
+  return next(limit for limit in GREY_RANGES if largest <= limit)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-  """Loaded image -> uint8 [H, W, 3]."""
-  if image.mode == "F":
+def _check_grey(grey: np.ndarray) -> int:
+  """Returns the largest value of 16-bit grey.
+
+  Raises:
+    ValueError: values outside of 16 bits.
+  """
+  if grey.min() < 0 or grey.max() > 0xFFFF:
     raise ValueError(
-      "float pixels, whose range the file does not tell; save "
-      "it with 8 or 16 bits"
+      f"integer pixels {grey.min()} .. {grey.max()}; expected "
+      "grey of 16 bits; save it with 8 or 16 bits"
     )
-  if image.mode.startswith("I"):
-    grey = np.asarray(image)
-    if grey.min() < 0 or grey.max() > 0xFFFF:
-      raise ValueError(
-        f"integer pixels {grey.min()} .. {grey.max()}; expected "
-        "grey of 16 bits; save it with 8 or 16 bits"
-      )
-    return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-  # The same pixels; with it, Pillow warns that RGB cannot keep it.
-  image.info.pop("transparency", None)
-  return np.asarray(image.convert("RGB"))
+  return int(grey.max())
+
+
+def _stated_range(image: Image.Image, data: bytes) -> int | None:
+  """Returns the largest value that a file says its grey may have, if any."""
+  if image.format in SCALED_BY_PILLOW:
+    return 0xFFFF
+  if image.format == "PNG":
+    bits = _png_significant_bits(data)
+    return None if bits is None else 2**bits - 1
+  if image.format == "TIFF":
+    tags = getattr(image, "tag_v2", {})
+    stated = _first_integer(tags.get(TIFF_MAX_SAMPLE_VALUE))
+    if stated is not None:
+      return stated
+    bits = _first_integer(tags.get(TIFF_BITS_PER_SAMPLE))
+    # 16 and more are how it is stored, and say nothing of its values.
+    if bits is not None and bits < 16:
+      return 2**bits - 1
+  return None
+
+
+def _first_integer(value: object) -> int | None:
+  """Returns a TIFF tag's value, or the first of several, if it is above 0."""
+  if isinstance(value, tuple):
+    value = value[0] if value else None
+  return value if isinstance(value, int) and value > 0 else None
+
+
+def _png_significant_bits(data: bytes) -> int | None:
+  """Returns what the sBIT chunk of a grey PNG says; Pillow skips it."""
+  position = len(PNG_SIGNATURE)
+  while position + 8 <= len(data):
+    length, name = struct.unpack_from(">I4s", data, position)
+    if name == b"sBIT" and length == 1:
+      bits = data[position + 8]
+      return bits if 0 < bits <= 16 else None
+    if name == b"IDAT":  # sBIT comes before the pixels
+      return None
+    position += 12 + length  # length, name and checksum are 4 bytes each
+  return None
+
+
+def _scale_grey(image: Image.Image, grey_range: int) -> np.ndarray:
+  """Scales 16-bit grey to uint8 [H, W]; what is above the range is white."""
+  grey = np.asarray(image)
+  _check_grey(grey)
+  scaled = grey.astype(np.int64) * 256 // (grey_range + 1)
+  return np.minimum(scaled, 255).astype(np.uint8)
+
+
+def _convert_without_transparency(image: Image.Image) -> Image.Image:
+  """Converts to RGB; a transparent colour shows.
+
+  The pixels are the same with it, but Pillow warns that RGB cannot keep it.
+  """
+  transparency = image.info.pop("transparency", None)
+  rgb = image.convert("RGB")
+  if transparency is not None:
+    image.info["transparency"] = transparency
+  return rgb
 
 
 def _orientation(image: Image.Image) -> int:
-  """EXIF's; 1 (upright) if there is none that can be read."""
+  """Returns EXIF's orientation; 1 (upright) if there is none to be read."""
   try:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
   except (

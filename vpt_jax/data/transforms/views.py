@@ -1,5 +1,8 @@
-"""Stored uint8 images -> what the backbone sees, inside the jitted step: random
-views, drawn for each image alone, and the backbone's mean and deviation."""
+"""Makes what the backbone sees of stored uint8 images, in the jitted step.
+
+They are resized, moved at random in training (drawn for each image alone), and
+normalised by the backbone's mean and standard deviation.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ NORMALIZE = {
   "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
-# Kinds of random views -> their parts.
+# Kinds of random views and their parts.
 AUGMENT = {
   "none": (),
   "flip": ("flip",),
@@ -30,17 +33,18 @@ AUGMENT = {
   "pgn_crop": ("colour", "flip", "upside_down"),
 }
 
-# Families of preprocessing, see `resize.FAMILIES` -> their published views.
+# Families of preprocessing, see `resize.FAMILIES`, and their published views.
 OWN = {"vtab": "none", "fgvc": "flip", "pgn": "pgn", "pgn_crop": "pgn_crop"}
 
-# torchvision's RandomResizedCrop: aspect ratios; ten draws, then the whole.
-RATIO, TRIES = (3 / 4, 4 / 3), 11
+# Torchvision's RandomResizedCrop: aspect ratios; ten draws, then the whole.
+RATIO = (3 / 4, 4 / 3)
+TRIES = 11
 
 
 def prepare(
   image: jax.Array, image_size: tuple[int, int], normalize: str
 ) -> jax.Array:
-  """Resizes and normalises: what evaluation sees.
+  """Resizes and normalises images: what evaluation sees.
 
   Straight to the target size, bilinear without antialiasing: what
   `tf.image.resize`, hence the VTAB-1k protocol, does.
@@ -64,7 +68,7 @@ def train_view(
   rng: jax.Array,
   min_scale: float = 1.0,
 ) -> jax.Array:
-  """What training sees: resized, a random view in colour, normalised, flipped.
+  """Makes what training sees: resized, random colours, normalised, moved.
 
   Args:
     image: uint8 [B, H, W, 3].
@@ -102,13 +106,17 @@ def augment(image: jax.Array, kind: str, rng: jax.Array) -> jax.Array:
   batch, height, width, channels = image.shape
   flip_rng, row_rng, column_rng, upside_rng = jax.random.split(rng, 4)
   if "crop" in parts:
-    pad_h, pad_w = height // 8, width // 8
+    pad_h = height // 8
+    pad_w = width // 8
     padded = jnp.pad(image, ((0, 0), (pad_h, pad_h), (pad_w, pad_w), (0, 0)))
     rows = jax.random.randint(row_rng, (batch,), 0, 2 * pad_h + 1)
     columns = jax.random.randint(column_rng, (batch,), 0, 2 * pad_w + 1)
-    crop = lambda x, r, c: jax.lax.dynamic_slice(
-      x, (r, c, 0), (height, width, channels)
-    )
+
+    def crop(image, row, column):
+      return jax.lax.dynamic_slice(
+        image, (row, column, 0), (height, width, channels)
+      )
+
     image = jax.vmap(crop)(padded, rows, columns)
   if "flip" in parts:
     image = jnp.where(_chance(flip_rng, batch, 0.5), image[:, :, ::-1], image)
@@ -120,10 +128,11 @@ def augment(image: jax.Array, kind: str, rng: jax.Array) -> jax.Array:
 def random_resized_crop(
   image: jax.Array, min_scale: float, rng: jax.Array
 ) -> jax.Array:
-  """torchvision's `RandomResizedCrop(scale=(min_scale, 1))` to the same size.
+  """Crops as torchvision's `RandomResizedCrop(scale=(min_scale, 1))`.
 
-  Draws areas and aspect ratios until one fits into the image (as it is stored:
-  squeezed to a square, see `resize.squash`), else takes all of it.
+  The size stays. Draws areas and aspect ratios until one fits into the image
+  (as it is stored: squeezed to a square, see `resize.squash`), else takes all
+  of it.
 
   Args:
     image: float32 [B, H, W, 3] in [0, 1].
@@ -131,11 +140,13 @@ def random_resized_crop(
     rng: key of this batch.
   """
   batch, height, width, _ = image.shape
-  area, ratio, place = (
-    jax.random.uniform(key, (batch, TRIES)) for key in jax.random.split(rng, 3)
-  )
-  area = height * width * (min_scale + (1 - min_scale) * area)
-  ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** ratio
+  area_rng, ratio_rng, place_rng = jax.random.split(rng, 3)
+  shape = (batch, TRIES)
+  share = min_scale + (1 - min_scale) * jax.random.uniform(area_rng, shape)
+  area = height * width * share
+  log_ratio = jax.random.uniform(ratio_rng, shape)
+  ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** log_ratio
+  place = jax.random.uniform(place_rng, shape)
   sides = jnp.round(jnp.sqrt(jnp.stack([area / ratio, area * ratio], -1)))
   # The last one is all of the image, which always fits.
   full = jnp.array([height, width], jnp.float32)
@@ -149,22 +160,23 @@ def random_resized_crop(
 def crop_resize(
   image: jax.Array, start: jax.Array, side: jax.Array
 ) -> jax.Array:
-  """Rectangles of images, enlarged to the image's size as Pillow does: bicubic,
-  of nothing outside of the rectangle.
+  """Enlarges rectangles of images to the image's size, as Pillow does.
+
+  Bicubic, of nothing outside of the rectangle.
 
   Args:
     image: float32 [B, H, W, 3] in [0, 1].
     start: float32 [B, 2], first row and column.
     side: float32 [B, 2], rows and columns.
   """
-  for axis, terms in ((1, "bpw,bhwc->bhpc"), (0, "bqh,bhpc->bqpc")):
-    weights = _weights(image.shape[1 + axis], start[:, axis], side[:, axis])
-    image = jnp.clip(
-      jnp.einsum(terms, weights, image, precision=jax.lax.Precision.HIGHEST),
-      0,
-      1,
-    )
-  return image
+  _, height, width, _ = image.shape
+  columns = _weights(width, start[:, 1], side[:, 1])
+  rows = _weights(height, start[:, 0], side[:, 0])
+  exact = jax.lax.Precision.HIGHEST
+  image = jnp.einsum("bpw,bhwc->bhpc", columns, image, precision=exact)
+  image = jnp.clip(image, 0, 1)
+  image = jnp.einsum("bqh,bhpc->bqpc", rows, image, precision=exact)
+  return jnp.clip(image, 0, 1)
 
 
 def crop_strips(
@@ -175,7 +187,9 @@ def crop_strips(
   rng: jax.Array,
   size: int,
 ) -> jax.Array:
-  """Random squares of images of unequal length, as torchvision's RandomCrop.
+  """Crops random squares of images of unequal length.
+
+  Equals torchvision's RandomCrop.
 
   Args:
     rows: uint8 [R, S, 3], all images one below the other, see
@@ -192,16 +206,12 @@ def crop_strips(
   Raises:
     ValueError: the images' shorter side S is below `size`.
   """
-  first, wide = jnp.asarray(first), jnp.asarray(wide)
+  first = jnp.asarray(first)
+  wide = jnp.asarray(wide)
   start = first[index]
-  return crop_at(
-    rows,
-    start,
-    first[index + 1] - start,
-    wide[index],
-    jax.random.uniform(rng, (len(index), 2)),
-    size,
-  )
+  length = first[index + 1] - start
+  place = jax.random.uniform(rng, (len(index), 2))
+  return crop_at(rows, start, length, wide[index], place, size)
 
 
 def crop_at(
@@ -212,7 +222,7 @@ def crop_at(
   place: jax.Array,
   size: int,
 ) -> jax.Array:
-  """Squares of images of unequal length, see `examples.Strips.crop`.
+  """Crops squares of images of unequal length, see `examples.Strips.crop`.
 
   Args:
     rows: uint8 [R, S, 3].
@@ -233,18 +243,21 @@ def crop_at(
       f"crops of side {size} from images of shorter side "
       f"{rows.shape[1]}: prepare them for this image size"
     )
-  free = jnp.stack([length, jnp.full_like(length, rows.shape[1])], 1) - size
+  sides = jnp.stack([length, jnp.full_like(length, rows.shape[1])], 1)
+  free = sides - size
   row, column = jnp.int32(place * (free + 1)).T
-  crop = jax.vmap(
-    lambda r, c: jax.lax.dynamic_slice(
-      rows, (r, c, 0), (size, size, rows.shape[2])
+
+  def crop(row, column):
+    return jax.lax.dynamic_slice(
+      rows, (row, column, 0), (size, size, rows.shape[2])
     )
-  )(first + row, column)
-  return jnp.where(wide[:, None, None, None], crop.swapaxes(1, 2), crop)
+
+  square = jax.vmap(crop)(first + row, column)
+  return jnp.where(wide[:, None, None, None], square.swapaxes(1, 2), square)
 
 
 def _resize(image: jax.Array, image_size: tuple[int, int]) -> jax.Array:
-  """uint8 [B, H, W, 3] -> float32 [B, *image_size, 3] in [0, 1]."""
+  """Resizes uint8 [B, H, W, 3] to float32 [B, *image_size, 3] in [0, 1]."""
   image = image.astype(jnp.float32) / 255
   if image.shape[1:3] == tuple(image_size):
     return image
@@ -253,28 +266,34 @@ def _resize(image: jax.Array, image_size: tuple[int, int]) -> jax.Array:
 
 
 def _normalize(image: jax.Array, name: str) -> jax.Array:
-  mean, std = (jnp.array(value) for value in NORMALIZE[name])
-  return (image - mean) / std
+  mean, std = NORMALIZE[name]
+  return (image - jnp.array(mean)) / jnp.array(std)
 
 
 def _chance(rng: jax.Array, batch: int, p: float) -> jax.Array:
-  """bool [B, 1, 1, 1], each true with probability p."""
+  """Draws bool [B, 1, 1, 1], each true with probability p."""
   return jax.random.bernoulli(rng, p, (batch, 1, 1, 1))
 
 
 def _weights(size: int, start: jax.Array, side: jax.Array) -> jax.Array:
-  """[B, size, size]: output pixel i as a mean of input pixels j.
+  """Returns each output pixel i as a mean of input pixels j: [B, size, size].
 
-  Keys' cubic with a = -1/2. It only enlarges: nothing to antialias.
+  Keys' cubic with a = -1/2, at distance x:
+
+    (1.5 x - 2.5) x^2 + 1             x < 1
+    ((-0.5 x + 2.5) x - 4) x + 2      1 <= x < 2
+    0                                 else
+
+  It only enlarges: there is nothing to antialias.
   """
-  place = jnp.arange(size) + 0.5
+  centres = jnp.arange(size) + 0.5
   zoom = (side / size)[:, None, None]
-  start, end = start[:, None, None], (start + side)[:, None, None]
-  x = jnp.abs(place - (start + place[:, None] * zoom))
-  cubic = jnp.where(
-    x < 1,
-    (1.5 * x - 2.5) * x * x + 1,
-    jnp.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0),
-  )
-  cubic = jnp.where((place > start) & (place < end), cubic, 0)
+  start = start[:, None, None]
+  end = start + side[:, None, None]
+  x = jnp.abs(centres - (start + centres[:, None] * zoom))
+  near = (1.5 * x - 2.5) * x * x + 1
+  far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+  cubic = jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
+  inside = (centres > start) & (centres < end)
+  cubic = jnp.where(inside, cubic, 0)
   return cubic / cubic.sum(-1, keepdims=True)
