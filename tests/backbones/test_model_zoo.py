@@ -11,12 +11,11 @@ import re
 import numpy as np
 import pytest
 
-from vpt_jax.backbones import __main__ as listing
 from vpt_jax.backbones import factory, model_zoo
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.nn import cost
-from vpt_jax.weights import download, load
+from vpt_jax.weights import download, listing, load
 
 NAMES = [name for name in model_zoo.BACKBONES if not name.endswith("_test")]
 # Architecture -> (parameters of the peer, width D if it holds a class token:

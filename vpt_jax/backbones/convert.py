@@ -1,4 +1,4 @@
-"""Converts a checkpoint: `python -m vpt_jax.backbones.convert FILE --to NPZ`."""
+"""Converts checkpoints: `python -m vpt_jax.backbones.convert IN --to NPZ`."""
 
 import sys
 

@@ -1,0 +1,15 @@
+"""Reads pretrained weights of any published layout. See README.md."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+  __name__,
+  submod_attrs={
+    "download": ["FetchError", "fetch", "location"],
+    "file_formats": ["read"],
+    "identify": ["module_of"],
+    "load": ["Loaded", "fit", "restore", "save", "sha256"],
+    "name_maps": ["EXTRAS", "LAYOUTS"],
+    "translate": ["Translated", "split_class_position"],
+  },
+)

@@ -104,12 +104,13 @@ def _other_numbers(flat: Mapping[str, Any], template: Mapping[str, Any]) -> str:
       f"numbers of type {', '.join(sorted(dtypes))}, as in a quantised "
       "model; choose a file of floats"
     )
-  if _POSITIONS in flat and _POSITIONS in template:
-    if tuple(flat[_POSITIONS].shape) != tuple(template[_POSITIONS].shape):
-      return (
-        "positions of a grid that is no square, or with more than one class "
-        "token"
-      )
+  both_have_positions = _POSITIONS in flat and _POSITIONS in template
+  if both_have_positions and (
+    tuple(flat[_POSITIONS].shape) != tuple(template[_POSITIONS].shape)
+  ):
+    return (
+      "positions of a grid that is no square, or with more than one class token"
+    )
   return ""
 
 

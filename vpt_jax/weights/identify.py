@@ -171,7 +171,7 @@ def _heads(arrays: Arrays, shape: Mapping[str, int], backbone: str) -> int:
 
 
 def _are_fixed_positions(arrays: Arrays, width: int) -> bool:
-  """Returns whether positions are MoCo v3's fixed table of sines and cosines."""
+  """Returns whether positions are MoCo v3's fixed table of sines."""
   n = _grid_side(arrays)
   if width % 4:
     return False

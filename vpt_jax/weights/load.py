@@ -272,7 +272,7 @@ def _split_heads(arrays: Arrays, template: Mapping[str, Any]) -> None:
 
 
 def _differences(flat: Arrays, template: Mapping[str, Any]) -> list[str]:
-  """Returns lines that say where a file and a backbone differ, [] if nowhere."""
+  """Returns lines that say where file and backbone differ, [] if nowhere."""
   wanted = {}
   for name, leaf in template.items():
     wanted[name] = f"{name} {tuple(leaf.shape)}"

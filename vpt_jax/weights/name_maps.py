@@ -1,10 +1,18 @@
-"""Tables of parameter names in published checkpoints and ours (big_vision's).
+"""Defines the names of parameters in published checkpoints and here.
 
-A layout is an ordered table of rules: (regular expression over a module's or
-tensor's name, our name, kind). A name that no rule knows stays as it is, for
-`load.restore` to refuse; `translate.py` applies the rules. The backbone's own
-parameters come out without a prefix; beside them may be `head/` (a classifier),
-`projection/` (CLIP, DINO), `text/` (CLIP's text tower) and `logit_scale`.
+Ours are big_vision's. A layout is an ordered table of rules: (regular
+expression over a module's or tensor's name, our name, kind). A name that no
+rule knows stays as it is, for `load.restore` to refuse; `translate.py` applies
+the rules. Kinds are
+
+  norm, dense, conv   modules with a `weight` and a `bias`
+  qkv                 a fused dense module: query, key and value in this order
+  array               a tensor that is taken as it is
+  ignore              a tensor that a backbone does not need
+
+The backbone's own parameters come out without a prefix; beside them may be
+`head/` (a classifier), `projection/` (CLIP, DINO), `text/` (CLIP's text tower)
+and `logit_scale`.
 """
 
 Rule = tuple[str, str, str]
@@ -19,7 +27,15 @@ _MLP = _BLOCK + "MlpBlock_0/Dense_"
 def _blocks(
   prefix: str, norms: tuple[str, str], mlp: tuple[str, str], to: str = ""
 ) -> tuple[Rule, ...]:
-  """Rules that PyTorch's layouts share; `prefix` has the block's number."""
+  """Returns rules that PyTorch's layouts share.
+
+  Args:
+    prefix: regular expression of what stands before a block's modules; its
+      group is the block's number.
+    norms: of attention and of the MLP.
+    mlp: the MLP's two layers.
+    to: what stands before our names.
+  """
   return (
     (prefix + norms[0], to + _BLOCK + "LayerNorm_0", "norm"),
     (prefix + norms[1], to + _BLOCK + "LayerNorm_1", "norm"),
@@ -58,6 +74,7 @@ _TIMM = (
 
 
 def _clip(prefix: str, to: str) -> tuple[Rule, ...]:
+  """Returns rules of one of OpenAI CLIP's towers; see `_blocks`."""
   block = prefix + r"transformer\.resblocks\.(\d+)\."
   return (
     *_blocks(block, ("ln_1", "ln_2"), (r"mlp\.c_fc", r"mlp\.c_proj"), to),
@@ -135,6 +152,7 @@ _HUGGINGFACE = (
 
 
 def _hf_clip(prefix: str, to: str) -> tuple[Rule, ...]:
+  """Returns rules of one of CLIP's towers in Hugging Face's names."""
   block = prefix + r"\.encoder\.layers\.(\d+)\."
   names = {"q": "query", "k": "key", "v": "value"}
   return (

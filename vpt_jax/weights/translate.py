@@ -1,4 +1,4 @@
-"""Translates checkpoints of any known layout to our names; see `name_maps.py`."""
+"""Translates checkpoints of any known layout; see `name_maps.py`."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
@@ -148,7 +148,7 @@ def _find_layout(
 
 
 def _preference(prefix: str) -> tuple[bool, int, str]:
-  """Returns a key that is smallest for the published one of several networks."""
+  """Returns a key that is smallest for the published network of several."""
   return bool(_SECOND.search(prefix)), len(prefix), prefix
 
 
