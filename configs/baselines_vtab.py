@@ -1,6 +1,8 @@
-"""Baselines on a VTAB-1k task with ViT-B/16 IN-21k, by VPT's protocol.
+"""Configures baselines on a VTAB-1k task, by VPT's protocol.
 
-  python -m vpt_jax.main --config=configs/baselines_vtab.py:lora,eurosat
+The backbone is ViT-B/16 IN-21k:
+
+    python -m vpt_jax.main --config=configs/baselines_vtab.py:lora,eurosat
 
 The first word is a key of `BASELINES`. Without a task (`...:lora`): the
 embedded digits and backbone.
@@ -17,7 +19,7 @@ PROMPT_BIAS = r"(method|head)/.*|backbone/.*bias"
 
 
 def last_blocks(count: int, depth: int) -> str:
-  """`trainable` for a ViT's last blocks, its final norm and the head."""
+  """Returns `trainable` for a ViT's last blocks, final norm and head."""
   numbers = "|".join(str(i) for i in range(depth - count, depth))
   return (
     rf"head/.*|backbone/Transformer/(encoderblock_({numbers})|"
@@ -26,7 +28,7 @@ def last_blocks(count: int, depth: int) -> str:
 
 
 def partial(count: int, lr: float) -> Fields:
-  """The fields of partial-k, with the depth of ViT-B."""
+  """Returns the fields of partial-k, with the depth of ViT-B."""
   return {
     "method": "linear",
     "trainable": last_blocks(count, 12),
@@ -74,16 +76,22 @@ SLOW_BACKBONE = (
   ("backbone/.*", {"lr": 0.1}),
   (".*", {}),
 )
+
+
+def embedded_partial(count: int) -> Fields:
+  """Returns what partial-k has of its own with the embedded ViT's depth."""
+  return {
+    "trainable": last_blocks(count, 4),
+    "optim.policies": SLOW_BACKBONE,
+  }
+
+
 # The same for the embedded task.
 EMBEDDED: dict[str, Fields] = {
   "full": {"optim.lr": 1e-3, "sweep.grid": common.grid((1e-3, 3e-4), (0.01,))},
-  **{
-    f"partial{count}": {
-      "trainable": last_blocks(count, 4),
-      "optim.policies": SLOW_BACKBONE,
-    }
-    for count in (1, 2, 4)
-  },
+  "partial1": embedded_partial(1),
+  "partial2": embedded_partial(2),
+  "partial4": embedded_partial(4),
   "prompt_bias": {"vpt.dropout": 0.0},
   "add": {"add.dropout": 0.0},
   "pad": {"pad.width": 2},
@@ -93,7 +101,7 @@ EMBEDDED: dict[str, Fields] = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """A baseline for "METHOD,TASK", or "METHOD": embedded.
+  """Returns the config of a baseline for "METHOD,TASK", or "METHOD": embedded.
 
   METHOD: see `BASELINES`; TASK: see vpt_jax/data/tasks.py.
   """

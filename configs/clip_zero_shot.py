@@ -1,6 +1,6 @@
-"""CLIP's zero-shot classifier: texts of the class names, nothing is trained.
+"""Configures CLIP's zero-shot classifier: texts of class names, no training.
 
-  python -m vpt_jax.main --config=configs/clip_zero_shot.py:eurosat
+    python -m vpt_jax.main --config=configs/clip_zero_shot.py:eurosat
 
 Fetches the weights and the tokenizer's merges; needs `pip install '.[clip]'`.
 """
@@ -11,7 +11,7 @@ from configs import common
 
 
 def get_config(task: str = "eurosat") -> ConfigDict:
-  """Zero-shot evaluation of CLIP ViT-B/32 (clip_b16, clip_l14: the others)."""
+  """Returns the config with CLIP ViT-B/32 (others: clip_b16, clip_l14)."""
   config = common.get_config()
   config.task = task
   config.method = "linear"

@@ -1,10 +1,12 @@
-"""What config files share: the defaults, searches, sweeps, the embedded task.
+"""Has what config files share: defaults, searches, sweeps, the embedded task.
 
 A config file starts from `get_config()` and changes what it needs; the command
 line overrides single fields: `--config.optim.lr=0.5`. Unknown fields are
 errors. All fields, with their defaults and what they mean, are listed in
 vpt_jax/config/sections.py, and printed by `python -m vpt_jax.config`.
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -31,53 +33,60 @@ def get_config() -> ConfigDict:
 def grid(
   rates: tuple[float, ...], decays: tuple[float, ...] = DECAYS
 ) -> tuple[tuple[str, tuple[float, ...]], ...]:
-  """A search over rates and decays."""
+  """Returns a search over rates and decays, for `config.sweep.grid`."""
   return ("optim.lr", rates), ("optim.weight_decay", decays)
 
 
 def swept(
   config: ConfigDict, name: str, by_task: dict[str, ConfigDict]
 ) -> ConfigDict:
-  """A sweep over tasks.
+  """Makes a sweep over tasks of a config.
 
   Args:
     config: what all tasks share.
     name: what tables call it.
     by_task: each task's own config; where it differs from `config`, it holds,
       but for what is searched.
+
+  Returns:
+    `config`, changed.
   """
-  config.task, config.mode, config.name = "", "sweep", name
+  config.task = ""
+  config.mode = "sweep"
+  config.name = name
   config.sweep.tasks = tuple(by_task)
-  kept = {"task", "mode", "name", *(field for field, _ in config.sweep.grid)}
+  searched = [field for field, _ in config.sweep.grid]
+  same_for_all = {"task", "mode", "name", *searched}
   shared = _fields(config)
   for task, own in by_task.items():
-    changes = tuple(
-      (field, value)
-      for field, value in _fields(own).items()
-      if field not in kept and shared[field] != value
-    )
+    changes = []
+    for field, value in _fields(own).items():
+      if field not in same_for_all and shared[field] != value:
+        changes.append((field, value))
     if changes:
-      config.sweep.per_task[task] = changes
+      config.sweep.per_task[task] = tuple(changes)
   return config
 
 
-def _fields(config: ConfigDict, prefix: str = "") -> dict:
-  """Dotted field -> value, without the section `sweep`."""
-  out = {}
+def _fields(config: ConfigDict) -> dict[str, Any]:
+  """Returns dotted field -> value, without the section `sweep`."""
+  fields = {}
   for name, value in config.items():
+    if name == "sweep":
+      continue
     if isinstance(value, ConfigDict):
-      out |= _fields(value, f"{prefix}{name}.") if name != "sweep" else {}
+      for inner, inner_value in value.items():
+        fields[f"{name}.{inner}"] = inner_value
     else:
-      out[f"{prefix}{name}"] = value
-  return out
+      fields[name] = value
+  return fields
 
 
 def embedded(config: ConfigDict) -> ConfigDict:
-  """The same method on what comes with the package: digits and a small ViT.
+  """Gives a config the embedded task: digits, and a small ViT.
 
   Two CPU cores should be done in two minutes, so: few epochs, small batches,
-  AdamW and a head that starts from zeros. How these were chosen: README.md,
-  "The embedded task".
+  AdamW and a head that starts from zeros.
   """
   config.task = "digits"
   config.backbone.name = "vit_mini4_cifar10"

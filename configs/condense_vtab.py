@@ -1,10 +1,12 @@
-"""Prompt Condensation of VPT-deep on a VTAB-1k task with ViT-B/16 IN-21k.
+"""Configures Prompt Condensation of VPT-deep on a VTAB-1k task.
 
-  python -m vpt_jax.main --config=configs/condense_vtab.py:eurosat
+The backbone is ViT-B/16 IN-21k:
+
+    python -m vpt_jax.main --config=configs/condense_vtab.py:eurosat
 
 Without a task: the embedded digits and backbone, so that this runs anywhere:
 
-  python -m vpt_jax.main --config=configs/condense_vtab.py
+    python -m vpt_jax.main --config=configs/condense_vtab.py
 
 VPT-shallow: --config.vpt.deep=False. How well the scores find what matters:
 --config.condense.oracle_images=64.
@@ -16,7 +18,9 @@ from configs import common
 
 
 def get_config(task: str = "") -> ConfigDict:
-  """VPT-deep, then 50, 30, 20 and 10 % of its prompts; "": embedded.
+  """Returns the config for a task; "": embedded.
+
+  VPT-deep, then 50, 30, 20 and 10 % of its prompts.
 
   100 prompts a block, as in VPT's published recipes of EuroSAT and DMLab. The
   second stage's length and rate are this library's: the paper's are not known
@@ -29,7 +33,8 @@ def get_config(task: str = "") -> ConfigDict:
   config.condense.shares = (0.5, 0.3, 0.2, 0.1)
   if not task:
     config = common.embedded(config)
-    config.vpt.num_tokens, config.vpt.dropout = 30, 0.0
+    config.vpt.num_tokens = 30
+    config.vpt.dropout = 0.0
     config.optim.lr = 0.02
     config.condense.epochs = 8
   return config

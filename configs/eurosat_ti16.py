@@ -1,7 +1,9 @@
-"""EuroSAT with ViT-Ti/16 at 96 px: a table that two CPU cores can make.
+"""Configures a table that two CPU cores can make.
 
-  python -m vpt_jax.main --config=configs/eurosat_ti16.py:lora \
-      --config.backbone.checkpoint=FILE --config.data.dir=DIR
+EuroSAT with ViT-Ti/16 at 96 px:
+
+    python -m vpt_jax.main --config=configs/eurosat_ti16.py:lora \
+        --config.backbone.checkpoint=FILE --config.data.dir=DIR
 
 FILE is a ViT-Ti/16 of ImageNet-1k that takes images in [-1, 1], DIR holds the
 pack `vtab-1k/eurosat`. The argument is a key of `METHODS`.
@@ -52,7 +54,7 @@ METHODS: dict[str, Fields] = {
 
 
 def get_config(arg: str = "vpt_deep") -> ConfigDict:
-  """A method of the table; see `METHODS`."""
+  """Returns the config of a method of the table; see `METHODS`."""
   if arg not in METHODS:
     raise ValueError(
       f"unknown method {arg!r} of eurosat_ti16.py; known: {', '.join(METHODS)}"
@@ -74,6 +76,7 @@ def get_config(arg: str = "vpt_deep") -> ConfigDict:
   config.optim.warmup_epochs = 1
   config.optim.warmup_from_zero = False
   config.sweep.grid = common.grid((1e-3, 3e-3, 1e-2), (0.01,))
-  config.vpt.dropout = config.gated.dropout = 0.0
+  config.vpt.dropout = 0.0
+  config.gated.dropout = 0.0
   config.update_from_flattened_dict(METHODS[arg])
   return config

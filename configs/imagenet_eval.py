@@ -1,7 +1,7 @@
-"""The checkpoint's own ImageNet-1k classifier, evaluated without training.
+"""Configures the evaluation of a checkpoint's own ImageNet-1k classifier.
 
-  python -m vpt_jax.main --config=configs/imagenet_eval.py:cifar10 \
-      --config.backbone.name=vit_ti16 --config.backbone.checkpoint=FILE
+    python -m vpt_jax.main --config=configs/imagenet_eval.py:cifar10 \
+        --config.backbone.name=vit_ti16 --config.backbone.checkpoint=FILE
 
 `cifar10`: each of its classes is a group of ImageNet's classes, whose
 probabilities are added. Any other task needs the same classes as the head.
@@ -27,7 +27,7 @@ CIFAR10 = (
 
 
 def get_config(task: str = "cifar10") -> ConfigDict:
-  """Evaluation of the backbone's own head; nothing is trained."""
+  """Returns the evaluation of the backbone's own head; nothing is trained."""
   config = common.get_config()
   config.task = task
   config.method = "linear"

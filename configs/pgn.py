@@ -1,6 +1,6 @@
-"""Prompt Generation Networks on a VTAB-1k task.
+"""Configures Prompt Generation Networks on a VTAB-1k task.
 
-  python -m vpt_jax.main --config=configs/pgn.py:clip,eurosat
+    python -m vpt_jax.main --config=configs/pgn.py:clip,eurosat
 
 Backbones as in the paper: `clip` (ViT-B/32, the texts of the class names as a
 frozen head; without a backbone's name), `vit` (torchvision's ViT-B/32, the head
@@ -11,9 +11,9 @@ What is published is the code, whose defaults these are; which settings the
 paper's numbers were made with is not known. Its default batches of 2 (CLIP) and
 5 images are kept, though BatchNorm would rather have more, and its released
 DINO generators have `pgn.library=128`. Its twelve data sets are whole ones,
-`:clip,pgn_eurosat` and so on; it validates on the test images, ours on a part
-of the training images. Its DINO head is the student's where this is the
-teacher's.
+`:clip,pgn_eurosat` and so on; it validates on the test images, this
+configuration on a part of the training images. Its DINO head is the student's,
+here it is the teacher's.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ DINO = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """PGN for "BACKBONE,TASK" or "TASK" (then CLIP); "": embedded."""
+  """Returns PGN for "BACKBONE,TASK" or "TASK" (then CLIP); "": embedded."""
   backbone, _, task = arg.rpartition(",")
   config = common.get_config()
   config.task = task
@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _embedded(config: ConfigDict) -> ConfigDict:
-  """A small generator at the embedded images' own resolution."""
+  """Returns a small generator at the embedded images' own resolution."""
   config.pgn.num_tokens = 8
   config.pgn.library = 64
   config.pgn.initial_channels = 8

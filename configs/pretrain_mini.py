@@ -1,8 +1,10 @@
-"""The embedded backbone: a ViT of 0.46 M parameters, trained from scratch.
+"""Configures how the embedded backbone was made.
 
-  python -m vpt_jax.main --config=configs/pretrain_mini.py \
-      --config.data.dir=FOLDER_OF_cifar10_jpeg.npz --workdir=runs/mini
-  python -m vpt_jax.backbones.convert runs/mini/adapter.npz --to OUT.npz
+A ViT of 0.46 M parameters is trained from scratch:
+
+    python -m vpt_jax.main --config=configs/pretrain_mini.py \
+        --config.data.dir=FOLDER_OF_cifar10_jpeg.npz --workdir=runs/mini
+    python -m vpt_jax.backbones.convert runs/mini/adapter.npz --to OUT.npz
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +13,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-  """CIFAR-10 at 32 px, AdamW."""
+  """Returns the training from scratch: CIFAR-10 at 32 px, AdamW."""
   config = common.get_config()
   config.task = "cifar10"
   config.method = "full"

@@ -1,9 +1,11 @@
-"""The protocol in small, for two CPU cores: digits and EuroSAT at 32 px with
-the embedded backbone, a 2 x 2 grid and two seeds.
+"""Configures the protocol in small, for two CPU cores.
 
-  python -m vpt_jax.main --config=configs/sweep_mini.py:vpt_deep \
-      --config.data.dir=DIR --workdir=runs/mini/vpt_deep
-  python -m vpt_jax.report runs/mini --out tables
+Digits and EuroSAT at 32 px with the embedded backbone, a 2 x 2 grid and two
+seeds:
+
+    python -m vpt_jax.main --config=configs/sweep_mini.py:vpt_deep \
+        --config.data.dir=DIR --workdir=runs/mini/vpt_deep
+    python -m vpt_jax.report runs/mini --out tables
 
 DIR holds the pack `vtab-1k/eurosat`. Methods: the keys of `METHODS`.
 """
@@ -21,7 +23,7 @@ METHODS = {
 
 
 def get_config(arg: str = "vpt_deep") -> ConfigDict:
-  """The small sweep of a method."""
+  """Returns the small sweep of a method."""
   if arg not in METHODS:
     raise ValueError(
       f"unknown method {arg!r} of sweep_mini.py; known: {', '.join(METHODS)}"
@@ -29,6 +31,7 @@ def get_config(arg: str = "vpt_deep") -> ConfigDict:
   config = METHODS[arg].get_config()
   config.sweep.seeds = (42, 44)
   if arg != "linear":  # its features are computed once
-    config.epochs, config.optim.warmup_epochs = 12, 1
+    config.epochs = 12
+    config.optim.warmup_epochs = 1
   # The tasks have nothing of their own.
   return common.swept(config, arg, {"digits": config, "eurosat": config})

@@ -1,13 +1,14 @@
-"""The whole table of a method, by the protocol of its paper: the 19 tasks of
-VTAB-1k, for PGN its own twelve.
+"""Configures the whole table of a method, by the protocol of its paper.
 
-  python -m vpt_jax.main --config=configs/sweep_vtab.py:vapt \
-      --config.data.dir=DIR --workdir=runs/vapt_vtab
-  python -m vpt_jax.report runs/vapt_vtab --out tables
+The tasks are the 19 of VTAB-1k, for PGN its own twelve:
+
+    python -m vpt_jax.main --config=configs/sweep_vtab.py:vapt \
+        --config.data.dir=DIR --workdir=runs/vapt_vtab
+    python -m vpt_jax.report runs/vapt_vtab --out tables
 
 Methods: the keys of `METHODS`; `gated_mae` and `gated_mocov3` name their
 backbones. The search is over 800 training and 200 validation images, the table
-from all 1,000 and five seeds. Killed, the same command goes on; see
+from all 1,000 and five seeds. Killed, the same command resumes; see
 vpt_jax/sweeps/protocol.py for several processes.
 """
 
@@ -46,48 +47,69 @@ TASKS = (
 )
 
 # Of the twelve whole data sets of PGN's paper.
-PGN_TASKS = tuple(
-  f"pgn_{name}"
-  for name in (
-    "cifar100",
-    "cifar10",
-    "flowers",
-    "food101",
-    "eurosat",
-    "sun397",
-    "ucf101",
-    "svhn",
-    "pets",
-    "dtd",
-    "resisc45",
-    "clevr",
-  )
+PGN_TASKS = (
+  "pgn_cifar100",
+  "pgn_cifar10",
+  "pgn_flowers",
+  "pgn_food101",
+  "pgn_eurosat",
+  "pgn_sun397",
+  "pgn_ucf101",
+  "pgn_svhn",
+  "pgn_pets",
+  "pgn_dtd",
+  "pgn_resisc45",
+  "pgn_clevr",
 )
+
+
+def vpt_shallow(task: str) -> ConfigDict:
+  """Returns VPT-shallow; its authors use no dropout with shallow prompts."""
+  config = vpt_vtab.get_config(task)
+  config.vpt.deep = False
+  config.vpt.dropout = 0.0
+  return config
+
+
+def full(task: str) -> ConfigDict:
+  """Returns full fine-tuning."""
+  return baselines_vtab.get_config(f"full,{task}")
+
+
+def gated_mae(task: str) -> ConfigDict:
+  """Returns Gated Prompt Tuning with MAE."""
+  return gated_vtab.get_config(f"mae,{task}")
+
+
+def gated_mocov3(task: str) -> ConfigDict:
+  """Returns Gated Prompt Tuning with MoCo v3."""
+  return gated_vtab.get_config(f"mocov3,{task}")
+
+
+def pgn_clip(task: str) -> ConfigDict:
+  """Returns PGN with CLIP."""
+  return pgn.get_config(f"clip,{task}")
+
 
 # Name -> (its config for a task, tasks). What is searched is in these configs.
 METHODS = {
   "vapt": (vapt_vtab.get_config, TASKS),
   "vpt_deep": (vpt_vtab.get_config, TASKS),
-  "vpt_shallow": (lambda task: _shallow(vpt_vtab.get_config(task)), TASKS),
+  "vpt_shallow": (vpt_shallow, TASKS),
   "linear": (linear_vtab.get_config, TASKS),
-  "full": (lambda task: baselines_vtab.get_config(f"full,{task}"), TASKS),
-  "gated_mae": (lambda task: gated_vtab.get_config(f"mae,{task}"), TASKS),
-  "gated_mocov3": (lambda task: gated_vtab.get_config(f"mocov3,{task}"), TASKS),
-  "pgn": (lambda task: pgn.get_config(f"clip,{task}"), PGN_TASKS),
+  "full": (full, TASKS),
+  "gated_mae": (gated_mae, TASKS),
+  "gated_mocov3": (gated_mocov3, TASKS),
+  "pgn": (pgn_clip, PGN_TASKS),
 }
 
 
-def _shallow(config: ConfigDict) -> ConfigDict:
-  """VPT's authors use no dropout with shallow prompts."""
-  config.vpt.deep, config.vpt.dropout = False, 0.0
-  return config
-
-
 def get_config(arg: str = "vapt") -> ConfigDict:
-  """The sweep of a method over its tasks; see `METHODS`."""
+  """Returns the sweep of a method over its tasks; see `METHODS`."""
   if arg not in METHODS:
     raise ValueError(
       f"unknown method {arg!r} of sweep_vtab.py; known: {', '.join(METHODS)}"
     )
-  make, tasks = METHODS[arg]
-  return common.swept(make(tasks[0]), arg, {task: make(task) for task in tasks})
+  get_task_config, tasks = METHODS[arg]
+  by_task = {task: get_task_config(task) for task in tasks}
+  return common.swept(get_task_config(tasks[0]), arg, by_task)

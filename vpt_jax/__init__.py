@@ -15,7 +15,18 @@ These names are stable; what else the package has may change with any version.
   register_problem(name, cls)         adds a problem of your own
 """
 
+from typing import TYPE_CHECKING
+
 import lazy_loader
+
+if TYPE_CHECKING:
+  from vpt_jax.config.config_files import load_config as load_config
+  from vpt_jax.config.registration import register_method as register_method
+  from vpt_jax.config.registration import register_problem as register_problem
+  from vpt_jax.data.datasets import from_arrays as from_arrays
+  from vpt_jax.main import run as run
+  from vpt_jax.serving.predictor import load_adapter as load_adapter
+  from vpt_jax.training.experiment import Data as Data
 
 __version__ = "0.2.0"
 

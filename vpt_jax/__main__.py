@@ -45,8 +45,10 @@ def usage() -> str:
     "",
     *(f"  {name:10} {command.about}" for name, command in COMMANDS.items()),
     "",
-    "vpt_jax COMMAND --help says more. A first run, on data and a backbone that",
-    "come with the package: vpt_jax train --config=configs/vapt_vtab.py",
+    "vpt_jax COMMAND --help says more. A first run, on data and a backbone",
+    "that come with the package:",
+    "",
+    "  vpt_jax train --config=configs/vapt_vtab.py",
   ]
   return "\n".join(lines) + "\n"
 

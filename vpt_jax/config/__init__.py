@@ -8,7 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   submod_attrs={
-    "command_line": ["Command", "parse", "USAGE"],
+    "arguments": ["Command", "parse", "USAGE"],
     "config_files": ["load_config"],
     "identity": ["difference", "digest", "plain"],
     "options": ["option"],
