@@ -1,13 +1,15 @@
-"""Runs of a grid together against one after the other.
+"""Measures runs that train together against one after the other.
 
   python -m tests.bench_group [--counts 1 4 16 40]
 
-The embedded backbone and data; times are of a training step of all runs, divided
-by their number, medians of repeats that alternate in one process. `alike`: one
-seed, so that batches are the same; `own`: a seed and an order for each run.
+The embedded backbone and data. Times are of a training step of all runs,
+divided by their number, medians of repeats that alternate in one process.
+`alike`: one seed, so that batches are the same; `own`: a seed and an order for
+each run.
 """
 
 import argparse
+from collections.abc import Sequence
 import statistics
 import time
 
@@ -15,34 +17,59 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import linear_vtab, vapt_vtab, vpt_vtab
-from vpt_jax import config as configs
-from vpt_jax.sweeps import vmapped_runs
-from vpt_jax.training import experiment as jobs
+from vpt_jax import config as config_lib
+from vpt_jax.sweeps.vmapped_runs import VmappedRuns
+from vpt_jax.training import experiment
 
 METHODS = {"linear": linear_vtab, "vpt": vpt_vtab, "vapt": vapt_vtab}
+# Steps of one run that a sample takes; of many runs fewer.
+STEPS = {"linear": 400, "vpt": 4, "vapt": 4}
 
 
-def members(module, count: int, own: bool) -> list[ConfigDict]:
-  """Resolved configs with rates of their own."""
+def run_configs(module, count: int, own_seeds: bool) -> list[ConfigDict]:
+  """Returns resolved configs with a rate each, and a seed if asked for."""
   out = []
   for i in range(count):
     config = module.get_config()
     config.optim.lr *= 0.9**i
-    config.seed += i * own
-    out.append(configs.resolve(config))
+    if own_seeds:
+      config.seed += i
+    out.append(config_lib.resolve(config))
   return out
 
 
-def timed(one: vmapped_runs.Group, steps: int) -> float:
-  """Seconds of a step, of one run of the group."""
-  batches = one.batches(0)
+def timed(runs: VmappedRuns, steps: int) -> float:
+  """Returns the seconds of a step, of one of the runs."""
+  batches = runs.batches(0)
   start = time.perf_counter()
   for _ in range(steps):
-    one.state, record = one._step(
-      one.hyper, one.state, one.shared, next(batches)
+    runs.state, step_metrics = runs._step(
+      runs.own, runs.state, runs.shared, next(batches)
     )
-  jax.block_until_ready(record)
-  return (time.perf_counter() - start) / steps / len(one.members)
+  jax.block_until_ready(step_metrics)
+  return (time.perf_counter() - start) / steps / len(runs.configs)
+
+
+def measure(
+  job: experiment.Job,
+  name: str,
+  counts: Sequence[int],
+  own_seeds: bool,
+  repeats: int,
+) -> dict[int, float]:
+  """Returns the median seconds of a step and run for each count of runs."""
+  together = {}
+  for count in counts:
+    configs = run_configs(METHODS[name], count, own_seeds)
+    together[count] = VmappedRuns(job, configs)
+  samples = {count: [] for count in counts}
+  for repeat in range(repeats + 1):
+    for count, runs in together.items():
+      steps = max(1, STEPS[name] // count)
+      sample = timed(runs, min(steps, len(job.train)))
+      if repeat > 0:  # the first one compiles
+        samples[count].append(sample)
+  return {count: statistics.median(samples[count]) for count in counts}
 
 
 def main() -> None:
@@ -58,29 +85,15 @@ def main() -> None:
     "of a step and run, and how many times as fast as one run alone"
   )
   for name in args.methods:
-    module = METHODS[name]
-    job = jobs.build(
-      configs.resolve(module.get_config()),
-      jobs.load_data(configs.resolve(module.get_config())),
-    )
-    for own in (False, True):
-      groups = {
-        count: vmapped_runs.Group(job, members(module, count, own))
-        for count in args.counts
-      }
-      times = {count: [] for count in groups}
-      for repeat in range(args.repeats + 1):
-        for count, one in groups.items():
-          steps = max(1, (400 if name == "linear" else 4) // count)
-          sample = timed(one, min(steps, len(job.train)))
-          if repeat:  # the first one compiles
-            times[count].append(sample)
-      alone = statistics.median(times[args.counts[0]])
-      for count, samples in times.items():
-        median = statistics.median(samples)
+    config = config_lib.resolve(METHODS[name].get_config())
+    job = experiment.build(config, experiment.load_data(config))
+    for seeds in ("alike", "own"):
+      medians = measure(job, name, args.counts, seeds == "own", args.repeats)
+      alone = medians[args.counts[0]]
+      for count, seconds in medians.items():
         print(
-          f"{name:7} {'own' if own else 'alike':5} {count:3} runs  "
-          f"{1e3 * median:9.3f} ms  x {alone / median:.2f}",
+          f"{name:7} {seeds:5} {count:3} runs  {1e3 * seconds:9.3f} ms  "
+          f"x {alone / seconds:.2f}",
           flush=True,
         )
 

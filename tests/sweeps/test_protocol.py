@@ -25,14 +25,13 @@ from configs import common, sweep_mini, sweep_vtab
 # The first for its backbones, in processes of their own too.
 from tests import conftest, report_records
 import vpt_jax
-from vpt_jax import config as configs
+from vpt_jax import config as config_lib
 from vpt_jax import main
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.data import tasks
 from vpt_jax.sweeps import protocol, searches, vmapped_runs
-from vpt_jax.training import checkpoints
-from vpt_jax.training import experiment as jobs
-from vpt_jax.training import records as results
+from vpt_jax.training import checkpoints, experiment
+from vpt_jax.training.records import FILE, find, Store
 from vpt_jax.utils import files, trees
 from vpt_jax.weights import load
 
@@ -170,11 +169,11 @@ def tiny(tmp_path_factory):
     write_task(folder / f"{task}.npz", seed)
   config = common.embedded(common.get_config())
   config.backbone.name, config.image_size = "vit_test", 8
-  model = models.build(configs.resolve(config), 3)
+  model = model_lib.build(config_lib.resolve(config), 3)
   load.save(
     folder / "backbone.npz",
     trees.flatten(
-      models.init(model, jax.random.key(7), ["backbone"])["backbone"]
+      model_lib.init(model, jax.random.key(7), ["backbone"])["backbone"]
     ),
   )
   (folder / "configs").mkdir()
@@ -216,7 +215,7 @@ def write_task(path, seed):
 
 
 def config_of(path, *args):
-  return configs.parse(["main", f"--config={path}", *args]).config
+  return config_lib.parse(["main", f"--config={path}", *args]).config
 
 
 def run(capsys, *args):
@@ -283,8 +282,8 @@ def made_up(monkeypatch):
         {
           **made,
           **scores,
-          "id": configs.digest(one, 12),
-          "config": configs.plain(one),
+          "id": config_lib.digest(one, 12),
+          "config": config_lib.plain(one),
           "group": len(members),
         }
       )
@@ -300,18 +299,19 @@ def made_up(monkeypatch):
     )
 
   def most(job, members):
-    assert vmapped_runs.key(job.config) == vmapped_runs.key(members[0])
+    keys = {vmapped_runs.group_key(one) for one in (job.config, members[0])}
+    assert len(keys) == 1
     return min(known.fits, len(members))
 
   monkeypatch.setattr(vmapped_runs, "run", fake)
-  monkeypatch.setattr(vmapped_runs, "most", most)
-  monkeypatch.setattr(jobs, "build", build)
+  monkeypatch.setattr(vmapped_runs, "most_together", most)
+  monkeypatch.setattr(experiment, "build", build)
   return known
 
 
 def test_the_protocol(tiny, tmp_path, made_up):
   records = protocol.run(config_of(tiny), tmp_path)
-  assert records == results.Store(tmp_path / results.FILE).read()
+  assert records == Store(tmp_path / FILE).read()
   for task in TASKS:
     own = [record for record in records if record["task"] == task]
     search, final = own[:4], own[4:]
@@ -349,10 +349,10 @@ def test_the_protocol(tiny, tmp_path, made_up):
   assert leftovers(tmp_path) == []
   # All of a grid together, and the seeds of the best.
   assert [len(one) for one in made_up.groups] == [4, 2, 4, 2]
-  before = (tmp_path / results.FILE).read_bytes()
+  before = (tmp_path / FILE).read_bytes()
   assert protocol.run(config_of(tiny), tmp_path) == records
   assert len(made_up.groups) == 4  # nothing was run again
-  assert (tmp_path / results.FILE).read_bytes() == before
+  assert (tmp_path / FILE).read_bytes() == before
 
 
 def leftovers(workdir):
@@ -400,7 +400,7 @@ def test_all_of_a_task_diverged(tiny, tmp_path, made_up, capsys):
   assert "bright: all 4 runs of the search diverged" in err
   stages = [
     (record["task"], record["stage"])
-    for record in results.Store(tmp_path / results.FILE).read()
+    for record in Store(tmp_path / FILE).read()
   ]
   assert stages == 4 * [("bright", "search")] + 4 * [("dark", "search")] + (
     2 * [("dark", "final")]
@@ -437,7 +437,7 @@ def test_what_fits_is_found_once(tiny, tmp_path, made_up, monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(results.Store, "add", killed)
+    patch.setattr(Store, "add", killed)
     with pytest.raises(KeyboardInterrupt):
       protocol.run(config, tmp_path)
   made_up.fits = 1
@@ -480,19 +480,19 @@ def test_a_note_of_what_fits_is_not_changed_by_another_process(
   """Both looked for it before either wrote it: the first one's holds, for it
   may be training such groups already."""
   config = config_of(tiny, "--config.sweep.tasks=('dark',)")
-  most = vmapped_runs.most
+  most = vmapped_runs.most_together
 
   def slow(job, members):
     if made_up.fits:
       made_up.fits, other = 0, protocol.Sweep(config, tmp_path)
-      wanted = protocol.members(config, "dark", "search", CELLS)
-      note = tmp_path / "groups" / f"{vmapped_runs.key(wanted[0])}-4.json"
+      wanted = protocol.run_configs(config, "dark", "search", CELLS)
+      note = tmp_path / "groups" / f"{vmapped_runs.group_key(wanted[0])}-4.json"
       made_up.first = other._size(note, wanted)
       return 4
     del job, members
     return 1
 
-  monkeypatch.setattr(vmapped_runs, "most", slow)
+  monkeypatch.setattr(vmapped_runs, "most_together", slow)
   del most
   protocol.run(config, tmp_path)
   assert made_up.first == 1
@@ -502,7 +502,7 @@ def test_a_note_of_what_fits_is_not_changed_by_another_process(
 # Killed.
 
 KILLED_AT = (
-  (results.Store, "add"),
+  (Store, "add"),
   (files, "write_atomic"),
   (shutil, "rmtree"),
   (vmapped_runs, "run"),
@@ -585,7 +585,7 @@ def test_one_that_is_behind_leaves_the_next_group_alone(
   def run_group(job, members, folder, *args):
     out = train(job, members, folder, *args)
     if len(made_up.groups) == 2:
-      behind.done("dark", "search", CELLS[:2])
+      behind.finish("dark", "search", CELLS[:2])
       assert (folder / "checkpoints" / "1").exists()
       with pytest.raises(files.InUse), files.lock(folder):
         pass
@@ -602,8 +602,8 @@ def test_what_another_process_holds_is_waited_for(
   config = config_of(
     tiny, "--config.sweep.tasks=('dark',)", "--config.sweep.group=2"
   )
-  name = configs.digest(
-    protocol.members(config, "dark", "search", CELLS)[0], 12
+  name = config_lib.digest(
+    protocol.run_configs(config, "dark", "search", CELLS)[0], 12
   )
   held = contextlib.ExitStack()
   held.enter_context(files.lock(tmp_path / "groups" / f"dark-search-{name}"))
@@ -630,8 +630,8 @@ def test_shards_make_the_whole(tiny, tmp_path, made_up):
     {"bright"},
     {"dark"},
   ]
-  assert without_times(sum(parts, [])) == want
-  assert without_times(results.find([tmp_path / "parts"])) == want
+  assert without_times([*parts[0], *parts[1]]) == want
+  assert without_times(find([tmp_path / "parts"])) == want
   # They write nothing in common.
   assert {path.name for path in (tmp_path / "parts").iterdir()} == {
     "shard-1-of-2",
@@ -705,10 +705,10 @@ def test_what_cannot_be_swept_is_refused_before_anything_runs(
 def test_another_config_in_the_workdir(tiny, tmp_path, made_up, capsys):
   args = [f"--config={tiny}", f"--workdir={tmp_path}"]
   assert run(capsys, *args)[0] == 0
-  before = (tmp_path / results.FILE).read_bytes()
+  before = (tmp_path / FILE).read_bytes()
   status, _, err = run(capsys, *args, "--config.epochs=4")
   assert status == 1 and "epochs: 3 -> 4" in err and "--workdir" in err
-  assert (tmp_path / results.FILE).read_bytes() == before
+  assert (tmp_path / FILE).read_bytes() == before
   assert run(capsys, *args)[0] == 0
 
 
@@ -732,11 +732,11 @@ def test_other_data_in_the_workdir(own_data, tmp_path, made_up, capsys):
     None if config.task == "dark" else val_score(config)
   )
   assert run(capsys, *args)[0] == 1  # `dark` has only been searched
-  before = (tmp_path / "run" / results.FILE).read_bytes()
+  before = (tmp_path / "run" / FILE).read_bytes()
   write_task(tmp_path / "bright.npz", seed=7)
   made_up.score = val_score
   lines = before.splitlines(keepends=True)
-  (tmp_path / "run" / results.FILE).write_bytes(
+  (tmp_path / "run" / FILE).write_bytes(
     b"".join(line for line in lines if b'"bright"' not in line)
   )
   status, _, err = run(capsys, *args)
@@ -752,7 +752,7 @@ def test_a_task_without_data(own_data, tmp_path, made_up, capsys):
     assert status == 1
     assert "1 of 2 tasks could not be done, the others are" in err
     assert f"bright: {tmp_path / 'bright.npz'} is missing" in err
-    store = results.Store(tmp_path / "run" / results.FILE)
+    store = Store(tmp_path / "run" / FILE)
     assert [record["task"] for record in store.read()] == ["dark"] * 6
     assert len(made_up.groups) == 2
   (tmp_path / "away.npz").rename(tmp_path / "bright.npz")
@@ -805,10 +805,11 @@ def test_every_cell_of_every_task_resolves(name):
   for task in config.sweep.tasks:
     wanted = [cells[0], cells[-1]]
     for stage in ("search", "final"):
-      one = protocol.members(config, task, stage, wanted)
-      assert len(set(map(vmapped_runs.key, one))) == 1  # they train together
+      one = protocol.run_configs(config, task, stage, wanted)
+      # They train together.
+      assert len(set(map(vmapped_runs.group_key, one))) == 1
       for member, made in zip(one, wanted):
-        own = trees.flatten(configs.plain(member))
+        own = trees.flatten(config_lib.plain(member))
         assert own["task"] == task
         assert {field: own[field.replace(".", "/")] for field in made} == made
   # What differs between tasks is never what is searched.
@@ -819,11 +820,11 @@ def test_every_cell_of_every_task_resolves(name):
 
 def test_every_cell_of_vapt_is_in_one_group():
   config = sweep_vtab.get_config("vapt")
-  one = protocol.members(
+  one = protocol.run_configs(
     config, "dtd", "search", searches.cells(config.sweep.grid)
   )
-  assert len({configs.digest(member) for member in one}) == 40
-  assert len(set(map(vmapped_runs.key, one))) == 1
+  assert len({config_lib.digest(member) for member in one}) == 40
+  assert len(set(map(vmapped_runs.group_key, one))) == 1
 
 
 @pytest.mark.parametrize(
@@ -853,10 +854,10 @@ def test_every_cell_of_vapt_is_in_one_group():
 )
 def test_what_is_tuned_for_a_task_is_kept(name, task, field, value):
   config = sweep_vtab.get_config(name)
-  (member,) = protocol.members(
+  (member,) = protocol.run_configs(
     config, task, "search", searches.cells(config.sweep.grid)[:1]
   )
-  assert trees.flatten(configs.plain(member))[field] == value
+  assert trees.flatten(config_lib.plain(member))[field] == value
 
 
 @pytest.mark.parametrize("name", sweep_mini.METHODS)
@@ -868,8 +869,8 @@ def test_the_miniature(name):
   cells = searches.cells(config.sweep.grid)
   assert len(cells) == 4
   for task in config.sweep.tasks:
-    one = protocol.members(config, task, "search", cells)
-    assert len(set(map(vmapped_runs.key, one))) == 1
+    one = protocol.run_configs(config, task, "search", cells)
+    assert len(set(map(vmapped_runs.group_key, one))) == 1
     assert {member.task for member in one} == {task}
 
 
@@ -893,9 +894,12 @@ def command(workdir, cache, args):
   jax.config.update("jax_disable_most_optimizations", True)
   protocol.WAIT = 0.2
   workdir.parent.mkdir(parents=True, exist_ok=True)
-  with workdir.with_suffix(".log").open("a") as file:
-    with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-      sys.exit(main.main(["main", *args, f"--workdir={workdir}"]))
+  with (
+    workdir.with_suffix(".log").open("a") as file,
+    contextlib.redirect_stdout(file),
+    contextlib.redirect_stderr(file),
+  ):
+    sys.exit(main.main(["main", *args, f"--workdir={workdir}"]))
 
 
 def begin(workdir, cache, args):
@@ -909,7 +913,7 @@ def finish(workdir, cache, args):
   process = begin(workdir, cache, args)
   process.join()
   assert process.exitcode == 0, workdir.with_suffix(".log").read_text()
-  return without_times(results.Store(workdir / results.FILE).read())
+  return without_times(Store(workdir / FILE).read())
 
 
 def killed(folder, cache, args, seconds, seed, times=10):
@@ -918,7 +922,7 @@ def killed(folder, cache, args, seconds, seed, times=10):
   One that ends before that is looked at too, and another one begun.
   """
   rng, done = random.Random(seed), []
-  for i in range(times):
+  for _ in range(times):
     workdir = folder / f"killed{len(done)}"
     process = begin(workdir, cache, args)
     process.join(rng.uniform(0.2, seconds / 3))
@@ -970,7 +974,7 @@ def test_a_sweep(whole, tmp_path):
   # The last run by itself: of the same id, with the same scores.
   last = final[-1]
   result = vpt_jax.run(ConfigDict(last["config"]), tmp_path)
-  (alone,) = results.Store(tmp_path / results.FILE).read()
+  (alone,) = Store(tmp_path / FILE).read()
   assert (alone["id"], alone["stage"]) == (last["id"], "single")
   assert result["top1"] == last["top1"]
   assert alone["confusion"] == last["confusion"]
@@ -998,7 +1002,7 @@ def test_two_processes_in_one_workdir(tiny, whole, tmp_path, cache):
     process.join()
   log = (tmp_path / "run.log").read_text()
   assert [process.exitcode for process in both] == [0, 0], log
-  records = results.Store(tmp_path / "run" / results.FILE).read()
+  records = Store(tmp_path / "run" / FILE).read()
   _, want, _ = whole
   assert without_times(records).keys() == want.keys()
   for record in records:

@@ -14,14 +14,13 @@ import pytest
 
 from configs import common
 import vpt_jax
-from vpt_jax import config as configs
-from vpt_jax import model as models
+from vpt_jax import config as config_lib
+from vpt_jax import model as model_lib
 from vpt_jax.data import examples, pipeline
-from vpt_jax.distributed import processes, sharding
+from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import vmapped_runs
-from vpt_jax.training import checkpoints, loop, metrics
-from vpt_jax.training import experiment as jobs
-from vpt_jax.training import records as results
+from vpt_jax.training import checkpoints, experiment, loop, metrics
+from vpt_jax.training.records import FILE, SCHEMA, Store
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
 
@@ -54,7 +53,7 @@ def strips(n, seed):
   )
 
 
-DATA = jobs.Data(split(TRAIN, 0), split(TEST, 1))
+DATA = experiment.Data(split(TRAIN, 0), split(TEST, 1))
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +61,8 @@ def backbone(tmp_path_factory):
   """A file with random weights."""
   config = common.embedded(common.get_config())
   config.backbone.name, config.image_size = "vit_test", 8
-  params = models.init(
-    models.build(configs.resolve(config), CLASSES), jax.random.key(7)
+  params = model_lib.init(
+    model_lib.build(config_lib.resolve(config), CLASSES), jax.random.key(7)
   )
   path = tmp_path_factory.mktemp("backbone") / "backbone.npz"
   load.save(path, trees.flatten(params["backbone"]))
@@ -89,17 +88,17 @@ def changed(config, fields):
 
 def resolved(config, members):
   return [
-    configs.resolve(changed(config, fields), named_task=False)
+    config_lib.resolve(changed(config, fields), named_task=False)
     for fields in members
   ]
 
 
 def grouped(folder, members, cells, data=DATA):
   """Records of a group; member i has its files in folder/i."""
-  assert len(set(map(vmapped_runs.key, members))) == 1
+  assert len(set(map(vmapped_runs.group_key, members))) == 1
   with jax.default_matmul_precision(members[0].compute.matmul_precision):
     return vmapped_runs.run(
-      jobs.build(members[0], data),
+      experiment.build(members[0], data),
       members,
       folder,
       "final",
@@ -221,17 +220,17 @@ def test_a_member_is_what_it_is_alone(base, tmp_path, name):
   base = changed(base, fields)
   data = DATA
   if name.startswith("strips"):
-    data = jobs.Data(strips(TRAIN, 0), DATA.test)
+    data = experiment.Data(strips(TRAIN, 0), DATA.test)
   records = together(tmp_path / "group", base, members, data)
   # The first is what the group's job was made for, hence the least of a test.
   for i, member in enumerate(members[1:], 1):
     alone = tmp_path / f"alone{i}"
     vpt_jax.run(changed(base, member), alone, data)
-    (record,) = results.Store(alone / results.FILE).read()
+    (record,) = Store(alone / FILE).read()
     assert_same_run(
       tmp_path / "group" / str(i),
       alone,
-      {"schema": results.SCHEMA, **records[i]},
+      {"schema": SCHEMA, **records[i]},
       record,
     )
     assert records[i]["cell"] == member
@@ -292,7 +291,7 @@ def without(record):
 
 def epochs_of(monkeypatch, stop=None):
   """List of the epochs that groups train; they are killed before `stop`."""
-  begun, epoch = [], vmapped_runs.Group._epoch
+  begun, epoch = [], vmapped_runs.VmappedRuns._epoch
 
   def counted(self, number, *args):
     if number == stop and stop not in begun:
@@ -301,7 +300,7 @@ def epochs_of(monkeypatch, stop=None):
     begun.append(number)
     return epoch(self, number, *args)
 
-  monkeypatch.setattr(vmapped_runs.Group, "_epoch", counted)
+  monkeypatch.setattr(vmapped_runs.VmappedRuns, "_epoch", counted)
   return begun
 
 
@@ -387,7 +386,7 @@ def test_preempted_in_the_last_epoch(base, tmp_path, monkeypatch):
 def test_one_key(base, fields):
   method = {"method": fields.get("method", "vpt")}
   one, other = resolved(base, [method, fields])
-  assert vmapped_runs.key(one) == vmapped_runs.key(other)
+  assert vmapped_runs.group_key(one) == vmapped_runs.group_key(other)
 
 
 @pytest.mark.parametrize(
@@ -416,22 +415,22 @@ def test_one_key(base, fields):
 )
 def test_another_key(base, fields):
   one, other = resolved(base, [{}, fields])
-  assert vmapped_runs.key(one) != vmapped_runs.key(other)
+  assert vmapped_runs.group_key(one) != vmapped_runs.group_key(other)
 
 
 def test_a_random_backbone_is_the_seeds(base):
   base.backbone.checkpoint = "random"
   one, same, other = resolved(base, [{}, {"optim.lr": 3.0}, {"seed": 3}])
-  assert (
-    vmapped_runs.key(one) == vmapped_runs.key(same) != vmapped_runs.key(other)
-  )
+  key = vmapped_runs.group_key(one)
+  assert key == vmapped_runs.group_key(same)
+  assert key != vmapped_runs.group_key(other)
 
 
 def test_every_head_of_a_checkpoint_has_a_key(base):
   """Groups of its classes: as many as the task has, whatever that is."""
   base.head, base.head_groups = "pretrained", ((0,), (1, 2), (3,))
   one, other = resolved(base, [{}, {"optim.lr": 3.0}])
-  assert vmapped_runs.key(one) == vmapped_runs.key(other)
+  assert vmapped_runs.group_key(one) == vmapped_runs.group_key(other)
 
 
 class Executions:
@@ -458,10 +457,10 @@ class Executions:
 
 def test_most(base, tmp_path, monkeypatch):
   members = resolved(base, [{"optim.lr": 0.1 * i} for i in range(1, 13)])
-  job = jobs.build(members[0], DATA)
+  job = experiment.build(members[0], DATA)
   ran, free = Executions(monkeypatch), []
-  monkeypatch.setattr(sharding, "free_bytes", lambda mesh: free[-1])
-  one = vmapped_runs.taken(job, members[0])
+  monkeypatch.setattr(memory, "free_bytes", lambda mesh: free[-1])
+  one = vmapped_runs.bytes_per_run(job, members[0])
   # More than its trained values, their momentum and a batch of activations.
   assert one > 2 * 4 * trees.count(job.start.trainable)
   assert one > 4 * BATCH * 8 * 8 * 3
@@ -469,7 +468,7 @@ def test_most(base, tmp_path, monkeypatch):
 
   def most(bytes_):
     free.append(bytes_)
-    return vmapped_runs.most(job, members)
+    return vmapped_runs.most_together(job, members)
 
   assert most(0.9 * one / vmapped_runs.FILL) == 1
   assert most(6.5 * one / vmapped_runs.FILL) == 6
@@ -477,7 +476,8 @@ def test_most(base, tmp_path, monkeypatch):
   assert most(0) == 1  # one has to run anyway
   jax.effects_barrier()
   assert ran.count == 0
-  vmapped_runs.Group(job, members[:1]).fit(tmp_path)  # the count does count
+  # The count does count.
+  vmapped_runs.VmappedRuns(job, members[:1]).fit(tmp_path)
   jax.effects_barrier()
   assert ran.count > 0
 
@@ -485,9 +485,9 @@ def test_most(base, tmp_path, monkeypatch):
 def test_heads_on_cached_features_all_fit(base, monkeypatch):
   base.method = "linear"
   members = resolved(base, [{"seed": seed} for seed in range(50)])
-  job = jobs.build(members[0], DATA)
-  monkeypatch.setattr(sharding, "free_bytes", lambda mesh: 0)
-  assert vmapped_runs.most(job, members) == 50
+  job = experiment.build(members[0], DATA)
+  monkeypatch.setattr(memory, "free_bytes", lambda mesh: 0)
+  assert vmapped_runs.most_together(job, members) == 50
 
 
 def test_members_share_one_backbone_from_the_start(base, monkeypatch):
@@ -495,9 +495,9 @@ def test_members_share_one_backbone_from_the_start(base, monkeypatch):
   members = resolved(base, [{"seed": seed} for seed in range(8)])
   before = jax.live_arrays()  # of other tests
   others = {*map(id, before)}
-  job = jobs.build(members[0], DATA)
+  job = experiment.build(members[0], DATA)
   shape = job.start.frozen["backbone/embedding/kernel"].shape
-  copies, state_of = [], jobs.train_state
+  copies, state_of = [], experiment.train_state
 
   def counted(*args):
     copies.append(
@@ -505,8 +505,8 @@ def test_members_share_one_backbone_from_the_start(base, monkeypatch):
     )
     return state_of(*args)
 
-  monkeypatch.setattr(jobs, "train_state", counted)
-  vmapped_runs.Group(job, members)
+  monkeypatch.setattr(experiment, "train_state", counted)
+  vmapped_runs.VmappedRuns(job, members)
   assert max(copies) <= 3  # the job's, and one that is being made
 
 
@@ -518,9 +518,9 @@ def test_batches(base, seeds, kind):
     base.data.device_gb = 1e-9
   members = resolved(base, [{"seed": seed} for seed in seeds])
   part = strips(TRAIN, 0) if kind == "strips" else DATA.train
-  job = jobs.build(members[0], jobs.Data(part, DATA.test))
+  job = experiment.build(members[0], experiment.Data(part, DATA.test))
   assert job.train.resident == (kind != "streamed")
-  made = vmapped_runs.Group(job, members)
+  made = vmapped_runs.VmappedRuns(job, members)
   for epoch in (0, 3):
     got = [jax.device_get(batch) for batch in made.batches(epoch)]
     for g, seed in enumerate(seeds):
@@ -553,7 +553,7 @@ def on_eight_devices(members, folder):
   del conftest
   jax.config.update("jax_num_cpu_devices", 8)
   jax.config.update("jax_disable_most_optimizations", True)
-  store = results.Store(folder / results.FILE)
+  store = Store(folder / FILE)
   for record in grouped(
     folder, [ConfigDict(one) for one in members], [{}] * len(members)
   ):
@@ -566,16 +566,16 @@ def test_eight_devices_do_what_one_does(base, tmp_path):
   want = grouped(tmp_path / "one", members, cells)
   process = multiprocessing.get_context("spawn").Process(
     target=on_eight_devices,
-    args=([configs.plain(one) for one in members], tmp_path / "eight"),
+    args=([config_lib.plain(one) for one in members], tmp_path / "eight"),
   )
   process.start()
   process.join()
   assert process.exitcode == 0
-  got = results.Store(tmp_path / "eight" / results.FILE).read()
+  got = Store(tmp_path / "eight" / FILE).read()
   assert [record["device"] for record in got] == ["8 x cpu"] * 2
   for i in range(2):
     assert_same_run(
       *(tmp_path / name / str(i) for name in ("eight", "one")),
       {**got[i], "device": want[i]["device"]},
-      {"schema": results.SCHEMA, **want[i]},
+      {"schema": SCHEMA, **want[i]},
     )

@@ -1,21 +1,23 @@
-"""The protocol of the papers: hyper-parameters are searched on a part of the
-training images, the best ones train on all of them with several seeds.
+"""Runs the protocol of the papers: search on a part of the images, then train.
 
-For each task:
+Hyper-parameters are searched on a part of the training images; the best ones
+train on all of them with several seeds. For each task:
 
   search   runs of the grid on train/val, one seed; the best by the validation
            score of the last epoch, ties to the smaller rate
   final    the best one on trainval/test with every seed
 
 Runs are told apart by their configs alone, and `records.jsonl` says which are
-done: the same command goes on wherever it was killed. Several processes may
+done: the same command resumes wherever it was killed. Several processes may
 have the same workdir, on machines that share it: each takes groups of runs that
-no other one holds. Without a shared disk, `--shard=1/8` takes every eighth
+no other process holds. Without a shared disk, `--shard=1/8` takes every eighth
 task.
 """
 
 from collections.abc import Iterator, Sequence
+import dataclasses
 import json
+import math
 from pathlib import Path
 import shutil
 import time
@@ -24,21 +26,19 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax import config as configs
+from vpt_jax import config as config_lib
 from vpt_jax.distributed import memory
 from vpt_jax.sweeps import searches, vmapped_runs
 from vpt_jax.sweeps.searches import Cell
-from vpt_jax.training import checkpoints, metrics, records
-from vpt_jax.training import experiment as jobs
+from vpt_jax.training import adapter_files, experiment, records
 from vpt_jax.utils import files, lookup, trees
-
-log = metrics.log
+from vpt_jax.utils.logs import log
 
 WAIT = 5.0  # seconds between looks at what other processes do
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError for a section `sweep` that can't be used."""
+  """Raises ValueError for a section `sweep` that cannot be used."""
   section = config.sweep
   lookup.choose(section.search, searches.SEARCHES, "sweep.search")
   if "condense" in config and config.condense.shares:
@@ -58,192 +58,267 @@ def check(config: ConfigDict) -> None:
       "number of runs, 0 for as many as fit"
     )
   for axis in section.grid:
-    if len(axis) != 2 or isinstance(axis[1], str) or not len(axis[1]):
+    is_pair = len(axis) == 2 and not isinstance(axis[1], str)
+    if not is_pair or not len(axis[1]):
       raise ValueError(
         f"config.sweep.grid has {axis!r}; expected (field, "
         "(value, ...)), as ('optim.lr', (0.5, 1.0))"
       )
   known = {name.replace("/", ".") for name in trees.flatten(config.to_dict())}
-  fields = [field for field, _ in section.grid]
+  changed = [field for field, _ in section.grid]
   for changes in section.per_task.to_dict().values():
-    fields += [field for field, _ in changes]
-  for field in fields:
+    changed += [field for field, _ in changes]
+  for field in changed:
     lookup.choose(field, known, "field of config.sweep")
 
 
-def members(
-  config: ConfigDict, task: str, stage: str, wanted: Sequence[Cell]
+def run_configs(
+  config: ConfigDict, task: str, stage: str, cells: Sequence[Cell]
 ) -> list[ConfigDict]:
-  """Resolved configs of runs, each as if it were run alone.
+  """Returns the resolved configs of runs, each as if it were run alone.
 
   Args:
     config: of the sweep.
     task: of these runs.
     stage: `search` or `final`.
-    wanted: what they differ in.
+    cells: what each run differs in.
   """
+  of_task = config.sweep.per_task.to_dict().get(task, ())
+  if stage == "search":
+    train_split = "train"
+    test_split = "val"
+  else:
+    train_split = "trainval"
+    test_split = "test"
   out = []
-  for cell in wanted:
-    one = ConfigDict(config.to_dict())
-    changes = dict(one.sweep.per_task.to_dict().get(task, ()))
-    del one.sweep
-    one.mode, one.task = "train", task
-    one.data.train_split, one.data.test_split = (
-      ("train", "val") if stage == "search" else ("trainval", "test")
-    )
-    one.checkpoint.keep = 1
-    one.update_from_flattened_dict({**changes, **cell})
-    out.append(configs.resolve(one))
+  for cell in cells:
+    of_run = ConfigDict(config.to_dict())
+    del of_run.sweep
+    of_run.mode = "train"
+    of_run.task = task
+    of_run.data.train_split = train_split
+    of_run.data.test_split = test_split
+    of_run.checkpoint.keep = 1
+    of_run.update_from_flattened_dict({**dict(of_task), **cell})
+    out.append(config_lib.resolve(of_run))
   return out
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run of a sweep.
+
+  Attributes:
+    config: resolved.
+    cell: what it differs in from others.
+    id: of its record.
+  """
+
+  config: ConfigDict
+  cell: Cell
+  id: str
+
+
 class Sweep:
-  """A sweep in a folder."""
+  """A sweep in a folder.
+
+  Attributes:
+    config: of the sweep.
+    workdir: the folder.
+    store: its records.
+  """
 
   def __init__(self, config: ConfigDict, workdir: Path):
-    self.config, self.workdir = config, workdir
+    self.config = config
+    self.workdir = workdir
     self.store = records.Store(workdir / records.FILE)
-    self._job: tuple[str, jobs.Job] | None = None
+    # The latest job, and the group key of the runs that it is for.
+    self._job: experiment.Job | None = None
+    self._job_key = ""
 
-  def task(self, task: str) -> None:
-    """Searches and trains for one task, or what is left of that."""
+  def finish_task(self, task: str) -> None:
+    """Searches and trains for one task, or does what is left of that."""
     with jax.default_matmul_precision(self.config.compute.matmul_precision):
-      self._task(task)
+      best = self._search(task)
+      seeds = self.config.sweep.seeds
+      self.finish(task, "final", [{**best, "seed": seed} for seed in seeds])
 
-  def _task(self, task: str) -> None:
-    section, chosen = self.config.sweep, {}
-    if section.grid:
-      (base,) = members(self.config, task, "search", [{}])
-      ask = lambda wanted: [
-        record.get(record.get("metric"))
-        for record in self.done(task, "search", wanted)
-      ]
-      chosen = searches.SEARCHES[section.search](section.grid, ask, base)
-      log.info("%s: the best of the search is %s", task, chosen)
-    self.done(
-      task, "final", [{**chosen, "seed": seed} for seed in section.seeds]
-    )
+  def _search(self, task: str) -> Cell:
+    """Returns the best cell of the grid; {} if there is no grid."""
+    section = self.config.sweep
+    if not section.grid:
+      return {}
 
-  def done(
-    self, task: str, stage: str, wanted: Sequence[Cell]
+    def train(cells: list[Cell]) -> list[searches.Score]:
+      scores = []
+      for record in self.finish(task, "search", cells):
+        metric = record.get("metric")  # missing if the run diverged
+        scores.append(record.get(metric))
+      return scores
+
+    (base,) = run_configs(self.config, task, "search", [{}])
+    best = searches.SEARCHES[section.search](section.grid, train, base)
+    log.info("%s: the best of the search is %s", task, best)
+    return best
+
+  def finish(
+    self, task: str, stage: str, cells: Sequence[Cell]
   ) -> list[records.Record]:
-    """Records of these runs, in this order; those that lack are made."""
-    one = members(self.config, task, stage, wanted)
-    ids = [configs.digest(config, 12) for config in one]
+    """Makes the records of these runs that are missing; returns all.
+
+    Args:
+      task: of the runs.
+      stage: `search` or `final`.
+      cells: what each run differs in.
+
+    Returns:
+      The records in the order of `cells`.
+    """
+    configs = run_configs(self.config, task, stage, cells)
+    runs = []
+    for config, cell in zip(configs, cells, strict=True):
+      runs.append(Run(config, cell, config_lib.digest(config, 12)))
     while True:
-      known = {record["id"]: record for record in self.store.read()}
-      if all(name in known for name in ids):
-        for name in ids:  # a kill may have left it
-          files.clear(self.workdir / "groups" / f"{task}-{stage}-{name}")
-        return [known[name] for name in ids]
-      worked = False
-      for numbers, note in self._groups(one, ids):
-        folder = self.workdir / "groups" / f"{task}-{stage}-{ids[numbers[0]]}"
-        try:
-          with files.lock(folder):
-            worked |= self._make(
-              folder, stage, [(one[i], ids[i], wanted[i]) for i in numbers]
-            )
-        except files.InUse:
-          continue
-        except jax.errors.JaxRuntimeError as error:
-          if (
-            not memory.is_out_of_memory(error)
-            or len(numbers) == 1
-            or (not note.exists())
-          ):
-            raise
-          fewer = len(numbers) // 2
-          log.warning(
-            "%d runs together are out of memory; %d from now on",
-            len(numbers),
-            fewer,
-          )
-          files.write_json(note, {"runs": fewer})
-          files.clear(folder)
-          worked = True
-          break  # they are put together anew
-      if not worked:  # other processes have what is left
-        time.sleep(WAIT)
+      known = self._records_by_id()
+      if all(run.id in known for run in runs):
+        for run in runs:
+          files.clear(self._folder(stage, run))  # a kill may have left it
+        return [known[run.id] for run in runs]
+      if not self._train_groups(stage, runs):
+        time.sleep(WAIT)  # other processes have what is left
 
-  def _groups(
-    self, one: Sequence[ConfigDict], ids: Sequence[str]
-  ) -> Iterator[tuple[list[int], Path]]:
-    """Numbers of the runs that train together, the same in all processes, and
-    the note of how many these may be."""
-    alike: dict[str, list[int]] = {}
-    for i, config in enumerate(one):
-      if ids[i] not in ids[:i]:
-        alike.setdefault(vmapped_runs.key(config), []).append(i)
-    for name, numbers in alike.items():
-      note = self.workdir / "groups" / f"{name}-{len(numbers)}.json"
-      size = self._size(note, [one[i] for i in numbers])
+  def _train_groups(self, stage: str, runs: Sequence[Run]) -> bool:
+    """Trains every group that no other process holds.
+
+    Returns:
+      Whether anything changed, so that another look need not wait.
+    """
+    changed = False
+    for group, note in self._groups(runs):
+      folder = self._folder(stage, group[0])
+      try:
+        with files.lock(folder):
+          changed |= self._train_group(folder, stage, group)
+      except files.InUse:
+        continue
+      except jax.errors.JaxRuntimeError as error:
+        can_be_fewer = len(group) > 1 and note.exists()
+        if not memory.is_out_of_memory(error) or not can_be_fewer:
+          raise
+        fewer = len(group) // 2
+        log.warning(
+          "%d runs together are out of memory; %d from now on",
+          len(group),
+          fewer,
+        )
+        files.write_json(note, {"runs": fewer})
+        files.clear(folder)
+        return True  # the groups are formed anew
+    return changed
+
+  def _groups(self, runs: Sequence[Run]) -> Iterator[tuple[list[Run], Path]]:
+    """Yields the runs that train together, the same in all processes.
+
+    Yields:
+      (runs, the file that notes how many these may be).
+    """
+    alike: dict[str, dict[str, Run]] = {}  # group key -> id -> run
+    for run in runs:
+      key = vmapped_runs.group_key(run.config)
+      alike.setdefault(key, {}).setdefault(run.id, run)
+    for key, by_id in alike.items():
+      distinct = list(by_id.values())
+      note = self.workdir / "groups" / f"{key}-{len(distinct)}.json"
+      size = self._size(note, [run.config for run in distinct])
       # Of nearly equal size, which is at most two programs.
-      for part in np.array_split(numbers, -(-len(numbers) // size)):
-        yield part.tolist(), note
+      num_groups = math.ceil(len(distinct) / size)
+      for part in np.array_split(np.arange(len(distinct)), num_groups):
+        yield [distinct[i] for i in part], note
 
-  def _size(self, note: Path, alike: Sequence[ConfigDict]) -> int:
-    """How many of these runs train together; what was found first holds."""
-    if self.config.sweep.group or len(alike) == 1:
-      return self.config.sweep.group or 1
+  def _size(self, note: Path, configs: Sequence[ConfigDict]) -> int:
+    """Returns how many of these runs train together.
+
+    What a process has found is noted and holds for all processes.
+    """
+    if self.config.sweep.group:
+      return self.config.sweep.group
+    if len(configs) == 1:
+      return 1
     if not note.exists():
-      fits = vmapped_runs.most(self._built(alike[0]), alike)
-      log.info("%d of %d runs train together", fits, len(alike))
+      fits = vmapped_runs.most_together(self._job_for(configs[0]), configs)
+      log.info("%d of %d runs train together", fits, len(configs))
       if not note.exists():  # another process may have been faster
         files.write_json(note, {"runs": fits})
     return json.loads(note.read_text())["runs"]
 
-  def _make(
-    self, folder: Path, stage: str, runs: Sequence[tuple[ConfigDict, str, Cell]]
+  def _train_group(
+    self, folder: Path, stage: str, group: Sequence[Run]
   ) -> bool:
-    """Makes the records of a group that lack; whether there were any."""
-    known = {record["id"] for record in self.store.read()}
-    lacking = any(name not in known for _, name, _ in runs)
-    if lacking:
-      one, ids, wanted = zip(*runs)
-      job = self._built(one[0])
-      log.info("%s, %s: %d runs", job.config.task, stage, len(runs))
-      keep = [
-        self.workdir / "runs" / f"{job.config.task}-{name}" for name in ids
-      ]
-      for record in vmapped_runs.run(
-        job, one, folder, stage, wanted, keep if stage == "final" else ()
-      ):
+    """Makes the records of a group; returns whether any was missing."""
+    known = self._records_by_id()
+    missing = any(run.id not in known for run in group)
+    if missing:
+      job = self._job_for(group[0].config)
+      task = job.config.task
+      log.info("%s, %s: %d runs", task, stage, len(group))
+      kept = []
+      if stage == "final":
+        kept = [self.workdir / "runs" / f"{task}-{run.id}" for run in group]
+      new = vmapped_runs.run(
+        job,
+        [run.config for run in group],
+        folder,
+        stage,
+        [run.cell for run in group],
+        kept,
+      )
+      for record in new:
         self.store.add(record)
     shutil.rmtree(folder, ignore_errors=True)
-    return lacking
+    return missing
 
-  def _built(self, config: ConfigDict) -> jobs.Job:
-    """What runs share that may be in one group with this one."""
-    name = vmapped_runs.key(config)
-    if self._job is None or self._job[0] != name:
-      self._job = None  # its images are let go first
-      data = jobs.load_data(config)
-      path = (
-        self.workdir
-        / "data"
-        / (f"{config.task}-{config.data.train_split}.json")
+  def _records_by_id(self) -> dict[str, records.Record]:
+    return {record["id"]: record for record in self.store.read()}
+
+  def _folder(self, stage: str, first: Run) -> Path:
+    """Returns the folder of the group that begins with this run."""
+    name = f"{first.config.task}-{stage}-{first.id}"
+    return self.workdir / "groups" / name
+
+  def _job_for(self, config: ConfigDict) -> experiment.Job:
+    """Returns what runs share that may train together with this one."""
+    key = vmapped_runs.group_key(config)
+    if self._job is None or self._job_key != key:
+      self._job = None  # its images are let go before others are loaded
+      self._job = self._build_job(config)
+      self._job_key = key
+    return self._job
+
+  def _build_job(self, config: ConfigDict) -> experiment.Job:
+    """Builds a job; its images and backbone must be those of earlier calls."""
+    data = experiment.load_data(config)
+    fingerprint = experiment.fingerprint(data)
+    name = f"{config.task}-{config.data.train_split}.json"
+    path = self.workdir / "data" / name
+    experiment.check_unchanged(path, fingerprint)
+    files.write_json(path, fingerprint)
+    job = experiment.build(config, data)
+    path = self.workdir / "backbone.json"
+    if path.exists():
+      adapter_files.check_backbone(
+        str(self.workdir), json.loads(path.read_text()), job.backbone
       )
-      jobs.check_unchanged(path, jobs.fingerprint(data))
-      files.write_json(path, jobs.fingerprint(data))
-      job = jobs.build(config, data)
-      path = self.workdir / "backbone.json"
-      if path.exists():
-        checkpoints.check_backbone(
-          str(self.workdir), json.loads(path.read_text()), job.backbone
-        )
-      files.write_json(path, job.backbone)
-      self._job = name, job
-    return self._job[1]
+    files.write_json(path, job.backbone)
+    return job
 
 
 def run(
   config: ConfigDict, workdir: Path, shard: tuple[int, int] = (1, 1)
 ) -> list[records.Record]:
-  """All of a sweep that is not done yet.
+  """Makes all records of a sweep that are missing.
 
   Args:
-    config: with mode "sweep"; see the section `sweep` in `vpt_jax/config/sections.py`.
+    config: with mode "sweep"; see its section `sweep`.
     workdir: gets config.json, records.jsonl and, of final runs, `runs/`.
     shard: (i, n): every n-th task from the i-th on, counted from 1, in the
       folder `shard-i-of-n` of the workdir if n is not 1.
@@ -252,37 +327,41 @@ def run(
     All records of that folder.
 
   Raises:
-    ValueError: a config that can't be used; or, after all others are done,
+    ValueError: a config that cannot be used; or, after all others are done,
       tasks that could not be.
   """
   check(config)
-  names = tuple(config.sweep.tasks) or (config.task,)
-  for name in names:  # before anything runs
-    members(config, name, "search", [{}, *searches.cells(config.sweep.grid)])
+  tasks = tuple(config.sweep.tasks) or (config.task,)
+  # All configs of all tasks are checked before anything runs.
+  cells = [{}, *searches.cells(config.sweep.grid)]
+  for task in tasks:
+    run_configs(config, task, "search", cells)
   first, count = shard
-  if not 1 <= first <= count or count > len(names):
+  if not 1 <= first <= count or count > len(tasks):
     raise ValueError(
-      f"--shard={first}/{count} of {len(names)} tasks; expected i/n with i "
+      f"--shard={first}/{count} of {len(tasks)} tasks; expected i/n with i "
       "from 1 to n, n at most the number of tasks. Processes that share a "
       "disk share one --workdir instead, without --shard"
     )
   if count > 1:  # of its own: WORKDIR may be on a disk without file locks
     workdir /= f"shard-{first}-of-{count}"
-  jobs.check_unchanged(workdir / "config.json", configs.plain(config))
-  files.write_json(workdir / "config.json", configs.plain(config))
-  sweep, failed = Sweep(config, workdir), []
-  for name in names[first - 1 :: count]:
+  path = workdir / "config.json"
+  experiment.check_unchanged(path, config_lib.plain(config))
+  files.write_json(path, config_lib.plain(config))
+  sweep = Sweep(config, workdir)
+  failed = []
+  for task in tasks[first - 1 :: count]:
     try:
-      sweep.task(name)
+      sweep.finish_task(task)
     except (ValueError, OSError) as error:
-      if len(names) == 1:
+      if len(tasks) == 1:
         raise
-      log.error("%s: %s", name, error)
-      failed.append(f"{name}: {str(error).splitlines()[0]}")
+      log.error("%s: %s", task, error)
+      failed.append(f"{task}: {str(error).splitlines()[0]}")
   if failed:
+    lines = "\n  ".join(failed)
     raise ValueError(
-      f"{len(failed)} of {len(names)} tasks could not be done, "
-      "the others are; the same command tries them again:\n  "
-      + "\n  ".join(failed)
+      f"{len(failed)} of {len(tasks)} tasks could not be done, the others "
+      f"are; the same command tries them again:\n  {lines}"
     )
   return sweep.store.read()
