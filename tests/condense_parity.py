@@ -14,7 +14,7 @@ import numpy as np
 from tests import options, running
 from tests.parity_report import Report
 from tests.reference import Arrays, below
-from vpt_jax.condensation import prompt_scores
+from vpt_jax.condensation import prompt_scores, selection
 from vpt_jax.utils import trees
 
 
@@ -61,7 +61,7 @@ def compare(
     report.add("scores", name, ours[name], score)
   for key, selected in below(arrays, "out/ranking/").items():
     report.add(
-      "selection", f"ranking/{key}", prompt_scores.ranking(ours[key]), selected
+      "selection", f"ranking/{key}", selection.ranking(ours[key]), selected
     )
   for key, selected in arrays.items():
     found = re.fullmatch(r"out/keep_(\d+)/(\w+)", key)
@@ -69,7 +69,7 @@ def compare(
       report.add(
         "selection",
         key,
-        prompt_scores.keep(ours[found[2]], int(found[1]) / 100).astype(int),
+        selection.keep(ours[found[2]], int(found[1]) / 100).astype(int),
         selected,
       )
 
@@ -93,8 +93,8 @@ def compare(
     arrays["out/logits_full_batch0"],
   )
   score = str(arrays["out/logits_condensed_score"])
-  smaller, less = prompt_scores.condensed(
-    model, variables, prompt_scores.keep(ours[score], 0.5)
+  smaller, less = selection.condensed(
+    model, variables, selection.keep(ours[score], 0.5)
   )
   report.add(
     "logits",

@@ -32,7 +32,7 @@ from vpt_jax.analysis import (
 )
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
-from vpt_jax.condensation import prompt_scores
+from vpt_jax.condensation import selection
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods.gated import Gated
 from vpt_jax.methods.method import Method
@@ -286,7 +286,7 @@ def test_a_hidden_block_of_vpt_is_the_model_without_its_prompts(backbone):
   for block in (0, 2):
     keep = np.ones((3, P), bool)
     keep[block] = False
-    smaller, packed = prompt_scores.condensed(model, variables, keep)
+    smaller, packed = selection.condensed(model, variables, keep)
     got = hidden(block)
     np.testing.assert_allclose(
       got, compiled(smaller.apply, packed, IMAGES), rtol=1e-4, atol=1e-4
@@ -297,10 +297,10 @@ def test_a_hidden_block_of_vpt_is_the_model_without_its_prompts(backbone):
 def test_condensed_prompts_can_be_hidden():
   model, variables = build(VIT, VPT(VIT.spec, P))
   keep = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
-  smaller, packed = prompt_scores.condensed(model, variables, keep)
+  smaller, packed = selection.condensed(model, variables, keep)
   numbers = subject.prompts(adapter_of(smaller, packed))
   assert numbers == [2, 1, 0]
-  none, rest = prompt_scores.condensed(model, variables, keep & [[1], [0], [0]])
+  none, rest = selection.condensed(model, variables, keep & [[1], [0], [0]])
   np.testing.assert_allclose(
     hiding(smaller, packed, numbers)(1),
     compiled(none.apply, rest, IMAGES),

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
-from vpt_jax.condensation import prompt_scores
+from vpt_jax.condensation import prompt_scores, selection
 from vpt_jax.methods.method import Method
 from vpt_jax.methods.vpt import VPT
 
@@ -36,12 +36,12 @@ P, K = 3, 4
 def build(case, n=12):
   """(model, variables, {image, label} of n images, L)."""
   backbone, options, sets = CASES[case]
-  model = models.Model(backbone, VPT(backbone.spec, P, **options), K)
+  model = model_lib.Model(backbone, VPT(backbone.spec, P, **options), K)
   rng = np.random.default_rng(0)
   # Larger than initial values, so that each prompt matters.
   params = jax.tree.map(
     lambda leaf: rng.normal(size=leaf.shape, scale=0.5).astype(np.float32),
-    jax.eval_shape(lambda: models.init(model, jax.random.key(0))),
+    jax.eval_shape(lambda: model_lib.init(model, jax.random.key(0))),
   )
   return (
     model,
@@ -144,28 +144,6 @@ def test_removal_is_the_derivative_along_the_mask(case):
   )
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_condensed_model_is_the_masked_one_and_smaller(case):
-  model, variables, batch, sets = build(case)
-  assert prompt_scores.shape(variables) == (sets, P)
-  masks = np.zeros((3, sets, P), bool)
-  masks[0] = True
-  masks[1, -1, 1] = True  # one prompt, in the last block
-  masks[2, 0], masks[2, -1, 0] = (True, False, True), sets > 1
-  whole, *want = jax.jit(
-    jax.vmap(lambda mask: model.apply(masked(variables, mask), batch["image"]))
-  )(masks)
-  for mask, logits in zip(masks[1:], want):
-    smaller, less = prompt_scores.condensed(model, variables, mask)
-    built = jax.eval_shape(lambda: models.init(smaller, jax.random.key(0)))
-    assert jax.tree.map(jnp.shape, built["method"]) == jax.tree.map(
-      jnp.shape, less["params"]["method"]
-    )
-    got = jax.jit(smaller.apply)(less, batch["image"])
-    np.testing.assert_allclose(got, logits, atol=2e-5)
-    assert np.abs(got - whole).max() > 1e-3
-
-
 @pytest.mark.parametrize("case", ["deep", "swin"])
 def test_a_mask_of_ones_changes_nothing(case):
   model, variables, batch, sets = build(case)
@@ -188,54 +166,10 @@ def test_leave_one_out_is_the_loss_of_the_smaller_model():
   for at in ((0, 0), (2, 1)):
     mask = np.ones((sets, P), bool)
     mask[at] = False
-    smaller, less = prompt_scores.condensed(model, variables, mask)
+    smaller, less = selection.condensed(model, variables, mask)
     np.testing.assert_allclose(
       without[at], loss_of(smaller, batch)(less), rtol=1e-5
     )
-
-
-def test_multiply_adds_are_those_of_the_prompts_that_are_gone():
-  model, variables, _, _ = build("deep")
-  mask = np.ones((3, P), bool)
-  mask[0, 1] = mask[2, :2] = False
-  smaller, _ = prompt_scores.condensed(model, variables, mask)
-  # A key and a value; then the logits and the mix, for all rows or, in the
-  # last block, for the class token's.
-  width, rows = 16, 5
-  gone = 3 * 2 * width**2 + 2 * rows * width + 2 * (2 * 1 * width)
-  assert models.multiply_adds(model) - models.multiply_adds(smaller) == gone
-  model, variables, _, _ = build("swin shallow")
-  smaller, _ = prompt_scores.condensed(model, variables, mask[:1])
-  assert models.multiply_adds(smaller) < models.multiply_adds(model)
-
-
-def test_keep_takes_the_best_of_all_blocks():
-  score = np.array([[1.0, 5.0, 3.0], [5.0, 0.0, 2.0]])
-  np.testing.assert_array_equal(
-    prompt_scores.ranking(score), [1, 3, 2, 5, 0, 4]
-  )
-  np.testing.assert_array_equal(
-    prompt_scores.keep(score, 0.5), [[0, 1, 1], [1, 0, 0]]
-  )
-  assert prompt_scores.keep(score, 0.01).sum() == 1
-  assert prompt_scores.keep(score, 1).all()
-  assert prompt_scores.indices(prompt_scores.keep(score, 1 / 3)) == ((1,), (0,))
-  for share in (0, 1.5, -1):
-    with pytest.raises(ValueError, match="expected 0 < share <= 1"):
-      prompt_scores.keep(score, share)
-  with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
-    prompt_scores.keep(np.array([[np.nan, 1.0]]), 0.5)
-
-
-def test_spearman():
-  a = np.array([[1.0, 2.0], [2.0, 7.0]])
-  assert prompt_scores.spearman(a, a**3) == pytest.approx(1)
-  assert prompt_scores.spearman(a, -a) == pytest.approx(-1)
-  assert prompt_scores.spearman(a, np.ones(4)) == 0
-  # Ranks 1, 2.5, 2.5, 4 and 2, 1, 3, 4.
-  assert prompt_scores.spearman(a, np.array([3, 1, 4, 9])) == pytest.approx(
-    3 / np.sqrt(4.5 * 5)
-  )
 
 
 def test_what_can_not_be_condensed_is_refused():
@@ -244,7 +178,7 @@ def test_what_can_not_be_condensed_is_refused():
   for call in (
     prompt_scores.scores,
     prompt_scores.leave_one_out,
-    prompt_scores.condensed,
+    selection.condensed,
   ):
     with pytest.raises(ValueError, match="method 'Method' can't be condensed"):
       call(linear, variables, [batch])
@@ -254,12 +188,12 @@ def test_what_can_not_be_condensed_is_refused():
     prompt_scores.scores(model, variables, [])
   with pytest.raises(ValueError, match="got no batch"):
     prompt_scores.leave_one_out(model, variables, [])
-  smaller, less = prompt_scores.condensed(model, variables, np.ones((3, P)))
+  smaller, less = selection.condensed(model, variables, np.ones((3, P)))
   with pytest.raises(ValueError, match="condensed already"):
     prompt_scores.scores(smaller, less, [batch])
   for mask in (np.zeros((3, P)), np.ones((2, P))):
     with pytest.raises(ValueError, match=r"at least one of \(3, 3\)"):
-      prompt_scores.condensed(model, variables, mask)
+      selection.condensed(model, variables, mask)
   for kept in (
     ((0,), (1,)),
     ((0,), (1,), (P,)),
@@ -267,6 +201,27 @@ def test_what_can_not_be_condensed_is_refused():
     ((0, 0), (), ()),
   ):
     with pytest.raises(ValueError, match="vpt.kept=.*expected 3 tuples"):
-      models.init(
+      model_lib.init(
         model.clone(method=model.method.clone(kept=kept)), jax.random.key(0)
       )
+
+
+def test_the_scale_of_a_prompt_behind_a_layer_norm():
+  """sum_d g p = eps / (var(p) + eps) <dL/dLN(p), LN(p)>: small, not zero."""
+  rng = np.random.default_rng(0)
+  eps = 1e-2  # large, so that float32 tells it from rounding
+  p = jnp.asarray(rng.normal(size=(2, 3, 16)) * 0.3, jnp.float32)
+  direction = jnp.asarray(rng.normal(size=(2, 3, 16)), jnp.float32)
+
+  def normed(p):
+    centred = p - p.mean(-1, keepdims=True)
+    return centred / jnp.sqrt(p.var(-1, keepdims=True) + eps)
+
+  def loss(normed_p):
+    return jnp.sin(normed_p * direction).sum()
+
+  g = jax.grad(lambda p: loss(normed(p)))(p)
+  through = (jax.grad(loss)(normed(p)) * normed(p)).sum(-1)
+  want = eps / (p.var(-1) + eps) * through
+  np.testing.assert_allclose(prompt_scores.taylor(g, p), want, rtol=1e-4)
+  assert np.abs(want).max() > 1e-2

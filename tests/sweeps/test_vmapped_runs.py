@@ -19,7 +19,8 @@ from vpt_jax import model as model_lib
 from vpt_jax.data import examples, pipeline
 from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import vmapped_runs
-from vpt_jax.training import checkpoints, experiment, loop, metrics
+from vpt_jax.training import checkpoints, experiment, loop
+from vpt_jax.training.progress import Progress
 from vpt_jax.training.records import FILE, SCHEMA, Store
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
@@ -348,7 +349,7 @@ def test_preempted_in_the_last_epoch(base, tmp_path, monkeypatch):
   for case, last in ((members, base.epochs - 1), ([{"optim.lr": 1e30}], 0)):
     folder = tmp_path / str(last)
     want = together(folder / "whole", base, case)
-    end = metrics.Progress.epoch
+    end = Progress.epoch
 
     def preempt(self, epoch, values, end=end, last=last):
       end(self, epoch, values)
@@ -356,7 +357,7 @@ def test_preempted_in_the_last_epoch(base, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-      patch.setattr(metrics.Progress, "epoch", preempt)
+      patch.setattr(Progress, "epoch", preempt)
       with pytest.raises(processes.Preempted):
         together(folder / "run", base, case)
     got = together(folder / "run", base, case)

@@ -1,4 +1,4 @@
-"""How much each learned prompt matters, and models that keep the best.
+"""Scores how much each learned prompt matters.
 
 Prompt Condensation (Kim et al. 2023, arXiv 2305.17223) ranks the prompts of
 all layers together by a score from gradients. There is no official code, and
@@ -13,17 +13,27 @@ through the blocks (VPT-shallow). Each has its row p [D], the loss' gradient g
 
 The mask of a carried prompt does so in all blocks that see it; if the pooling
 reads prompts, a row counts m times. So m = 0 is the model without the prompt.
+
+A prompt that one block sees (VPT-deep) acts through its LayerNorm alone, which
+removes its scale but for eps:
+
+  sum_d g p = eps / (var(p) + eps) <dL/dLN(p), LN(p)>
+
+with LN(p) before its scale and bias. This is not zero: at the published start
+it is a systematic 0.1 % of the gradient, and below float32 rounding once
+prompts have grown. It ranks nothing that matters. For carried prompts, whose
+rows are added to what blocks give, it means what it says.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.problems import Classification, Problem
 from vpt_jax.utils import lookup, trees
 
@@ -34,9 +44,8 @@ STATISTICS = {
   # To first order, removing the prompt changes the loss by -dloss/dm.
   "removal": "|dloss/dm|",
   "removal_signed": "-dloss/dm",
-  # The prompt's scale: dloss/ds of s p is sum_d g p. A context prompt acts
-  # through its LayerNorm alone, so that this is zero up to rounding. (This
-  # first one is the derivative itself: positive where removal would help.)
+  # The prompt's scale: dloss/ds of s p is sum_d g p. (The first one is the
+  # derivative itself: positive where removal would help.)
   "taylor_signed": "sum_d g p",
   "taylor_abs_of_mean": "|sum_d g p|",
   "taylor_batch_abs": "mean over batches of |sum_d g p|",
@@ -48,36 +57,88 @@ STATISTICS = {
   "grad_l2": "mean over batches of the 2-norm of g",
 }
 
-# [L, P] of a batch, from its g and p [L, P, D].
-_ROWS = {
-  "taylor_signed": lambda g, p: (g * p).sum(-1),
-  "taylor_batch_abs": lambda g, p: jnp.abs((g * p).sum(-1)),
-  "elementwise_abs": lambda g, p: jnp.abs(g * p).sum(-1),
-  "elementwise_sq": lambda g, p: ((g * p) ** 2).sum(-1),
-  "grad_l1": lambda g, p: jnp.abs(g).sum(-1),
-  "grad_l2": lambda g, p: jnp.linalg.norm(g, axis=-1),
-}
-# The same, of every image alone.
-_IMAGES = {
-  "taylor_sample_abs": _ROWS["taylor_batch_abs"],
-  "elementwise_sample_abs": _ROWS["elementwise_abs"],
-}
-# Absolute values of a mean over all images: (score, of which).
-_ABSOLUTE = {"removal": "removal_signed", "taylor_abs_of_mean": "taylor_signed"}
+# Where the prompts are among the parameters.
+PROMPT_PATH = re.compile(r"(params/)?method/prompt(_\d+)?")
 
 Apply = Callable[..., jax.Array]
 Batches = Iterable[dict[str, Any]]
+# (g, p), both [..., D], of a batch or of an image -> its score [...].
+Formula = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def taylor(g: jax.Array, p: jax.Array) -> jax.Array:
+  """Returns sum_d g p."""
+  return (g * p).sum(-1)
+
+
+def taylor_abs(g: jax.Array, p: jax.Array) -> jax.Array:
+  """Returns |sum_d g p|."""
+  return jnp.abs((g * p).sum(-1))
+
+
+def elementwise_abs(g: jax.Array, p: jax.Array) -> jax.Array:
+  """Returns sum_d |g p|."""
+  return jnp.abs(g * p).sum(-1)
+
+
+def elementwise_sq(g: jax.Array, p: jax.Array) -> jax.Array:
+  """Returns sum_d (g p)^2."""
+  return ((g * p) ** 2).sum(-1)
+
+
+def grad_l1(g: jax.Array, p: jax.Array) -> jax.Array:
+  """Returns sum_d |g|."""
+  del p
+  return jnp.abs(g).sum(-1)
+
+
+def grad_l2(g: jax.Array, p: jax.Array) -> jax.Array:
+  """Returns sqrt(sum_d g^2)."""
+  del p
+  return jnp.linalg.norm(g, axis=-1)
+
+
+# Statistics of the gradient of each batch, ...
+_OF_BATCH: dict[str, Formula] = {
+  "taylor_signed": taylor,
+  "taylor_batch_abs": taylor_abs,
+  "elementwise_abs": elementwise_abs,
+  "elementwise_sq": elementwise_sq,
+  "grad_l1": grad_l1,
+  "grad_l2": grad_l2,
+}
+# ... of the gradient of each image, ...
+_OF_IMAGE: dict[str, Formula] = {
+  "taylor_sample_abs": taylor_abs,
+  "elementwise_sample_abs": elementwise_abs,
+}
+# ... and absolute values of another statistic, which is a mean over all images.
+_ABSOLUTE = {"removal": "removal_signed", "taylor_abs_of_mean": "taylor_signed"}
+
+
+class Images(NamedTuple):
+  """Some images, with what the loss needs of them.
+
+  Attributes:
+    image: [B, ...].
+    label: [B, ...].
+    weight: [B], how often each image counts.
+  """
+
+  image: jax.Array
+  label: jax.Array
+  weight: jax.Array
 
 
 def scores(
-  model: models.Model,
+  model: model_lib.Model,
   variables: dict[str, Any],
   batches: Batches,
   statistics: Sequence[str] = tuple(STATISTICS),
   apply: Apply | None = None,
   problem: Problem | None = None,
 ) -> dict[str, np.ndarray]:
-  """Scores of all prompts, the higher the more they matter.
+  """Returns scores of all prompts, the higher the more they matter.
 
   Each batch takes one backward pass (`..._sample_abs`: one more).
 
@@ -94,83 +155,104 @@ def scores(
     {statistic: [L, P]}.
 
   Raises:
-    ValueError: unknown statistic, or prompts that can't be told apart.
+    ValueError: unknown statistic, or prompts that cannot be told apart.
   """
   check(model)
   for name in statistics:
     lookup.choose(name, STATISTICS, "statistic")
   apply = apply or model.apply
   problem = problem or Classification(model.num_classes)
-  needed = tuple({_ABSOLUTE.get(name, name) for name in statistics})
+  needed = {_ABSOLUTE.get(name, name) for name in statistics}
+  step = _score_step(apply, problem, needed)
+  totals = dict.fromkeys(needed, 0.0)
+  num_images = 0.0
+  for batch in batches:
+    found, count = jax.device_get(step(variables, batch))
+    num_images += count
+    for name in needed:
+      totals[name] += count * found[name].astype(np.float64)
+  if not num_images:
+    raise ValueError("scores of prompts need at least one image; got no batch")
+  out = {}
+  for name in statistics:
+    if name in _ABSOLUTE:
+      out[name] = np.abs(totals[_ABSOLUTE[name]]) / num_images
+    else:
+      out[name] = totals[name] / num_images
+  return out
+
+
+def _score_step(
+  apply: Apply, problem: Problem, needed: Collection[str]
+) -> Callable[..., tuple[dict[str, jax.Array], jax.Array]]:
+  """Returns step(variables, batch) -> ({statistic: [L, P]}, images).
+
+  Args:
+    apply: (variables, images) -> logits.
+    problem: gives the loss.
+    needed: names in `STATISTICS`, without those of `_ABSOLUTE`.
+  """
 
   @jax.jit
   def step(variables, batch):
-    prompts, ones = _prompts(variables), jnp.ones(shape(variables))
-    image, label, weight = _parts(batch)
+    prompts = _prompts(variables)
+    mask = jnp.ones(shape(variables))
+    images = _images(batch)
 
-    def loss(prompts, mask):
-      return _loss(
-        problem, apply, _with(variables, prompts, mask), image, label, weight
-      )
+    def loss(prompts, mask, images):
+      changed = _with_prompts(variables, prompts, mask)
+      return _mean_loss(problem, apply, changed, images)
 
-    g, dm = jax.grad(loss, argnums=(0, 1))(prompts, ones)
-    each = lambda functions, g: {
-      name: jnp.concatenate([rows(g[path], p) for path, p in prompts.items()])
-      for name, rows in functions.items()
-    }
-    found = each(_ROWS, g) | {"removal_signed": -dm}
+    def scores_of_image(image, label):
+      alone = Images(image[None], label[None], jnp.ones(1))
+      prompt_grads = jax.grad(loss)(prompts, mask, alone)
+      return _apply_formulas(_OF_IMAGE, prompt_grads, prompts)
 
-    def alone(image, label):
-      return each(
-        _IMAGES,
-        jax.grad(
-          lambda prompts: _loss(
-            problem,
-            apply,
-            _with(variables, prompts, ones),
-            image[None],
-            label[None],
-            jnp.ones(1),
-          )
-        )(prompts),
-      )
+    prompt_grads, mask_grad = jax.grad(loss, argnums=(0, 1))(
+      prompts, mask, images
+    )
+    found = _apply_formulas(_OF_BATCH, prompt_grads, prompts)
+    found["removal_signed"] = -mask_grad
+    if _OF_IMAGE.keys() & needed:
+      of_images = jax.vmap(scores_of_image)(images.image, images.label)
+      shares = images.weight / images.weight.sum()
+      for name, each in of_images.items():
+        found[name] = jnp.tensordot(shares, each, 1)
+    return {name: found[name] for name in needed}, images.weight.sum()
 
-    if _IMAGES.keys() & needed:
-      found |= {
-        name: jnp.tensordot(weight / weight.sum(), of, 1)
-        for name, of in jax.vmap(alone)(image, label).items()
-      }
-    return {name: found[name] for name in needed}, weight.sum()
+  return step
 
-  total, images = dict.fromkeys(needed, 0.0), 0.0
-  for batch in batches:
-    found, count = jax.device_get(step(variables, batch))
-    images += count
-    for name in needed:
-      total[name] += count * found[name].astype(np.float64)
-  if not images:
-    raise ValueError("scores of prompts need at least one image; got no batch")
-  return {
-    name: np.abs(total[_ABSOLUTE[name]]) / images
-    if name in _ABSOLUTE
-    else total[name] / images
-    for name in statistics
-  }
+
+def _apply_formulas(
+  formulas: Mapping[str, Formula], grads: trees.Flat, prompts: trees.Flat
+) -> dict[str, jax.Array]:
+  """Returns {statistic: [L, P]} from gradients and prompts, in block order."""
+  out = {}
+  for name, formula in formulas.items():
+    sets = [formula(grads[path], p) for path, p in prompts.items()]
+    out[name] = jnp.concatenate(sets)
+  return out
 
 
 def leave_one_out(
-  model: models.Model,
+  model: model_lib.Model,
   variables: dict[str, Any],
   batches: Batches,
   apply: Apply | None = None,
   chunk: int = 8,
   problem: Problem | None = None,
 ) -> tuple[float, np.ndarray]:
-  """The exact loss without each prompt: L P + 1 forward passes per batch.
+  """Returns the exact loss without each prompt.
+
+  It takes L P + 1 forward passes for each batch.
 
   Args:
-    model, variables, batches, apply, problem: see `scores`.
+    model: see `scores`.
+    variables: see `scores`.
+    batches: see `scores`.
+    apply: see `scores`.
     chunk: how many models run at a time.
+    problem: see `scores`.
 
   Returns:
     (loss with all prompts, [L, P] loss without this one).
@@ -178,114 +260,37 @@ def leave_one_out(
   check(model)
   apply = apply or model.apply
   problem = problem or Classification(model.num_classes)
-  sets, each = shape(variables)
-  number = sets * each
-  masks = np.ones((number + 1, number), np.float32)
-  masks[1:] -= np.eye(number)
+  num_sets, num_tokens = shape(variables)
+  num_prompts = num_sets * num_tokens
+  # The first mask keeps all prompts, each further one all but one.
+  masks = np.ones((num_prompts + 1, num_prompts), np.float32)
+  masks[1:] -= np.eye(num_prompts)
+  masks = masks.reshape(-1, num_sets, num_tokens)
 
   @jax.jit
   def step(variables, batch, masks):
-    image, label, weight = _parts(batch)
-    of = lambda mask: _loss(
-      problem, apply, _with(variables, {}, mask), image, label, weight
-    )
-    return jax.lax.map(of, masks, batch_size=chunk), weight.sum()
+    images = _images(batch)
 
-  total, images = np.zeros(number + 1), 0.0
+    def loss(mask):
+      changed = _with_prompts(variables, {}, mask)
+      return _mean_loss(problem, apply, changed, images)
+
+    losses = jax.lax.map(loss, masks, batch_size=chunk)
+    return losses, images.weight.sum()
+
+  total = np.zeros(len(masks))
+  num_images = 0.0
   for batch in batches:
-    losses, count = jax.device_get(
-      step(variables, batch, masks.reshape(-1, sets, each))
-    )
+    losses, count = jax.device_get(step(variables, batch, masks))
     total += count * losses.astype(np.float64)
-    images += count
-  if not images:
+    num_images += count
+  if not num_images:
     raise ValueError("leave-one-out needs at least one image; got no batch")
-  loss, *without = total / images
-  return float(loss), np.reshape(without, (sets, each))
+  mean = total / num_images
+  return float(mean[0]), mean[1:].reshape(num_sets, num_tokens)
 
 
-def ranking(score: np.ndarray) -> np.ndarray:
-  """Indices into the flat [L P] scores, highest first, ties by index."""
-  return np.argsort(-np.ravel(score), kind="stable")
-
-
-def keep(score: np.ndarray, share: float) -> np.ndarray:
-  """Mask [L, P], True at the k prompts with the highest scores of all sets.
-
-    k = max(1, round(share L P))
-
-  Raises:
-    ValueError: the share is not in (0, 1], or a score is NaN.
-  """
-  score = np.asarray(score)
-  if not 0 < share <= 1:
-    raise ValueError(f"share={share} of the prompts; expected 0 < share <= 1")
-  if np.isnan(score).any():
-    raise ValueError(
-      f"{np.isnan(score).sum()} of {score.size} scores are NaN; "
-      "the model that they are of has diverged"
-    )
-  mask = np.zeros(score.size, bool)
-  mask[ranking(score)[: max(1, round(share * score.size))]] = True
-  return mask.reshape(score.shape)
-
-
-def indices(mask: np.ndarray) -> tuple[tuple[int, ...], ...]:
-  """A mask [L, P] as the option `kept` of VPT: of every set its prompts."""
-  return tuple(tuple(map(int, np.flatnonzero(row))) for row in mask)
-
-
-def pack(flat: trees.Flat, mask: np.ndarray) -> trees.Flat:
-  """A flat tree with the prompts of a mask [L, P], as VPT with `kept` has them."""
-  mask, out, first = np.asarray(mask, bool), dict(flat), 0
-  for path in filter(_PROMPT.fullmatch, flat):
-    rows = mask[first : first + len(flat[path])]
-    first += len(rows)
-    out[path] = np.asarray(flat[path])[rows]
-    if not len(out[path]):
-      del out[path]
-  return out
-
-
-def condensed(
-  model: models.Model, variables: dict[str, Any], mask: np.ndarray
-) -> tuple[models.Model, dict[str, Any]]:
-  """The smaller model of the kept prompts, and its variables.
-
-  Args:
-    model, variables: see `scores`.
-    mask: [L, P], True for prompts that stay.
-
-  Raises:
-    ValueError: a mask of another shape, or of no prompt.
-  """
-  check(model)
-  mask = np.asarray(mask, bool)
-  if mask.shape != shape(variables) or not mask.any():
-    raise ValueError(
-      f"the mask of prompts keeps {mask.sum()} of {mask.shape}; expected at "
-      f"least one of {shape(variables)}"
-    )
-  smaller = model.clone(method=model.method.clone(kept=indices(mask)))
-  return smaller, trees.unflatten(pack(trees.flatten(variables), mask))
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-  """Rank correlation, ties at their mean rank; 0 if all of one are equal."""
-
-  def ranks(x):
-    _, inverse, counts = np.unique(
-      np.ravel(x), return_inverse=True, return_counts=True
-    )
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-  a, b = ranks(a), ranks(b)
-  a, b = a - a.mean(), b - b.mean()
-  norm = np.sqrt((a @ a) * (b @ b))
-  return float(a @ b / norm) if norm else 0.0
-
-
-def check(model: models.Model) -> None:
+def check(model: model_lib.Model) -> None:
   """Raises ValueError unless prompts of this model can be left out."""
   method = model.method
   if not hasattr(method, "kept"):
@@ -298,7 +303,7 @@ def check(model: models.Model) -> None:
 
 
 def refusal(method: str) -> str:
-  """Why a method's prompts can't be condensed."""
+  """Returns the message why a method's prompts can't be condensed."""
   return (
     f"method {method!r} can't be condensed: prompts are left out one by "
     "one, which needs learned ones that nothing else acts on, as those "
@@ -307,51 +312,40 @@ def refusal(method: str) -> str:
   )
 
 
-_PROMPT = re.compile(r"(params/)?method/prompt(_\d+)?")
-
-
 def _prompts(variables: dict[str, Any]) -> trees.Flat:
-  """{path: [L_s, P, D_s]}, in the order of the blocks."""
+  """Returns {path: [L_s, P, D_s]}, in the order of the blocks."""
+  flat = trees.flatten(variables)
   return {
-    path: leaf
-    for path, leaf in trees.flatten(variables).items()
-    if _PROMPT.fullmatch(path)
+    path: leaf for path, leaf in flat.items() if PROMPT_PATH.fullmatch(path)
   }
 
 
 def shape(variables: dict[str, Any]) -> tuple[int, int]:
-  """(L, P) of the learned prompts."""
-  found = _prompts(variables)
-  return (
-    sum(len(leaf) for leaf in found.values()),
-    next(iter(found.values())).shape[1],
-  )
+  """Returns (L, P) of the learned prompts."""
+  arrays = list(_prompts(variables).values())
+  num_sets = sum(len(array) for array in arrays)
+  return num_sets, arrays[0].shape[1]
 
 
-def _with(
+def _with_prompts(
   variables: dict[str, Any], prompts: trees.Flat, mask: jax.Array
 ) -> dict[str, Any]:
-  """The variables with other prompts, and a mask [L, P] over them."""
-  return {
-    **trees.unflatten({**trees.flatten(variables), **prompts}),
-    "mask": {"method": {"prompt": mask}},
-  }
+  """Returns the variables with other prompts and a mask [L, P] over them."""
+  changed = {**trees.flatten(variables), **prompts}
+  return {**trees.unflatten(changed), "mask": {"method": {"prompt": mask}}}
 
 
-def _parts(batch: dict[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Images, labels and how often each image counts."""
+def _images(batch: dict[str, Any]) -> Images:
+  """Returns the images of a batch; without a mask each counts once."""
   label = batch["label"]
-  return batch["image"], label, batch.get("mask", jnp.ones(len(label)))
+  weight = batch.get("mask", jnp.ones(len(label)))
+  return Images(batch["image"], label, weight)
 
 
-def _loss(
-  problem: Problem,
-  apply: Apply,
-  variables: dict[str, Any],
-  image: jax.Array,
-  label: jax.Array,
-  weight: jax.Array,
+def _mean_loss(
+  problem: Problem, apply: Apply, variables: dict[str, Any], images: Images
 ) -> jax.Array:
-  """Mean loss of the images that count."""
-  loss = problem.loss(apply(variables, image), label)
-  return (loss * weight).sum() / weight.sum()
+  """Returns the mean loss of the images that count."""
+  outputs = apply(variables, images.image)
+  loss = problem.loss(outputs, images.label)
+  return (loss * images.weight).sum() / images.weight.sum()

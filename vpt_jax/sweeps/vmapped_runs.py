@@ -296,7 +296,9 @@ class VmappedRuns:
     for config in self.configs:
       order = pipeline.order(num_images, config.seed, epoch)
       orders.append(order)
-      crops.append(pipeline.crop_positions(num_images, config.seed, epoch)[order])
+      crops.append(
+        pipeline.crop_positions(num_images, config.seed, epoch)[order]
+      )
     if self._one_order:
       yield from feed.batches(orders[0], crops[0])
     else:
@@ -491,9 +493,7 @@ class VmappedRuns:
     return lines
 
 
-def _show_step(
-  progress: Progress, step_metrics: Sequence[StepMetrics]
-) -> None:
+def _show_step(progress: Progress, step_metrics: Sequence[StepMetrics]) -> None:
   """Shows the mean loss of the latest step that is surely done.
 
   Waiting for the one that was just started would keep the device idle.
