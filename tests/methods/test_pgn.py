@@ -16,8 +16,8 @@ from configs import pgn as pgn_config
 from tests import images as images_lib
 from tests.conftest import trained
 import vpt_jax
-from vpt_jax import config as configs
-from vpt_jax import model as models
+from vpt_jax import config as config_lib
+from vpt_jax import model as model_lib
 from vpt_jax.analysis import inversion
 from vpt_jax.backbones import factory
 from vpt_jax.backbones.vit import DinoHead
@@ -56,7 +56,7 @@ def tiny_config(backbone="vit_test", **options):
 
 def built(config):
   """(model, its variables), with statistics that are not those of the start."""
-  model = models.build(configs.resolve(config), 10)
+  model = model_lib.build(config_lib.resolve(config), 10)
   variables = jax.jit(model.init)(RNG, images_of(1))
   return model, shifted(variables) if "batch_stats" in variables else variables
 
@@ -157,7 +157,7 @@ def test_prompts_are_mixtures(tiny, act):
 def test_input_independent_prompts():
   config = tiny_config()
   config.method = "iip"
-  method = models.build(configs.resolve(config), 10).method
+  method = model_lib.build(config_lib.resolve(config), 10).method
   prompt = method.init(RNG, images_of(3), None, train=False, method="prompts")[
     "params"
   ]["prompt"]
@@ -175,7 +175,7 @@ def test_input_independent_prompts():
   ],
 )
 def test_options(options, error):
-  model = models.build(configs.resolve(tiny_config(**options)), 10)
+  model = model_lib.build(config_lib.resolve(tiny_config(**options)), 10)
   with pytest.raises(ValueError, match=error):
     jax.eval_shape(model.init, RNG, images_of(1))
 
@@ -288,8 +288,8 @@ def run(tmp_path_factory, tiny):
   config.trainable = "method/.*"
   config.clip.text_features = str(folder / "texts.npz")
   np.savez(config.clip.text_features, TEXTS)
-  model = models.build(configs.resolve(config), 10)
-  flat = trees.flatten(models.init(model, jax.random.key(7))["backbone"])
+  model = model_lib.build(config_lib.resolve(config), 10)
+  flat = trees.flatten(model_lib.init(model, jax.random.key(7))["backbone"])
   load.save(
     folder / "clip.npz", {**flat, "logit_scale": np.log([10.0])}, np.float32
   )
@@ -408,11 +408,11 @@ def test_published_weights(tiny, tmp_path):
 
   def start(flat, **options):
     np.savez(file, **flat)
-    model = models.build(
-      configs.resolve(tiny_config(weights=str(file), **options)), 10
+    model = model_lib.build(
+      config_lib.resolve(tiny_config(weights=str(file), **options)), 10
     )
     shapes = jax.eval_shape(model.init, RNG, images_of(1))
-    return models.start_method(model, shapes.pop("params"), shapes)
+    return model_lib.start_method(model, shapes.pop("params"), shapes)
 
   params, collections = start(flat | more)
   found = trees.flatten({"method": params["method"], **collections})
@@ -511,14 +511,14 @@ def test_texts_that_do_not_fit(tmp_path, content, error):
 
 def test_prototypes_as_the_head():
   config = pgn_config.get_config("dino,eurosat")
-  assert models.build(config, 10).backbone.projection.prototypes == 0
+  assert model_lib.build(config, 10).backbone.projection.prototypes == 0
   kernel = np.random.default_rng(0).normal(size=(8, 99))
   extras = {"projection/prototypes/kernel": kernel}
   with pytest.raises(ValueError, match="needs 100 or more prototypes"):
     head_of(config, extras, (8, 100))
   config.backbone.projection = False
   with pytest.raises(ValueError, match="needs DINO's projection head"):
-    models.build(config, 10)
+    model_lib.build(config, 10)
 
 
 def test_logits_of_prototypes_are_some_of_all(monkeypatch, tmp_path):
@@ -532,8 +532,8 @@ def test_logits_of_prototypes_are_some_of_all(monkeypatch, tmp_path):
   config = tiny_config("dino_test")
   config.method = "linear"
   config.backbone.projection = True
-  model = models.build(config, 10)
-  params = {"backbone": models.init(model, RNG, ["backbone"])["backbone"]}
+  model = model_lib.build(config, 10)
+  params = {"backbone": model_lib.init(model, RNG, ["backbone"])["backbone"]}
   load.save(
     tmp_path / "dino.npz", trees.flatten(params["backbone"]), np.float32
   )
@@ -543,13 +543,13 @@ def test_logits_of_prototypes_are_some_of_all(monkeypatch, tmp_path):
 
   config.head = "prototypes"
   config.backbone.checkpoint = str(tmp_path / "dino.npz")
-  model = models.build(config, 10)
-  params = models.pretrained(model, config, RNG)[0]
+  model = model_lib.build(config, 10)
+  params = model_lib.pretrained(model, config, RNG)[0]
   logits = jax.jit(model.apply)({"params": params}, images_of(2))
   rows = [int(np.abs(whole[0] - one).argmin()) for one in logits[0]]
   assert len(set(rows)) == 10  # a random one for every class
   np.testing.assert_allclose(logits, whole[:, np.array(rows)], atol=1e-5)
-  again = models.pretrained(model, config, jax.random.key(9))[0]
+  again = model_lib.pretrained(model, config, jax.random.key(9))[0]
   np.testing.assert_array_equal(
     again["head"]["kernel"], params["head"]["kernel"]
   )
@@ -559,11 +559,11 @@ def test_logits_of_prototypes_are_some_of_all(monkeypatch, tmp_path):
   "arg", ["", "eurosat", "clip,svhn", "vit,eurosat", "dino,cifar100"]
 )
 def test_configs(arg):
-  config = configs.resolve(pgn_config.get_config(arg))
+  config = config_lib.resolve(pgn_config.get_config(arg))
   assert config.method == "pgn" and config.task == (
     arg.rpartition(",")[2] or "digits"
   )
-  model = models.build(config, 10)
+  model = model_lib.build(config, 10)
   trained_head = config.trainable.startswith("(method|head)")
   assert trained_head == (arg in ("", "vit,eurosat"))
   assert (
@@ -629,7 +629,7 @@ def test_what_pixels_cannot_say():
 
   config = tiny_config()
   config.method = "vpt"  # deep
-  model = models.build(configs.resolve(config), 10)
+  model = model_lib.build(config_lib.resolve(config), 10)
   with pytest.raises(ValueError, match="method VPT carries no prompts"):
     jax.eval_shape(
       lambda image: inversion.prompted(model, model.init(RNG, image), image),
