@@ -1,9 +1,10 @@
-"""Every method on one device, on eight, and on two processes with four each.
+"""Compares one device with eight, and with two processes of four each.
 
   python -m tests.devices [METHOD ...]
 
-Two epochs on the tests' small config; prints how far the trained parameters and
-the losses are apart at the end, and exits with 1 where that is above 1e-5.
+Every method trains for two epochs on the tests' small config. Prints how far
+the trained parameters and the losses are apart at the end, and exits with 1
+where that is above 1e-5.
 """
 
 from pathlib import Path
@@ -23,63 +24,73 @@ RATES = {"full": 0.01, "lora": 0.1, "pgn": 0.1}
 
 
 def spec(name: str) -> str:
-  """The run of a method, as `several.py` takes it."""
-  options = test_methods.OPTIONS.get(name, {})
-  rate = [f"optim.lr={RATES[name]}"] if name in RATES else []
-  return ",".join(
-    [
-      name,
-      *rate,
-      *(
-        f"{name}.{option}={value!r}".replace(" ", "")
-        for option, value in options.items()
-      ),
-    ]
-  )
+  """Returns the run of a method, as `several.py` takes it."""
+  parts = [name]
+  if name in RATES:
+    parts.append(f"optim.lr={RATES[name]}")
+  for option, value in test_methods.OPTIONS.get(name, {}).items():
+    text = f"{name}.{option}={value!r}"
+    parts.append(text.replace(" ", ""))
+  return ",".join(parts)
 
 
-def apart(ours: Path, theirs: Path) -> tuple[float, float]:
-  """Largest differences: of a parameter (of its tensor's largest, if that is
-  above 1), of an epoch's loss (relative)."""
-  (adapter, metrics), (other, others) = map(conftest.trained, (ours, theirs))
-  assert adapter.keys() == other.keys() and len(metrics) == len(others)
-  parameter = max(
-    float(
-      np.abs(leaf - other[path]).max(initial=0)
-      / max(1.0, np.abs(leaf).max(initial=0))
-    )
-    for path, leaf in adapter.items()
-  )
-  return parameter, max(
-    abs(line["loss"] / want["loss"] - 1) for line, want in zip(metrics, others)
-  )
+def apart(workdir: Path, other: Path) -> tuple[float, float]:
+  """Returns the largest differences of two runs.
+
+  Returns:
+    (of a parameter, relative to its tensor's largest entry if that is above 1;
+    of an epoch's loss, relative).
+  """
+  adapter, metrics = conftest.trained(workdir)
+  other_adapter, other_metrics = conftest.trained(other)
+  assert adapter.keys() == other_adapter.keys()
+  parameter = 0.0
+  for path, leaf in adapter.items():
+    difference = np.abs(leaf - other_adapter[path]).max(initial=0)
+    scale = max(1.0, np.abs(leaf).max(initial=0))
+    parameter = max(parameter, float(difference / scale))
+  loss = 0.0
+  for line, expected in zip(metrics, other_metrics, strict=True):
+    loss = max(loss, abs(line["loss"] / expected["loss"] - 1))
+  return parameter, loss
+
+
+def train(folder: Path, what: str) -> dict[str, Path]:
+  """Trains on one device, eight, and two processes; returns the folders."""
+  env = conftest.as_users_compile()
+  runs = {"1": folder / "1", "8": folder / "8", "2 x 4": folder / "2x4"}
+  one = test_processes.start(runs["1"], what, env=env)
+  test_processes.ended([one])
+  eight = test_processes.start(runs["8"], what, 8, env=env)
+  test_processes.ended([eight])
+  two = test_processes.together(runs["2 x 4"], what, 2, 4, env)
+  test_processes.ended(two)
+  return runs
 
 
 def main(names: list[str]) -> int:
+  """Compares all methods, or those that are named; returns the exit status."""
   names = names or [*test_methods.OPTIONS]
-  what, failed = "+".join(map(spec, names)), 0
+  what = "+".join(spec(name) for name in names)
   test_processes.TIMEOUT = 3600  # of all methods, one after the other
+  num_failed = 0
   with tempfile.TemporaryDirectory() as folder:
-    one, eight, two = (Path(folder) / run for run in ("one", "eight", "two"))
-    env = conftest.as_users_compile()
-    test_processes.ended([test_processes.start(one, what, env=env)])
-    test_processes.ended([test_processes.start(eight, what, 8, env=env)])
-    test_processes.ended(test_processes.together(two, what, 2, 4, env))
+    runs = train(Path(folder), what)
     for name in names:
-      at = name if len(names) > 1 else ""  # see several.py
-      found = [apart(run / at, one / at) for run in (eight, two)]
-      wrong = not all(x <= BAR for pair in found for x in pair)
-      failed += wrong
-      sys.stdout.write(
-        f"{name:16}"
-        + "  ".join(
-          f"{run}: parameters {pair[0]:.1e}, loss {pair[1]:.1e}"
-          for run, pair in zip(("8", "2 x 4"), found)
+      subfolder = name if len(names) > 1 else ""  # see several.py
+      texts = []
+      failed = False
+      for devices in ("8", "2 x 4"):
+        parameter, loss = apart(
+          runs[devices] / subfolder, runs["1"] / subfolder
         )
-        + "  ABOVE" * wrong
-        + "\n"
-      )
-  return int(failed > 0)
+        texts.append(f"{devices}: parameters {parameter:.1e}, loss {loss:.1e}")
+        failed = failed or not (parameter <= BAR and loss <= BAR)
+      if failed:
+        num_failed += 1
+        texts.append("ABOVE")
+      sys.stdout.write(f"{name:16}{'  '.join(texts)}\n")
+  return 1 if num_failed else 0
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""timm and PyTorch as peers, where they are installed."""
+"""Gives tests timm and PyTorch to compare with, where they are installed."""
 
 from typing import Any
 
 import pytest
 
-_KEPT: list[Any] = []  # What torch forgets when it is collected.
+# Libraries of operators, which torch forgets when they are collected.
+_KEPT: list[Any] = []
 
 
 def timm() -> Any:
-  """The module, or the test is skipped."""
+  """Returns the module `timm`; without it the test is skipped."""
   torch = pytest.importorskip("torch")
   try:
     import timm as module

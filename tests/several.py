@@ -1,14 +1,15 @@
-"""One of several processes of a tiny run, for tests: a stand-in for a host.
+"""Runs one of several processes of a tiny run, as a stand-in for a host.
 
   python -m tests.several WORKDIR METHOD[,FIELD=VALUE...] [SPEC]
   python -m tests.several FOLDER METHOD[,FIELD=VALUE...]+METHOD... [SPEC]
 
 It is `main.run` on the tests' small config; SPEC is `--distributed`. A field
-`in_memory` is no config's: see `config_of`. Several
-runs, one after the other, have FOLDER/METHOD each.
+`in_memory` is no config's: see `config_of`. Several runs, one after the other,
+have FOLDER/METHOD each.
 """
 
 import ast
+import contextlib
 from pathlib import Path
 import sys
 
@@ -19,32 +20,37 @@ from vpt_jax.distributed import processes
 
 
 def config_of(text: str):
-  """The small config with a method and other fields."""
+  """Returns the small config with a method and other fields.
+
+  Args:
+    text: `METHOD,FIELD=VALUE,...`. `in_memory` is bytes: a larger split is
+      mapped from the disk.
+  """
+  method, *changes = text.split(",")
   config = conftest.config.__wrapped__()
-  config.method, *changes = text.split(",")
-  config.batch_size, config.epochs = 64, 2
+  config.method = method
+  config.batch_size = 64
+  config.epochs = 2
   config.optim.warmup_from_zero = False
   for change in changes:
     field, _, value = change.partition("=")
-    try:
+    with contextlib.suppress(SyntaxError, ValueError):  # a word is itself
       value = ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-      pass
-    if field == "in_memory":  # bytes; a larger split is mapped from the disk
+    if field == "in_memory":
       datasets.IN_MEMORY = value
-      continue
-    config.update_from_flattened_dict({field: value})
+    else:
+      config.update_from_flattened_dict({field: value})
   return config
 
 
 def work(workdir: str, what: str, spec: str = "") -> int:
+  """Joins the other processes and does the runs; returns the exit status."""
   processes.join(spec)
-  several = what.split("+")
-  for one in several:
-    config = config_of(one)
-    result = main.run(
-      config, Path(workdir) / (config.method if len(several) > 1 else "")
-    )
+  runs = what.split("+")
+  for run in runs:
+    config = config_of(run)
+    subfolder = config.method if len(runs) > 1 else ""
+    result = main.run(config, Path(workdir) / subfolder)
     sys.stdout.write(f"done {result.get('top1')}\n")
     sys.stdout.flush()
   return 0
