@@ -16,8 +16,7 @@ from vpt_jax.data.examples import Split
 from vpt_jax.data.transforms import resize, views
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils import command_line, text_tables
-
-log = logging.getLogger("vpt_jax")
+from vpt_jax.utils.logs import log
 
 PART_NAMES = ("train", "val", "test")
 HEAD = (

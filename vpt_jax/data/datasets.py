@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import logging
 import os
 from pathlib import Path
 import sys
@@ -24,6 +23,7 @@ from vpt_jax.data.transforms.decode import (
 )
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils import lookup
+from vpt_jax.utils.logs import log
 
 __all__ = [
   "PACK_LISTS",
@@ -36,8 +36,6 @@ __all__ = [
   "open_split",
   "places",
 ]
-
-log = logging.getLogger("vpt_jax")
 
 
 def _read_folder(

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
-import logging
 import os
 from typing import Any
 import warnings
@@ -20,8 +19,7 @@ from PIL import Image
 from vpt_jax.data.examples import Examples, Split, Strips
 from vpt_jax.data.transforms import resize
 from vpt_jax.data.transforms.preprocess import Preprocess
-
-log = logging.getLogger("vpt_jax")
+from vpt_jax.utils.logs import log
 
 
 class UnequalSizes(Exception):

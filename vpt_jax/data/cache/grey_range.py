@@ -9,15 +9,13 @@ from collections.abc import Iterator
 import concurrent.futures
 import hashlib
 import json
-import logging
 from pathlib import Path
 
 from vpt_jax.data.cache import decoding
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.transforms import decode
 from vpt_jax.utils import files
-
-log = logging.getLogger("vpt_jax")
+from vpt_jax.utils.logs import log
 
 # From so many images on the range is kept in a file.
 REMEMBERED = 2000

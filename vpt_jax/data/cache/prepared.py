@@ -27,7 +27,6 @@ from collections.abc import Iterator
 import contextlib
 import hashlib
 import json
-import logging
 import os
 from pathlib import Path
 import re
@@ -44,8 +43,7 @@ from vpt_jax.data.cache.writer import Builder, checksum, read_chunks
 from vpt_jax.data.examples import Examples, Split, Strips
 from vpt_jax.data.transforms.decode import UnknownGreyRange
 from vpt_jax.utils import files
-
-log = logging.getLogger("vpt_jax")
+from vpt_jax.utils.logs import log
 
 # Goes up when the same files would be decoded to other pixels, or laid out in
 # another way. (Format 1 kept the high byte of 16-bit grey, and no cache of it

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 import dataclasses
 import json
-import logging
 import os
 from pathlib import Path
 import re
@@ -15,8 +14,7 @@ import numpy as np
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import parts as parts_lib
 from vpt_jax.data.sources.parts import Label, NAMES, Parts
-
-log = logging.getLogger("vpt_jax")
+from vpt_jax.utils.logs import log
 
 # The protocol's names of the splits -> lists of a vtab-1k pack.
 PACK_LISTS = {

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import functools
 import io
 import json
-import logging
 import os
 from pathlib import Path
 import re
@@ -18,8 +17,7 @@ from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import parts, tfds_labels, tfrecord
 from vpt_jax.data.tasks import Slice, Task
 from vpt_jax.utils import extras
-
-log = logging.getLogger("vpt_jax")
+from vpt_jax.utils.logs import log
 
 # Split of a task -> its parts, in order.
 SPLITS = {
