@@ -307,7 +307,7 @@ def test_home_and_unknown_sources(photos, load, monkeypatch):
     ("folder:~/nowhere", "nowhere is no folder; expected folder:PATH"),
     ("csv:~/nowhere", "nowhere is missing; expected csv:PATH"),
     ("npz:~/nowhere", "nowhere is missing; expected npz:PATH"),
-    ("folder:", "'folder:' lacks a path; expected folder:PATH"),
+    ("folder:", "'folder:' has no path; expected folder:PATH"),
     ("foldr:~/photos", "unknown data.source 'foldr'; did you mean 'folder'"),
   ):
     with pytest.raises(ValueError, match=message):

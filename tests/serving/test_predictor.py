@@ -15,7 +15,7 @@ import vpt_jax
 from vpt_jax.analysis import inversion, subject
 from vpt_jax.data.transforms import resize
 from vpt_jax.data.transforms.preprocess import Preprocess
-from vpt_jax.serving import images as images_lib
+from vpt_jax.serving import inputs
 from vpt_jax.serving import predictor
 from vpt_jax.training import evaluation
 
@@ -280,9 +280,9 @@ def png(image):
   ],
 )
 def test_one_image_or_several(images, grey, shapes, is_single):
-  parts, single = images_lib.split_images(images, grey)
+  parts, single = inputs.split_images(images, grey)
   preprocess = Preprocess((4, 4), "half")
-  decoded = [images_lib.decode_image(part, preprocess) for part in parts]
+  decoded = [inputs.decode_image(part, preprocess) for part in parts]
   assert [image.shape for image in decoded] == shapes
   assert single == is_single
 
@@ -302,7 +302,7 @@ def test_one_image_or_several(images, grey, shapes, is_single):
 )
 def test_what_is_no_image_is_refused(images, grey, message):
   with pytest.raises(ValueError, match=message):
-    images_lib.split_images(images, grey)
+    inputs.split_images(images, grey)
 
 
 def test_one_image_gets_one_answer(config, tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from pathlib import Path
 import sys
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,7 @@ __all__ = [
   "from_arrays",
   "load",
   "open_split",
-  "places",
+  "source_folders",
 ]
 
 
@@ -101,7 +101,7 @@ def open_split(
     reader = USER[lookup.choose(kind, USER, "data.source")]
     if not path:
       raise ValueError(
-        f"config.data.source={source!r} lacks a path; expected {kind}:PATH"
+        f"config.data.source={source!r} has no path; expected {kind}:PATH"
       )
     examples = reader(Path(path).expanduser(), split, seed, multi_label)
   elif multi_label:
@@ -130,51 +130,82 @@ def _check_range(examples: Examples) -> None:
     )
 
 
-def places(task: tasks.Task, folder: Path) -> dict[str, tuple[Path, bool]]:
-  """Sources of a task, preferred first -> (its place, whether it is there)."""
+class SourceFolder(NamedTuple):
+  """Says where a source of a task is looked for.
+
+  Attributes:
+    path: its folder.
+    exists: whether it is there.
+  """
+
+  path: Path
+  exists: bool
+
+
+def source_folders(task: tasks.Task, folder: Path) -> dict[str, SourceFolder]:
+  """Returns the sources of a task by their names, preferred ones first."""
   own = folder / task.folder
   found = {}
   if task.source != "tfds":
     # Digits have no folder: they come with scikit-learn.
-    found[task.source] = own, own.exists() or task.source == "digits"
+    exists = task.source == "digits" or own.exists()
+    found[task.source] = SourceFolder(own, exists)
   if task.tfds:
     try:
-      found["tfds"] = tfds.find(task, folder), True
+      found["tfds"] = SourceFolder(tfds.find(task, folder), True)
     except ValueError:
-      found["tfds"] = folder / task.tfds.partition(":")[0], False
+      path = folder / task.tfds.partition(":")[0]
+      found["tfds"] = SourceFolder(path, False)
   return found
 
 
 def is_there(
   task: tasks.Task, folder: str | os.PathLike, source: str = ""
 ) -> bool:
-  """Whether one of its sources, or the one that is named, is there."""
-  known = places(task, Path(folder).expanduser())
-  return any(
-    there for kind, (_, there) in known.items() if source in ("", kind)
-  )
+  """Returns whether one of its sources, or the one that is named, is there."""
+  known = source_folders(task, Path(folder).expanduser())
+  for kind, found in known.items():
+    if source in ("", kind) and found.exists:
+      return True
+  return False
 
 
-def _open_task(
-  name: str, split: str, source: str, folder: Path, seed: int
-) -> Examples:
-  task = tasks.get(name)
-  known = places(task, folder)
+def _choose_source(
+  name: str, task: tasks.Task, source: str, folder: Path
+) -> str:
+  """Returns the source that a task is read from.
+
+  Raises:
+    ValueError: it has no such source, or none of several is there.
+  """
+  known = source_folders(task, folder)
   if source and source not in known:
     raise ValueError(
       f"task {name!r} has no source {source!r}; it has {', '.join(known)}, "
       f"and every task has {', '.join(f'{kind}:PATH' for kind in USER)}"
     )
-  there = [kind for kind, (_, is_there) in known.items() if is_there]
-  if not source and not there and len(known) > 1:
-    lines = "".join(f"\n  {kind}: {path}" for kind, (path, _) in known.items())
+  if source:
+    return source
+  for kind, found in known.items():
+    if found.exists:
+      return kind
+  if len(known) > 1:
+    lines = [f"\n  {kind}: {found.path}" for kind, found in known.items()]
     raise ValueError(
-      f"no images of task {name!r}; looked for{lines}\n"
+      f"no images of task {name!r}; looked for{''.join(lines)}\n"
       "config.data.dir names the folder above these. "
       f"{how_to_get(task, folder)}"
     )
-  # One that is alone, or named, tells by itself what it lacks.
-  source = source or (there or list(known))[0]
+  # The reader of a source that is alone says by itself what is missing.
+  return next(iter(known))
+
+
+def _open_task(
+  name: str, split: str, source: str, folder: Path, seed: int
+) -> Examples:
+  """Returns the images of a task's split, not decoded yet."""
+  task = tasks.get(name)
+  source = _choose_source(name, task, source, folder)
   path = folder / task.folder
   match source:
     case "digits":
@@ -194,7 +225,7 @@ def _open_task(
 
 
 def how_to_get(task: tasks.Task, folder: Path) -> str:
-  """What the user can do about missing images, licence and address."""
+  """Returns what the user can do about missing images, licence, address."""
   steps = []
   if task.tfds:
     steps.append(tfds.how_to_get(task, folder))

@@ -12,7 +12,7 @@ import numpy as np
 from vpt_jax import model as model_lib
 from vpt_jax import problems
 from vpt_jax.data.transforms.preprocess import Preprocess
-from vpt_jax.serving import images as images_lib
+from vpt_jax.serving import inputs
 from vpt_jax.training import checkpoints, evaluation
 from vpt_jax.utils import trees
 
@@ -59,7 +59,7 @@ class Predictor:
     Raises:
       ValueError: an image that cannot be read, or an array of another shape.
     """
-    parts, is_single = images_lib.split_images(images, grey)
+    parts, is_single = inputs.split_images(images, grey)
     size = min(len(parts), self._config.batch_size)
     outputs = []
     for first in range(0, len(parts), size):
@@ -68,7 +68,7 @@ class Predictor:
     probabilities = np.concatenate(outputs)
     return probabilities[0] if is_single else probabilities
 
-  def _read(self, image: images_lib.OneImage) -> np.ndarray:
+  def _read(self, image: inputs.OneImage) -> np.ndarray:
     """Decodes an image and brings it to its size, on the host.
 
     Raises:
@@ -76,7 +76,7 @@ class Predictor:
     """
     preprocess = self.preprocess
     try:
-      decoded = images_lib.decode_image(image, preprocess)
+      decoded = inputs.decode_image(image, preprocess)
       if "preprocess" not in self.meta:
         # A file of an old version does not say which size was kept on the
         # host. Small images kept theirs where they all shared one.
@@ -91,7 +91,7 @@ class Predictor:
     """Returns the probabilities [B, K] of images, at most `size` of them."""
     out = np.empty((len(batch), self.meta["num_classes"]), np.float32)
     precision = self._config.compute.matmul_precision
-    for numbers, stack in images_lib.equal_shapes(batch):
+    for numbers, stack in inputs.equal_shapes(batch):
       # Filled up to one shape, which compiles once.
       filled = np.resize(stack, (size, *stack.shape[1:]))
       with jax.default_matmul_precision(precision):

@@ -86,8 +86,10 @@ class Layout:
       ValueError: it cannot come to this size.
     """
     if kept_size is None:
-      plain = dataclasses.replace(self.preprocess, kept_size=None)
-      return plain.fit(image, self.train)
+      preprocess = self.preprocess
+      return resize.fit(
+        preprocess.family, image, preprocess.image_size, self.train
+      )
     if image.shape[:2] != kept_size:
       raise UnequalSizes
     return image

@@ -36,16 +36,20 @@ def recolour(image: jax.Array, rng: jax.Array) -> jax.Array:
   """
   # Of each image: the order, three chances, three factors and the hue's turn.
   draw = jax.random.uniform(rng, (len(image), 8))
+  order_draw, jitter_draw, grey_draw, solarize_draw = draw[:, :4].T
   orders = jnp.array(list(itertools.permutations(range(4))))
-  order = orders[jnp.int32(len(orders) * draw[:, 0])]
+  number = jnp.int32(len(orders) * order_draw)
   around = JITTER * (2 * draw[:, 4:] - 1)
-  jittered = jitter(image, order, 1 + around[:, :3], around[:, 3])
-  is_jittered = _per_image(draw[:, 1] < JITTER_PROBABILITY)
+  factor = 1 + around[:, :3]
+  turn = around[:, 3]
+  jittered = jitter(image, orders[number], factor, turn)
+  is_jittered = _per_image(jitter_draw < JITTER_PROBABILITY)
   image = jnp.where(is_jittered, jittered, image)
-  is_grey = _per_image(draw[:, 2] < GREY_PROBABILITY)
+  is_grey = _per_image(grey_draw < GREY_PROBABILITY)
   image = jnp.where(is_grey, grey(image), image)
-  is_solarized = _per_image(draw[:, 3] < SOLARIZE_PROBABILITY)
-  return jnp.where(is_solarized & (image > SOLARIZE_ABOVE), 1 - image, image)
+  is_solarized = _per_image(solarize_draw < SOLARIZE_PROBABILITY)
+  is_inverted = is_solarized & (image > SOLARIZE_ABOVE)
+  return jnp.where(is_inverted, 1 - image, image)
 
 
 def jitter(
@@ -70,15 +74,20 @@ def jitter(
     """Does to each image what its number in `what` [B] says."""
     luma = grey(image)
     mean_luma = luma.mean((1, 2, 3), keepdims=True)
-    blend_with = jnp.where(_per_image(what == 1), mean_luma, luma)
-    blend_with = jnp.where(_per_image(what == 0), 0, blend_with)
-    of_image = jnp.take_along_axis(
-      factor, jnp.minimum(what, 2)[:, None], axis=1
-    )
-    strength = of_image[..., None, None]
-    blended = jnp.clip(blend_with + strength * (image - blend_with), 0, 1)
+    is_brightness = _per_image(what == 0)
+    is_contrast = _per_image(what == 1)
+    is_hue = _per_image(what == 3)
+    other = jnp.where(is_contrast, mean_luma, luma)
+    other = jnp.where(is_brightness, 0, other)
+    # Of the hue, which has no factor, it does not matter.
+    number = jnp.minimum(what, 2)[:, None]
+    of_image = jnp.take_along_axis(factor, number, axis=1)
+    strength = _per_image(of_image)
+    difference = image - other
+    blended = other + strength * difference
+    blended = jnp.clip(blended, 0, 1)
     turned = turn_hue(image, _per_image(turn))
-    return jnp.where(_per_image(what == 3), turned, blended), None
+    return jnp.where(is_hue, turned, blended), None
 
   image, _ = jax.lax.scan(change, image, order.T)
   return image
@@ -86,7 +95,9 @@ def jitter(
 
 def grey(image: jax.Array) -> jax.Array:
   """Returns the luma [..., 1] of an image [..., 3]."""
-  return sum(share * image[..., i : i + 1] for i, share in enumerate(LUMA))
+  red, green, blue = jnp.split(image, 3, axis=-1)
+  of_red, of_green, of_blue = LUMA
+  return of_red * red + of_green * green + of_blue * blue
 
 
 def turn_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
@@ -101,24 +112,28 @@ def turn_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
     image: float32 [..., H, W, 3] in [0, 1].
     turn: [..., 1, 1, 1], in turns of the circle.
   """
-  red = image[..., 0:1]
-  green = image[..., 1:2]
-  blue = image[..., 2:3]
+  red, green, blue = jnp.split(image, 3, axis=-1)
   top = image.max(-1, keepdims=True)
   low = image.min(-1, keepdims=True)
   chroma = top - low
-  safe = jnp.where(chroma > 0, chroma, 1)
+  is_coloured = chroma > 0
+  safe = jnp.where(is_coloured, chroma, 1)
   # In sixths of the circle: red is at 0, green at 2, blue at 4.
   near_red = (green - blue) / safe
   near_green = 2 + (blue - red) / safe
   near_blue = 4 + (red - green) / safe
-  hue = jnp.where(top == green, near_green, near_blue)
-  hue = jnp.where(top == red, near_red, hue)
+  is_red = top == red
+  is_green = top == green
+  hue = jnp.where(is_green, near_green, near_blue)
+  hue = jnp.where(is_red, near_red, hue)
   channels = jnp.arange(0, 6, 2)
-  away = jnp.abs((hue + 6 * turn - channels + 3) % 6 - 3)
-  return low + chroma * jnp.clip(2 - away, 0, 1)
+  hue = hue + 6 * turn
+  opposite = (hue - channels + 3) % 6
+  away = jnp.abs(opposite - 3)
+  strength = jnp.clip(2 - away, 0, 1)
+  return low + chroma * strength
 
 
 def _per_image(values: jax.Array) -> jax.Array:
-  """Returns [B] as [B, 1, 1, 1]: a number for each image."""
-  return values[:, None, None, None]
+  """Returns a number for each image, [B] or [B, 1], as [B, 1, 1, 1]."""
+  return values.reshape(-1, 1, 1, 1)
