@@ -1,4 +1,4 @@
-"""An adapter predicts what its run's evaluation said, from any kind of image."""
+"""An adapter predicts what its run's evaluation said, from any image."""
 
 import csv
 import io
@@ -15,8 +15,7 @@ import vpt_jax
 from vpt_jax.analysis import inversion, subject
 from vpt_jax.data.transforms import resize
 from vpt_jax.data.transforms.preprocess import Preprocess
-from vpt_jax.serving import inputs
-from vpt_jax.serving import predictor
+from vpt_jax.serving import inputs, predictor
 from vpt_jax.training import evaluation
 
 HEIGHT, WIDTH = 48, 160
