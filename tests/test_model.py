@@ -9,7 +9,7 @@ from tests.carried import CarriedModel
 from vpt_jax import model as models
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.method import Method
-from vpt_jax.methods.vapt import depthwise, VAPT
+from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.model import Model
 from vpt_jax.nn.tokens import Tokens
@@ -211,23 +211,6 @@ def test_vpt_layers_that_do_not_fit():
     models.init(Model(VIT, VPT(VIT.spec, num_layers=4), 5), jax.random.key(0))
 
 
-@pytest.mark.parametrize("channels", [1, 6])
-@pytest.mark.parametrize("size,padding", [(1, 0), (2, 0), (3, 1), (4, 2)])
-def test_depthwise_is_a_convolution(channels, size, padding):
-  keys = jax.random.split(jax.random.key(0))
-  x = jax.random.normal(keys[0], (2, 5, 7, 6))
-  kernel = jax.random.normal(keys[1], (size, size, channels))
-  want = jax.lax.conv_general_dilated(
-    x,
-    jnp.broadcast_to(kernel, (size, size, 6))[:, :, None],
-    (1, 1),
-    [(padding, padding)] * 2,
-    feature_group_count=6,
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-  np.testing.assert_allclose(depthwise(x, kernel, padding), want, atol=1e-5)
-
-
 def test_initial_values_are_the_published_ones():
   spec = VIT.spec
   params = models.init(Model(VIT, VPT(spec, 500), 1000), jax.random.key(0))
@@ -268,7 +251,7 @@ class NoGrid(ViT):
 
 def test_a_method_that_needs_a_grid(config, monkeypatch):
   monkeypatch.setattr(
-    models.backbones, "build", lambda *_: NoGrid((8, 8), 4, 32, 2, 2, 64)
+    models.factory, "build", lambda *_: NoGrid((8, 8), 4, 32, 2, 2, 64)
   )
   config.method = "vapt"
   with pytest.raises(

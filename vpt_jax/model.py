@@ -1,9 +1,10 @@
-"""A frozen backbone, a prompt method and a head: the one loop over blocks.
+"""Brings a frozen backbone, a prompt method and a head together.
 
-No method knows a backbone, no backbone knows a method; they meet here.
+The loop over blocks (`Model.features`) is the one place where they meet: no
+method knows a backbone, no backbone knows a method.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -13,23 +14,24 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from vpt_jax.backbones import factory as backbones
-from vpt_jax.methods import method as base
-from vpt_jax.methods import registry as methods
+from vpt_jax.backbones import factory
+from vpt_jax.methods import registry
+from vpt_jax.methods.method import Method
 from vpt_jax.nn import cost, transformer
 from vpt_jax.nn.layers import Head, HEAD_INITS
-from vpt_jax.nn.tokens import POOLS, Tokens
+from vpt_jax.nn.tokens import POOLS, Reads, Tokens
+from vpt_jax.ops.switch import ATTENTION_FORMS, KINDS, Ops
 from vpt_jax.problems import heads
 from vpt_jax.utils import lookup, trees
 from vpt_jax.weights import file_formats, load
 
 
 class Model(nn.Module):
-  """Classifier with the parameter tree {backbone, method, head}.
+  """Backbone, method and head, with the parameter tree of these three names.
 
   Attributes:
     backbone: gives tokens, blocks and the final norm (see `backbones/vit.py`).
-    method: speaks at the sites of `methods/base.py`.
+    method: acts at the sites of `methods/method.py`.
     num_classes: K.
     pool: the rows whose mean is the feature: `cls`, `img`, `prompt` or
       `imgprompt` ("": the backbone's own). A ViT's last block computes these
@@ -37,9 +39,11 @@ class Model(nn.Module):
     cosine: the head sees the feature at unit length (CLIP).
     groups: classes of the head that make one class of the task each (their
       probabilities are added); (): they are the task's.
-    head_init, hidden_layers: of the head.
+    head_init: of the head.
+    hidden_layers: of the head.
     remat: compute a block's activations again in the backward pass, instead of
       keeping them.
+    reads: what the head reads; the last block computes just that.
   """
 
   backbone: nn.Module
@@ -51,19 +55,47 @@ class Model(nn.Module):
   head_init: str = "kaiming"
   hidden_layers: int = 0
   remat: bool = False
+  reads: Reads = Reads()
 
   def setup(self):
-    self.head = Head(
-      sum(map(len, self.groups)) or self.num_classes,
-      self.head_init,
-      self.hidden_layers,
-    )
+    """Makes the head; backbone and method are made by those who give them."""
+    outputs = self.num_classes
+    if self.groups:
+      outputs = sum(len(group) for group in self.groups)
+    self.head = Head(outputs, self.head_init, self.hidden_layers)
 
-  def features(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-    """Normalised images [B, H, W, 3] -> pooled features [B, D], float32."""
-    backbone, method = self.backbone, self.method
-    spec = backbone.spec
-    pool = self.pool or spec.pool
+  def features(
+    self, image: jax.Array, *, train: bool = False
+  ) -> jax.Array | tuple[jax.Array, ...]:
+    """Returns what the head reads of normalised images [B, H, W, 3].
+
+    The pooled feature [B, D]; or, if `reads` names blocks, the patches
+    [B, N, D] after each of these, in float32. The backbone's final norm is
+    applied to pooled features, before or after the mean as the backbone's spec
+    says; and to the patches of the backbone's last block where it stands before
+    the mean, so that they are what would be averaged. Other patches are as
+    their block gives them.
+    """
+    run_block = type(self)._block  # subclasses may look into it: Grad-CAM
+    if self.remat:
+      run_block = nn.remat(run_block, static_argnums=(1, 3))
+    tokens = self._embed(image, train)
+    patches = {}
+    for i in range(self._num_blocks()):
+      tokens = run_block(self, i, tokens, train)
+      if i in self.reads.blocks:
+        patches[i] = self._patches(i, tokens)
+    self.sow("intermediates", "block_out", tokens)
+    if not self.reads.patches:
+      return self._pooled(tokens)
+    if self.is_initializing():
+      self._pooled(tokens)  # the backbone has all of its parameters
+    return tuple(patches[i] for i in self.reads.blocks)
+
+  def _embed(self, image: jax.Array, train: bool) -> Tokens:
+    """Returns the tokens, with carried prompts, that enter the first block."""
+    backbone = self.backbone
+    method = self.method
     image = method.image(image, train=train)
     tokens = backbone.embed(image)
     pixels = method.patches(image)
@@ -72,74 +104,98 @@ class Model(nn.Module):
     prompts = method.prompts(image, tokens, train=train)
     if prompts is not None:
       tokens = tokens.with_prompt(prompts)
-    block = type(self)._block  # a subclass may look into it, see analyze/
-    step = nn.remat(block, static_argnums=(1, 3)) if self.remat else block
-    for i in range(spec.depth):
-      tokens = step(self, i, tokens, train)
-    self.sow("intermediates", "block_out", tokens)
+    return tokens
 
-    if not tokens.x.shape[1]:
-      raise ValueError(
-        "pool='prompt' reads prompts, but this method leaves none after the "
-        "last block; use pool='cls' or 'img'"
-        if POOLS[pool][1]
-        else f"pool={pool!r} reads the class token, but this backbone has none; "
-        "use pool='img'"
-      )
-    prompt_bias = method.prompt_bias(spec.depth - 1)
+  def _block(self, i: int, tokens: Tokens, train: bool) -> Tokens:
+    """Returns the tokens after block i, and after all that a method does."""
+    backbone = self.backbone
+    method = self.method
+    pool = self._rows_of(i)
+    tokens = backbone.enter(i, tokens)
+    tokens = method.before(i, tokens, train=train)
+    context = method.context(i, tokens, train=train)
+    if context is not None and pool is not None and _reads_prompts(pool):
+      tokens = tokens.with_prompt(context)
+      context = None
+    self.sow("intermediates", f"block_in_{i}", (tokens, context))
+    tokens_out = backbone.block(
+      i,
+      tokens,
+      context=context,
+      temperature=method.temperature(i),
+      pool=pool,
+      edit=self._edit(i),
+      prompt_bias=method.prompt_bias(i),
+    )
+    return method.after(i, tokens, tokens_out, train=train)
+
+  def _num_blocks(self) -> int:
+    """Returns how many blocks run: up to the last one that is read."""
+    depth = self.backbone.spec.depth
+    last = self.reads.last_block(depth)
+    return depth if self.is_initializing() else last + 1
+
+  def _rows_of(self, i: int) -> str | None:
+    """Returns the pooling whose rows block i computes; None: all rows."""
+    spec = self.backbone.spec
+    if i != self.reads.last_block(spec.depth):
+      return None
+    if self.reads.patches:
+      return "img"
+    return self.pool or spec.pool
+
+  def _edit(self, i: int) -> transformer.Edit:
+    """Returns what the method changes inside block i."""
+    if type(self.method).inside is Method.inside:
+      return transformer.no_edit
+    return functools.partial(self.method.inside, i)
+
+  def _patches(self, i: int, tokens: Tokens) -> jax.Array:
+    """Returns the patches [B, N, D] after block i, float32; see `features`."""
+    spec = self.backbone.spec
+    is_normed = i == spec.depth - 1 and spec.norm == "before"
+    patch = self.backbone.norm(tokens.patch) if is_normed else tokens.patch
+    return patch.astype(jnp.float32)
+
+  def _pooled(self, tokens: Tokens) -> jax.Array:
+    """Returns the feature [B, D], float32, of the rows that are pooled.
+
+    Raises:
+      ValueError: there are no such rows.
+    """
+    backbone = self.backbone
+    spec = backbone.spec
+    _check_rows(tokens, self.pool or spec.pool)
+    prompt_bias = self.method.prompt_bias(spec.depth - 1)
     if spec.norm == "before":
-      feature = tokens.replace(x=backbone.norm(tokens.x)).mean(prompt_bias)
+      normed = tokens.replace(x=backbone.norm(tokens.x))
+      feature = normed.mean(prompt_bias)
     else:
-      feature = backbone.norm(
-        tokens.replace(x=tokens.x.astype(jnp.float32)).mean(prompt_bias)
-      )
+      wide = tokens.replace(x=tokens.x.astype(jnp.float32))
+      feature = backbone.norm(wide.mean(prompt_bias))
     feature = backbone.project(feature)
     if self.cosine:
       feature /= jnp.linalg.norm(feature, axis=-1, keepdims=True)
     self.sow("intermediates", "pooled", feature)
     return feature
 
-  def _block(self, i: int, tokens: Tokens, train: bool) -> Tokens:
-    """Block i, and all that a method says there."""
-    backbone, method = self.backbone, self.method
-    pool, last = self.pool or backbone.spec.pool, backbone.spec.depth - 1
-    tokens = backbone.enter(i, tokens)
-    tokens = method.before(i, tokens, train=train)
-    context = method.context(i, tokens, train=train)
-    if i == last and POOLS[pool][1] and context is not None:
-      tokens, context = tokens.with_prompt(context), None
-    self.sow("intermediates", f"block_in_{i}", (tokens, context))
-    silent = type(method).inside is base.Method.inside
-    edit = (
-      transformer.no_edit if silent else functools.partial(method.inside, i)
-    )
-    tokens_out = backbone.block(
-      i,
-      tokens,
-      context=context,
-      temperature=method.temperature(i),
-      pool=pool if i == last else None,
-      edit=edit,
-      prompt_bias=method.prompt_bias(i),
-    )
-    return method.after(i, tokens, tokens_out, train=train)
-
-  def classify(self, feature: jax.Array, *, train: bool = False) -> jax.Array:
-    """Features [B, D] -> logits [B, K]."""
+  def classify(
+    self,
+    feature: jax.Array | tuple[jax.Array, ...],
+    *,
+    train: bool = False,
+  ) -> jax.Array:
+    """Returns the head's outputs for `features`: logits [B, K]."""
     logits = self.head(feature, train)
     if not self.groups:
       return logits
     ends = np.cumsum([len(group) for group in self.groups])[:-1]
-    return jnp.stack(
-      [
-        jax.nn.logsumexp(part, axis=-1)
-        for part in jnp.split(logits, ends, axis=-1)
-      ],
-      axis=-1,
-    )
+    parts = jnp.split(logits, ends, axis=-1)
+    sums = [jax.nn.logsumexp(part, axis=-1) for part in parts]
+    return jnp.stack(sums, axis=-1)
 
   def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-    """Normalised images [B, H, W, 3] -> logits [B, K].
+    """Returns the logits [B, K] of normalised images [B, H, W, 3].
 
     `train=True` needs an rng named `dropout` and draws the method's dropout;
     the backbone's own is always off, as published.
@@ -147,8 +203,35 @@ class Model(nn.Module):
     return self.classify(self.features(image, train=train), train=train)
 
 
-def build(config: ConfigDict, num_classes: int) -> Model:
-  """The model that a config names, see `Model`.
+def _reads_prompts(pool: str) -> bool:
+  _, with_prompts, _ = POOLS[pool]
+  return with_prompts
+
+
+def _check_rows(tokens: Tokens, pool: str) -> None:
+  """Raises ValueError if a pooling finds no rows."""
+  if tokens.x.shape[1]:
+    return
+  if _reads_prompts(pool):
+    raise ValueError(
+      "pool='prompt' reads prompts, but this method leaves none after the "
+      "last block; use pool='cls' or 'img'"
+    )
+  raise ValueError(
+    f"pool={pool!r} reads the class token, but this backbone has none; "
+    "use pool='img'"
+  )
+
+
+def build(
+  config: ConfigDict, num_classes: int, platform: str | None = None
+) -> Model:
+  """Returns the model that a config names, see `Model`.
+
+  Args:
+    config: a whole one.
+    num_classes: K, the width of the head.
+    platform: that it is compiled for: `cpu`, `gpu` or `tpu`; None: JAX's.
 
   Raises:
     ValueError: unknown names or options, or parts that do not fit.
@@ -162,21 +245,21 @@ def build(config: ConfigDict, num_classes: int) -> Model:
       "head='zero_shot' compares projected features with texts; "
       "set config.backbone.projection=True"
     )
-  backbone = backbones.build(
+  backbone = factory.build(
     config.backbone,
     config.image_size,
     config.compute.dtype,
-    config.compute.attention,
+    choose_ops(config.compute, platform or jax.default_backend()),
   )
-  options = config.get(config.method, {})
-  if getattr(methods.get(config.method), "needs_grid", False) and (
-    None in backbone.spec.grids
-  ):
+  method_class = registry.get(config.method)
+  needs_grid = getattr(method_class, "needs_grid", False)
+  if needs_grid and None in backbone.spec.grids:
     raise ValueError(
       f"method {config.method!r} needs patch tokens on a grid, backbone "
       f"{config.backbone.name!r} has none; use 'linear' or 'pad'"
     )
-  method = methods.build(config.method, options, backbone.spec)
+  options = config.get(config.method, {})
+  method = registry.build(config.method, options, backbone.spec)
   if config.head == "prototypes":
     backbone = heads.without_prototypes(backbone)
   return Model(
@@ -192,14 +275,39 @@ def build(config: ConfigDict, num_classes: int) -> Model:
   )
 
 
+def choose_ops(compute: ConfigDict, platform: str) -> Ops:
+  """Returns the form of all operations that `config.compute` chooses.
+
+  Args:
+    compute: the section; one of an old run may lack `ops`.
+    platform: that is compiled for.
+
+  Raises:
+    ValueError: unknown names, or cuDNN where it is not.
+  """
+  kind = lookup.choose(compute.get("ops", "auto"), KINDS, "compute.ops")
+  attention = lookup.choose(
+    compute.attention, ATTENTION_FORMS, "compute.attention"
+  )
+  if attention == "cudnn" and platform != "gpu":
+    raise ValueError(
+      "compute.attention='cudnn' is for NVIDIA GPUs, JAX has "
+      f"{platform!r}; use 'auto'"
+    )
+  return Ops(kind, platform, attention)
+
+
 def init(
   model: Model,
   rng: jax.Array,
   parts: Iterable[str] = ("backbone", "method", "head"),
 ) -> dict[str, Any]:
-  """Freshly initialised parameters {backbone, method, head}.
+  """Returns freshly initialised parameters {backbone, method, head}.
 
-  Those of `parts` only: what is not asked for is not computed.
+  Args:
+    model: whose they are.
+    rng: key of the initial values.
+    parts: which are returned; the others are not computed.
   """
 
   @jax.jit
@@ -207,19 +315,21 @@ def init(
     params = {"method": {}, **_variables(model, rng)["params"]}
     return {part: params[part] for part in parts}
 
-  out = values(rng)
-  return {part: out[part] for part in parts}
+  values_of_parts = values(rng)  # in alphabetical order, as `jit` returns it
+  return {part: values_of_parts[part] for part in parts}
 
 
 def collections(model: Model, rng: jax.Array) -> dict[str, Any]:
-  """What is not trained and yet changes: batch statistics, or {}."""
-  return jax.jit(
-    lambda rng: {
-      name: value
-      for name, value in _variables(model, rng).items()
-      if name not in ("params", "intermediates")
-    }
-  )(rng)
+  """Returns what is not trained and yet changes: batch statistics, or {}."""
+
+  @jax.jit
+  def values(rng):
+    variables = dict(_variables(model, rng))
+    variables.pop("params")
+    variables.pop("intermediates", None)
+    return variables
+
+  return values(rng)
 
 
 # Traced once for all that asks (shapes, then values), as models are hashable.
@@ -230,12 +340,12 @@ def _variables(model: Model, rng: jax.Array) -> dict[str, Any]:
 
 
 def load_backbone(model: Model, config: ConfigDict) -> load.Loaded | None:
-  """The checkpoint that a config names; None for "random".
+  """Returns the checkpoint that a config names; None for "random".
 
   Raises:
     ValueError: the checkpoint is missing, damaged or does not fit.
   """
-  entry = backbones.get(config.backbone.name)
+  entry = factory.get(config.backbone.name)
   source = config.backbone.checkpoint or entry.url
   if source == "random":
     if config.head != "linear":
@@ -249,14 +359,12 @@ def load_backbone(model: Model, config: ConfigDict) -> load.Loaded | None:
       f"backbone {config.backbone.name!r} is an architecture without known "
       "weights; set config.backbone.checkpoint to a file or an address"
     )
-  template = trees.flatten(
-    jax.eval_shape(lambda: init(model, jax.random.PRNGKey(0), ["backbone"]))[
-      "backbone"
-    ]
+  shapes = jax.eval_shape(
+    lambda: init(model, jax.random.PRNGKey(0), ["backbone"])
   )
   return load.load(
     source,
-    template,
+    trees.flatten(shapes["backbone"]),
     model.backbone.spec,
     resize=getattr(model.backbone, "resize", "linear"),
     checksum="" if config.backbone.checkpoint else entry.checksum,
@@ -270,9 +378,10 @@ def pretrained(
   class_names: Sequence[str] = (),
   loaded: load.Loaded | None = None,
 ) -> tuple[dict[str, Any], str]:
-  """Initialised parameters with the backbone's from its checkpoint.
+  """Returns initialised parameters with the backbone's from its checkpoint.
 
   Args:
+    model: whose they are.
     config: names the checkpoint; `backbone.checkpoint="random"` has none.
     rng: key of the initial values.
     class_names: of the task, for head='zero_shot'.
@@ -284,48 +393,59 @@ def pretrained(
   Raises:
     ValueError: see `load_backbone`.
   """
-  loaded = loaded or load_backbone(model, config)
+  if loaded is None:
+    loaded = load_backbone(model, config)
   if loaded is None:
     return init(model, rng), "random"
   fresh = init(model, rng, ["method", "head"])
-  fresh["head"] = heads.initial(
-    config,
-    backbones.get(config.backbone.name),
-    loaded.extras,
-    fresh["head"],
-    class_names,
-  )
-  return {
+  params = {
     "backbone": trees.unflatten(jax.device_put(loaded.backbone)),
-    **fresh,
-  }, loaded.sha256
+    "method": fresh["method"],
+    "head": heads.initial(
+      config,
+      factory.get(config.backbone.name),
+      loaded.extras,
+      fresh["head"],
+      class_names,
+    ),
+  }
+  return params, loaded.sha256
 
 
 def multiply_adds(model: Model) -> int:
-  """Of one image, with its prompts and the head; see `backbones/cost.py`."""
+  """Returns those of one image, with its prompts and the head."""
   image = jnp.zeros((1, *model.method.input_size, 3))
   variables = jax.eval_shape(lambda: _variables(model, jax.random.PRNGKey(0)))
   return cost.counted(model.apply, variables, image)
 
 
 def restore(values: dict[str, Any], saved: trees.Flat) -> dict[str, Any]:
-  """Nested values, those that are in a flat `saved` taken from there."""
+  """Returns nested values, those that are in a flat `saved` taken from there.
+
+  Raises:
+    ValueError: a saved one has another shape.
+  """
   flat = trees.flatten(values)
+  restored = {}
   for path, leaf in flat.items():
     if path in saved and leaf.shape != saved[path].shape:
       raise ValueError(
         f"{path} is {saved[path].shape} where it was saved, "
         f"{leaf.shape} in this model"
       )
-  return values | trees.unflatten(
-    {path: jnp.asarray(saved.get(path, leaf)) for path, leaf in flat.items()}
-  )
+    restored[path] = jnp.asarray(saved.get(path, leaf))
+  return values | trees.unflatten(restored)
 
 
 def start_method(
   model: Model, params: dict[str, Any], collections: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(params, collections) with the method's own weights, if it names a file.
+  """Returns both with the method's own weights, if it names a file of them.
+
+  Args:
+    model: whose they are.
+    params: {backbone, method, head}.
+    collections: see the function of this name.
 
   Raises:
     ValueError: the file is missing, damaged or does not fit.
@@ -333,37 +453,47 @@ def start_method(
   source = model.method.weights
   if not source:
     return params, collections
-  statistics = collections.get("batch_stats", {})
   with load.local(source, "", None) as path:
-    found = model.method.pretrained(file_formats.read(path))
-  for fresh, flat in zip(
-    (params["method"], statistics.get("method", {})), found
-  ):
-    want, have = (
-      {name: np.shape(leaf) for name, leaf in part.items()}
-      for part in (trees.flatten(fresh), flat)
-    )
-    wrong = [
-      f"{name}: {want.get(name, 'none')} here, "
-      f"{have.get(name, 'none')} in the file"
-      for name in sorted(want.keys() | have.keys())
-      if want.get(name) != have.get(name)
-    ]
-    if wrong:
-      raise ValueError(
-        f"{source} does not fit the method's options ({'; '.join(wrong[:4])}"
-        f"{' ...' * (len(wrong) > 4)}); set those that it was trained with"
-      )
-  params, statistics = (
-    {**whole, "method": trees.unflatten(jax.device_put(flat))}
-    for whole, flat in zip((params, statistics), found)
-  )
+    arrays = file_formats.read(path)
+  found_params, found_statistics = model.method.pretrained(arrays)
+  statistics = collections.get("batch_stats", {})
+  _check_shapes(params["method"], found_params, source)
+  _check_shapes(statistics.get("method", {}), found_statistics, source)
+  params = _with_method(params, found_params)
+  statistics = _with_method(statistics, found_statistics)
   return params, {**collections, "batch_stats": statistics}
 
 
+def _with_method(tree: dict[str, Any], flat: trees.Flat) -> dict[str, Any]:
+  """Returns {backbone, method, head} with these arrays for the method's."""
+  return {**tree, "method": trees.unflatten(jax.device_put(flat))}
+
+
+def _check_shapes(
+  fresh: dict[str, Any], found: Mapping[str, Any], source: str
+) -> None:
+  """Raises ValueError if a file's flat arrays are not those of a method."""
+  expected = trees.flatten(fresh)
+  wrong = []
+  for name in sorted(expected.keys() | found.keys()):
+    here = np.shape(expected[name]) if name in expected else None
+    there = np.shape(found[name]) if name in found else None
+    if here != there:
+      here = "none" if here is None else here
+      there = "none" if there is None else there
+      wrong.append(f"{name}: {here} here, {there} in the file")
+  if not wrong:
+    return
+  shown = "; ".join(wrong[:4])
+  if len(wrong) > 4:
+    shown += " ..."
+  raise ValueError(
+    f"{source} does not fit the method's options ({shown}); set those that it "
+    "was trained with"
+  )
+
+
 def store(frozen: trees.Flat, config: ConfigDict) -> trees.Flat:
-  """Frozen parameters in the type that the config stores them in."""
-  return {
-    path: leaf.astype(config.backbone.frozen_dtype)
-    for path, leaf in frozen.items()
-  }
+  """Returns frozen parameters in the type that the config stores them in."""
+  dtype = config.backbone.frozen_dtype
+  return {path: leaf.astype(dtype) for path, leaf in frozen.items()}

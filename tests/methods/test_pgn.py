@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +23,6 @@ from vpt_jax.backbones.vit import DinoHead
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods.pgn import ACTS, IIP, PGN, resize
 from vpt_jax.methods.pgn_weights import load_generator
-from vpt_jax.methods.resnet import max_pool
 from vpt_jax.nn import layers
 from vpt_jax.nn.tokens import Spec
 from vpt_jax.problems import Classification, heads
@@ -82,21 +80,6 @@ def images_of(n, size=8):
 
 
 # The networks.
-
-
-@pytest.mark.parametrize("height,width", [(8, 8), (7, 8), (9, 5), (1, 2)])
-def test_gradients_go_to_the_first_maximum(height, width):
-  """As those of XLA's own windows (and PyTorch's); few values, so many ties."""
-  rng = np.random.default_rng(0)
-  x = jnp.float32(rng.integers(0, 3, (2, height, width, 3)))
-  want, back = jax.vjp(
-    lambda x: flax.linen.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1))),
-    x,
-  )
-  found, ours = jax.vjp(max_pool, x)
-  np.testing.assert_array_equal(found, want)
-  grad = jnp.float32(rng.integers(-9, 9, want.shape))
-  np.testing.assert_array_equal(ours(grad)[0], back(grad)[0])
 
 
 @pytest.mark.parametrize(

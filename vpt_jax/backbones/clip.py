@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vpt_jax.backbones.vit import Encoder
 from vpt_jax.nn.tokens import Tokens
 from vpt_jax.nn.transformer import Dtype
+from vpt_jax.ops.switch import Ops
 
 VOCAB_SIZE = 49408
 CONTEXT_LENGTH = 77
@@ -20,10 +21,16 @@ class TextTower(nn.Module):
   """A causal transformer, read where the text ends.
 
   Attributes:
+    width: D.
+    depth: number of blocks.
+    num_heads: of attention.
     output_dim: width of the space that images and texts share.
+    context_length: of the texts, in tokens.
+    vocab_size: number of tokens that there are.
     eps: of the norms.
-    gelu: as of `ViT`; "quick" is OpenAI's.
+    gelu: of `ops.gelu.NAMES`; "quick" is OpenAI's.
     dtype: of the matrix products; norms and softmax are always float32.
+    ops: form of its operations.
   """
 
   width: int
@@ -35,8 +42,10 @@ class TextTower(nn.Module):
   eps: float = 1e-5
   gelu: str = "quick"
   dtype: Dtype = jnp.float32
+  ops: Ops = Ops()
 
   def setup(self):
+    """Makes the embeddings, the encoder and the projection."""
     normal = nn.initializers.normal
     self.token_embedding = self.param(
       "token_embedding", normal(0.02), (self.vocab_size, self.width)
@@ -51,6 +60,7 @@ class TextTower(nn.Module):
       self.gelu,
       self.eps,
       self.dtype,
+      self.ops,
     )
     self.projection = nn.Dense(
       self.output_dim,
@@ -60,17 +70,14 @@ class TextTower(nn.Module):
     )
 
   def __call__(self, ids: jax.Array) -> jax.Array:
-    """Texts [N, context_length] -> features [N, output_dim].
+    """Returns the features of texts, [N, output_dim] in float32, any length.
 
     Args:
-      ids: int32, from `Tokenizer.encode`. The end token has the largest id;
-        what follows it has no effect.
-
-    Returns:
-      float32, not normalised.
+      ids: [N, context_length], int32, from `zero_shot.Tokenizer.encode`. The
+        end token has the largest id; what follows it has no effect.
 
     Raises:
-      ValueError: the texts have another length.
+      ValueError: the texts have another number of tokens.
     """
     if ids.shape[1:] != (self.context_length,):
       raise ValueError(
@@ -78,11 +85,19 @@ class TextTower(nn.Module):
         f"{self.context_length}]"
       )
     x = self.token_embedding[ids] + self.pos_embedding
-    tokens = Tokens(x.astype(self.dtype), num_cls=0)
+    tokens = Tokens(x.astype(self.dtype), num_cls=0, ops=self.ops)
     # Finite: a row without any -inf has a softmax in every precision.
-    later = jnp.triu(jnp.full(2 * (self.context_length,), -1e9), k=1)
+    square = (self.context_length, self.context_length)
+    mask_of_later = jnp.triu(jnp.full(square, -1e9), k=1)
     for i in range(self.depth):
-      tokens = self.Transformer.block(i, tokens, None, 1.0, None, later)
+      tokens = self.Transformer.block(
+        i,
+        tokens,
+        context=None,
+        temperature=1.0,
+        pool=None,
+        bias=mask_of_later,
+      )
     end = ids.argmax(axis=1)
     x = jnp.take_along_axis(tokens.x, end[:, None, None], axis=1)[:, 0]
     x = self.projection(self.Transformer.norm(x).astype(self.dtype))

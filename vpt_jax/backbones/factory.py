@@ -1,22 +1,28 @@
-"""Backbones by name: from the table to a module."""
+"""Builds backbones by name: from the model zoo to a module."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vpt_jax.backbones.model_zoo import BACKBONES, Entry
 from vpt_jax.backbones.swin import Swin
+from vpt_jax.backbones.vit import DinoHead
 from vpt_jax.nn.tokens import NORMS
-from vpt_jax.nn.transformer import ATTENTION, GELUS
+from vpt_jax.ops import gelu
+from vpt_jax.ops.switch import ATTENTION_FORMS as ATTENTION
+from vpt_jax.ops.switch import Ops
 from vpt_jax.utils import lookup
+
+__all__ = ["ATTENTION", "BACKBONES", "Entry", "build", "fitting", "get", "make"]
+
+_DEFAULT_OPS = Ops()
 
 
 def get(name: str) -> Entry:
-  """Entry of a backbone.
+  """Returns the entry of a backbone.
 
   Raises:
     ValueError: unknown name, with the nearest known one.
@@ -28,108 +34,158 @@ def build(
   config: ConfigDict,
   image_size: int | tuple[int, int],
   dtype: str,
-  attention: str = "ours",
+  ops: Ops = _DEFAULT_OPS,
 ) -> nn.Module:
-  """The module of `config.backbone` for images of this size.
+  """Returns the module of `config.backbone` for images of this size.
 
   Args:
     config: the section.
-    image_size: of its sides.
+    image_size: of both sides, or (height, width).
     dtype: of the matrix products.
-    attention: what computes it, a key of `blocks.ATTENTION`.
+    ops: form of its operations.
 
   Raises:
     ValueError: unknown name or option, or a size that patches do not tile.
   """
   entry = get(config.name)
-  size: Any = image_size
-  size = (size, size) if isinstance(size, int) else tuple(size)
-  options: dict[str, Any] = {}
-  if config.gelu == "torch":
-    if entry.arch.get("gelu", entry.module.gelu) == "tanh":
-      options["gelu"] = "exact"
-  elif config.gelu:
-    options["gelu"] = lookup.choose(config.gelu, GELUS, "backbone.gelu")
+  if isinstance(image_size, int):
+    image_size = (image_size, image_size)
+  if entry.module is Swin and ops.attention_form != "auto":
+    raise ValueError(
+      f"compute.attention={ops.attention_form!r} is not for windows; "
+      f"{config.name!r} needs 'auto'"
+    )
+  options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "ops": ops}
+  if config.gelu:
+    options["gelu"] = _gelu(config.gelu, entry)
   if config.norm:
     options["norm_order"] = lookup.choose(config.norm, NORMS, "backbone.norm")
   if config.projection:
-    if entry.projection is None:
-      raise ValueError(
-        f"backbone {config.name!r} has no projection; those that have: "
-        f"{', '.join(n for n, e in BACKBONES.items() if e.projection)}"
-      )
-    options["projection"] = entry.projection()
-  if lookup.choose(attention, ATTENTION, "compute.attention") != "ours":
-    if entry.module is Swin:
-      raise ValueError(
-        f"compute.attention={attention!r} is not for windows; "
-        f"{config.name!r} needs 'ours'"
-      )
-    if attention == "cudnn" and jax.default_backend() != "gpu":
-      raise ValueError(
-        "compute.attention='cudnn' is for NVIDIA GPUs, JAX has "
-        f"{jax.default_backend()!r}; use 'ours'"
-      )
-    options["attention"] = attention
-  return make(config.name, entry, size, dtype=jnp.dtype(dtype), **options)
+    options["projection"] = _projection(config.name, entry, ops)
+  return make(config.name, entry, tuple(image_size), **options)
+
+
+def _gelu(choice: str, entry: Entry) -> str:
+  """Returns the GELU that `config.backbone.gelu` chooses.
+
+  `torch` is what the published code runs: the exact one for models that were
+  trained with the tanh form, their own for all others.
+  """
+  if choice != "torch":
+    return lookup.choose(choice, gelu.NAMES, "backbone.gelu")
+  trained_with = entry.arch.get("gelu", entry.module.gelu)
+  return "exact" if trained_with == "tanh" else trained_with
+
+
+def _projection(name: str, entry: Entry, ops: Ops) -> nn.Module:
+  """Returns what follows the pooled feature of a backbone.
+
+  Raises:
+    ValueError: nothing does.
+  """
+  if entry.projection is None:
+    with_projection = [n for n, e in BACKBONES.items() if e.projection]
+    raise ValueError(
+      f"backbone {name!r} has no projection; those that have: "
+      f"{', '.join(with_projection)}"
+    )
+  projection = entry.projection()
+  if isinstance(projection, DinoHead):
+    return projection.clone(ops=ops)
+  return projection
 
 
 def make(
   name: str, entry: Entry, size: tuple[int, int], **options: Any
 ) -> nn.Module:
-  """The module of an entry for images of this size.
+  """Returns the module of an entry for images of this size.
+
+  Args:
+    name: of the entry, for errors.
+    entry: of the model zoo.
+    size: (height, width).
+    **options: attributes of the module that replace the entry's.
 
   Raises:
     ValueError: a size that patches (and windows) do not tile.
   """
-  unit, fits = entry.arch.get("patch_size", 4), lambda side: True
-  if entry.module is Swin:
-    window, stages = entry.arch["window"], len(entry.arch["depths"])
-    grids = lambda side: [side // unit // 2**s for s in range(stages)]
-    fits = lambda side: (
-      side % (unit * 2 ** (stages - 1)) == 0
-      and all(grid and grid % min(window, grid) == 0 for grid in grids(side))
-    )
   for side in size:
-    if side < unit or side % unit or not fits(side):
-      near = min(
-        (n for n in range(unit, 2 * side + 512, unit) if fits(n)),
-        key=lambda n: abs(n - side),
-      )
+    if not _fits(entry, side):
       raise ValueError(
         f"image_size={side} is not a multiple of the patch size "
-        f"{unit} of {name!r} (and its windows, if it has any); "
-        f"nearest: {near}"
+        f"{_patch_size(entry)} of {name!r} (and its windows, if it has any); "
+        f"nearest: {_nearest_side(entry, side)}"
       )
   module = entry.module(image_size=size, **(entry.arch | options))
-  if (
-    entry.module is Swin
-    and size[0] != size[1]
-    and (min(module.spec.grids[-1]) < entry.arch["window"])
-  ):
-    raise ValueError(
-      f"image_size={size} leaves {name!r} a grid that is no "
-      "square and smaller than its windows; use a larger or a "
-      "square image"
-    )
+  if entry.module is Swin:
+    _check_last_grid(name, module)
   return module
 
 
-def fitting(shape: Mapping[str, int]) -> list[str]:
-  """Names in the table with this patch_size, width, depth, mlp_dim, window."""
-
-  def sizes(entry):
-    if entry.module is not Swin:
-      return entry.arch
-    arch = (
-      dict(patch_size=Swin.patch_size, mlp_ratio=Swin.mlp_ratio) | entry.arch
-    )
-    return arch | dict(
-      depth=sum(arch["depths"]), mlp_dim=int(arch["width"] * arch["mlp_ratio"])
+def _check_last_grid(name: str, module: Swin) -> None:
+  """Raises ValueError for windows that would not be squares."""
+  rows, columns = module.spec.grids[-1]
+  if rows != columns and min(rows, columns) < module.window:
+    raise ValueError(
+      f"image_size={module.image_size} leaves {name!r} a grid that is no "
+      "square and smaller than its windows; use a larger or a "
+      "square image"
     )
 
-  return [
-    name
-    for name, entry in BACKBONES.items()
-    if shape.items() <= sizes(entry).items()
+
+def _patch_size(entry: Entry) -> int:
+  return entry.arch.get("patch_size", Swin.patch_size)
+
+
+def _fits(entry: Entry, side: int) -> bool:
+  """Returns whether patches, and windows in every stage, tile a side."""
+  patch = _patch_size(entry)
+  if side < patch or side % patch:
+    return False
+  if entry.module is not Swin:
+    return True
+  stages = len(entry.arch["depths"])
+  units = [patch * 2**stage for stage in range(stages)]  # pixels of a patch
+  if side % units[-1]:
+    return False
+  for unit in units:
+    grid = side // unit
+    window = min(entry.arch["window"], grid)
+    if grid % window:
+      return False
+  return True
+
+
+def _nearest_side(entry: Entry, side: int) -> int:
+  """Returns the side nearest to this one that fits."""
+  patch = _patch_size(entry)
+  fitting_sides = [
+    candidate
+    for candidate in range(patch, 2 * side + 512, patch)
+    if _fits(entry, candidate)
   ]
+  return min(fitting_sides, key=lambda candidate: abs(candidate - side))
+
+
+def fitting(shape: Mapping[str, int]) -> list[str]:
+  """Returns the names of the backbones that have these sizes.
+
+  Args:
+    shape: some of patch_size, width, depth, mlp_dim, window.
+  """
+  names = []
+  for name, entry in BACKBONES.items():
+    if shape.items() <= _sizes(entry).items():
+      names.append(name)
+  return names
+
+
+def _sizes(entry: Entry) -> dict[str, Any]:
+  """Returns an entry's attributes, a Swin's with the names of a ViT's too."""
+  if entry.module is not Swin:
+    return entry.arch
+  defaults = {"patch_size": Swin.patch_size, "mlp_ratio": Swin.mlp_ratio}
+  arch = defaults | entry.arch
+  arch["depth"] = sum(arch["depths"])
+  arch["mlp_dim"] = int(arch["width"] * arch["mlp_ratio"])
+  return arch

@@ -1,4 +1,4 @@
-"""The pretrained models that a config can name, as data.
+"""Lists the pretrained models that a config can name.
 
 Checksums are what the publishers state: whole, or the first digits that they
 put into a README or a file's name; "" where they state none. Licences are those
@@ -15,6 +15,8 @@ import flax.linen as nn
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import DinoHead, ViT
 
+_FACEBOOK = "https://dl.fbaipublicfiles.com/"
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -22,7 +24,7 @@ class Entry:
 
   Attributes:
     arch: attributes of the module (`vit.ViT`, `swin.Swin`) but its image size.
-    module: the class.
+    module: the class of the backbone.
     image_size: side of the images that it was trained on.
     url: where its checkpoint is, "" if only a local file will do, or
       "package:NAME" for a file inside this package.
@@ -45,27 +47,40 @@ class Entry:
 
   @property
   def normalize(self) -> str:
-    """Mean and std that it was trained with, see `data/preprocess.py`."""
+    """Mean and std that it was trained with, see `data/transforms`."""
     return self.arch.get("normalize", self.module.normalize)
 
 
+# Of a ViT: (width, depth, width of the MLP's hidden layer, heads).
+_VIT_SIZES = {
+  "mini": (96, 4, 384, 3),
+  "ti": (192, 12, 768, 3),
+  "s": (384, 12, 1536, 6),
+  "b": (768, 12, 3072, 12),
+  "l": (1024, 24, 4096, 16),
+  "h": (1280, 32, 5120, 16),
+  "g": (1408, 40, 6144, 16),
+  "so400m": (1152, 27, 4304, 16),
+}
+# Of a Swin: (width of the first stage, blocks of every stage).
+_SWIN_SIZES = {
+  "t": (96, (2, 2, 6, 2)),
+  "s": (96, (2, 2, 18, 2)),
+  "b": (128, (2, 2, 18, 2)),
+}
+
+
 def _vit(size: str, patch: int, **more: Any) -> dict[str, Any]:
-  width, depth, mlp, heads = {
-    "mini": (96, 4, 384, 3),
-    "ti": (192, 12, 768, 3),
-    "s": (384, 12, 1536, 6),
-    "b": (768, 12, 3072, 12),
-    "l": (1024, 24, 4096, 16),
-    "h": (1280, 32, 5120, 16),
-    "g": (1408, 40, 6144, 16),
-    "so400m": (1152, 27, 4304, 16),
-  }[size]
-  return (
-    dict(
-      patch_size=patch, width=width, depth=depth, mlp_dim=mlp, num_heads=heads
-    )
-    | more
-  )
+  """Returns attributes of a `ViT`; `more` adds to them or replaces them."""
+  width, depth, mlp_dim, num_heads = _VIT_SIZES[size]
+  return {
+    "patch_size": patch,
+    "width": width,
+    "depth": depth,
+    "mlp_dim": mlp_dim,
+    "num_heads": num_heads,
+    **more,
+  }
 
 
 def _google(
@@ -75,7 +90,7 @@ def _google(
   checksum: str = "",
   folder: str = "imagenet21k",
 ) -> Entry:
-  """Trained in JAX: tanh GELU, pixels in [-1, 1]."""
+  """Returns a model trained in JAX: tanh GELU, pixels in [-1, 1]."""
   url = f"https://storage.googleapis.com/vit_models/{folder}/{file}.npz"
   return Entry(
     _vit(size, patch, normalize="half"),
@@ -86,6 +101,7 @@ def _google(
 
 
 def _augreg(size: str, patch: int, recipe: str) -> Entry:
+  """Returns a model of AugReg, by the recipe in its file's name."""
   return _google(
     size,
     patch,
@@ -104,7 +120,7 @@ def _torch(
   image_size: int = 224,
   **more: Any,
 ) -> Entry:
-  """Trained in PyTorch: exact GELU, ImageNet's mean and std."""
+  """Returns a model trained in PyTorch: exact GELU, ImageNet's mean, std."""
   return Entry(
     _vit(size, patch, gelu="exact", **more),
     image_size=image_size,
@@ -115,15 +131,12 @@ def _torch(
   )
 
 
-_FB = "https://dl.fbaipublicfiles.com/"
-
-
 def _mae(size: str, patch: int, file: str, checksum: str) -> Entry:
-  """The mean of patches and prompts, then a norm with fresh weights: VPT."""
+  """Returns MAE: the mean of patches and prompts, then a fresh norm, as VPT."""
   return _torch(
     size,
     patch,
-    f"{_FB}mae/pretrain/mae_pretrain_vit_{file}.pth",
+    f"{_FACEBOOK}mae/pretrain/mae_pretrain_vit_{file}.pth",
     checksum,
     "CC-BY-NC-4.0",
     pool="imgprompt",
@@ -132,10 +145,11 @@ def _mae(size: str, patch: int, file: str, checksum: str) -> Entry:
 
 
 def _moco(size: str, url: str, checksum: str = "") -> Entry:
+  """Returns MoCo v3: sin-cos positions, 12 heads at every width."""
   return _torch(
     size,
     16,
-    f"{_FB}moco-v3/{url}",
+    f"{_FACEBOOK}moco-v3/{url}",
     checksum,
     "CC-BY-NC-4.0",
     num_heads=12,
@@ -144,10 +158,11 @@ def _moco(size: str, url: str, checksum: str = "") -> Entry:
 
 
 def _dino(size: str, patch: int, name: str) -> Entry:
+  """Returns DINO, with its projection head."""
   return _torch(
     size,
     patch,
-    f"{_FB}dino/dino_{name}_pretrain/dino_{name}_pretrain.pth",
+    f"{_FACEBOOK}dino/dino_{name}_pretrain/dino_{name}_pretrain.pth",
     "",
     "Apache-2.0",
     resize="bicubic",
@@ -156,11 +171,12 @@ def _dino(size: str, patch: int, name: str) -> Entry:
 
 
 def _deit(size: str, file: str, prefix: str, image_size: int = 224) -> Entry:
+  """Returns DeiT; the file's name ends with the first digits of its sha256."""
   file = f"deit_{file}_patch16_{image_size}-{prefix}.pth"
   return _torch(
     size,
     16,
-    f"{_FB}deit/{file}",
+    f"{_FACEBOOK}deit/{file}",
     f"sha256:{prefix}",
     "Apache-2.0",
     image_size=image_size,
@@ -170,7 +186,12 @@ def _deit(size: str, file: str, prefix: str, image_size: int = 224) -> Entry:
 def _clip(
   size: str, patch: int, name: str, sha256: str, image_size: int = 224
 ) -> Entry:
-  width, heads = (768, 12) if size == "l" else (512, 8)
+  """Returns CLIP's visual tower, its projection and its text tower's sizes."""
+  text_width, text_heads = (768, 12) if size == "l" else (512, 8)
+
+  def projection() -> nn.Module:
+    return nn.Dense(text_width, use_bias=False)
+
   return Entry(
     _vit(
       size,
@@ -185,12 +206,18 @@ def _clip(
     url=f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}.pt",
     checksum=f"sha256:{sha256}",
     licence="code: MIT",
-    projection=lambda: nn.Dense(width, use_bias=False),
-    text=dict(width=width, depth=12, num_heads=heads, output_dim=width),
+    projection=projection,
+    text={
+      "width": text_width,
+      "depth": 12,
+      "num_heads": text_heads,
+      "output_dim": text_width,
+    },
   )
 
 
 def _torchvision(size: str, patch: int, prefix: str) -> Entry:
+  """Returns a model of torchvision, supervised on ImageNet-1k."""
   return _torch(
     size,
     patch,
@@ -202,31 +229,27 @@ def _torchvision(size: str, patch: int, prefix: str) -> Entry:
 
 def _swin(
   size: str,
-  file: str = "",
+  file: str,
   checksum: str = "",
   window: int = 7,
   image_size: int = 224,
 ) -> Entry:
-  width, depths = {
-    "t": (96, (2, 2, 6, 2)),
-    "s": (96, (2, 2, 18, 2)),
-    "b": (128, (2, 2, 18, 2)),
-  }[size]
+  """Returns a published Swin."""
+  width, depths = _SWIN_SIZES[size]
+  heads = width // 32
   return Entry(
-    dict(
-      width=width,
-      depths=depths,
-      window=window,
-      num_heads=tuple(width // 32 * 2**s for s in range(4)),
-    ),
-    Swin,
-    image_size,
-    "https://github.com/SwinTransformer/storage/releases/"
-    f"download/v1.0.0/{file}.pth"
-    if file
-    else "",
-    checksum,
-    "code: MIT" if file else "",
+    {
+      "width": width,
+      "depths": depths,
+      "window": window,
+      "num_heads": (heads, 2 * heads, 4 * heads, 8 * heads),
+    },
+    module=Swin,
+    image_size=image_size,
+    url="https://github.com/SwinTransformer/storage/releases/"
+    f"download/v1.0.0/{file}.pth",
+    checksum=checksum,
+    licence="code: MIT",
   )
 
 
@@ -304,7 +327,7 @@ BACKBONES: dict[str, Entry] = {
   "swin_b_in21k_384": _swin(
     "b", "swin_base_patch4_window12_384_22k", window=12, image_size=384
   ),
-  # Of our own, see assets/README.md.
+  # Embedded in the package, see assets/README.md.
   "vit_mini4_cifar10": Entry(
     _vit("mini", 4, normalize="half"),
     image_size=32,

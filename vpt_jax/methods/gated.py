@@ -103,7 +103,7 @@ class Gated(Method):
 
   def prompts(self, image, tokens, *, train):
     """Returns the prompts P, which are carried through all blocks."""
-    return per_image(self.prompt, len(tokens.x), self.prompt_dropout, train)
+    return per_image(self.prompt, tokens, self.prompt_dropout, train)
 
   def temperature(self, i):
     """Returns tau_i, within its range."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpt_jax.nn.layers import Dropout
-from vpt_jax.nn.tokens import Spec, to_batch, Tokens
+from vpt_jax.nn.tokens import Spec, Tokens
 from vpt_jax.utils import trees
 
 
@@ -241,7 +241,7 @@ def _split_sets(
 
 
 def per_image(
-  prompt: jax.Array, batch: int, dropout: Dropout, train: bool
+  prompt: jax.Array, tokens: Tokens, dropout: Dropout, train: bool
 ) -> jax.Array:
   """Returns prompts [1, P, D] after dropout, which is drawn for every image.
 
@@ -250,4 +250,5 @@ def per_image(
   """
   if not train or dropout.off:
     return prompt
-  return dropout(to_batch(prompt, batch), deterministic=False)
+  prompt = tokens.ops.to_batch(prompt, len(tokens.x))
+  return dropout(prompt, deterministic=False)

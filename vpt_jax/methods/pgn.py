@@ -99,7 +99,7 @@ class PGN(Method):
     )
     features = self.num_tokens * self.library
     if self.network == "resnet18":
-      self.generator = resnet18(features)
+      self.generator = resnet18(features, self.spec.ops)
     else:
       self.generator = ResNet(
         features,
@@ -107,6 +107,7 @@ class PGN(Method):
         self.groups,
         self.blocks_per_group,
         pool=self.init_max_pool,
+        ops=self.spec.ops,
       )
 
   def prompts(self, image, tokens, *, train):

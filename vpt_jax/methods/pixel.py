@@ -18,7 +18,7 @@ from vpt_jax.methods.method import (
   prompt_init,
   prompt_sets,
 )
-from vpt_jax.nn.layers import Conv, Dropout
+from vpt_jax.nn.layers import Dropout
 from vpt_jax.utils import lookup
 
 # Mean and std of the images that a learned image in [0, 1] is made comparable
@@ -107,9 +107,7 @@ class Add(Method):
     """Adds the prompts of block i."""
     if self.prompt[i] is None:
       return tokens
-    prompt = per_image(
-      self.prompt[i], len(tokens.x), self.prompt_dropout, train
-    )
+    prompt = per_image(self.prompt[i], tokens, self.prompt_dropout, train)
     return tokens.replace(x=tokens.x + prompt.astype(tokens.x.dtype))
 
 
@@ -246,12 +244,13 @@ class Below(Method):
     self.channels = self.param(
       "channels", init, (1, *spec.image_size, self.num_channels)
     )
-    self.embedding = Conv(
+    self.embedding = nn.Conv(
       spec.widths[0],
       patch,
       strides=patch,
       padding="VALID",
       use_bias=False,
+      conv_general_dilated=spec.ops.convolution,
       kernel_init=init,
     )
 

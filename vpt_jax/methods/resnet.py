@@ -6,10 +6,12 @@ generators.
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from vpt_jax.methods import torch_init
-from vpt_jax.nn.layers import BatchNorm, Conv
+from vpt_jax.nn.layers import BatchNorm
+from vpt_jax.ops.switch import Ops
+
+_DEFAULT_OPS = Ops()
 
 
 def conv(
@@ -17,6 +19,7 @@ def conv(
   size: int,
   stride: int,
   name: str,
+  ops: Ops,
   bias_init: nn.initializers.Initializer | None = None,
 ) -> nn.Conv:
   """Returns a size x size convolution that halves the map at stride 2.
@@ -26,10 +29,11 @@ def conv(
     size: side of the kernel.
     stride: 1 or 2.
     name: of the layer.
+    ops: form of its operations.
     bias_init: initial values of its bias; None: it has none.
   """
   options = {} if bias_init is None else {"bias_init": bias_init}
-  return Conv(
+  return nn.Conv(
     width,
     (size, size),
     strides=stride,
@@ -38,29 +42,9 @@ def conv(
     use_bias=bias_init is not None,
     name=name,
     kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    conv_general_dilated=ops.convolution,
     **options,
   )
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-  """Maxima of 3 x 3 windows at stride 2: [B, H, W, C] -> [B, H/2, W/2, C].
-
-  Gradients go to the first maximum of a window, as PyTorch's. Those of
-  `nn.max_pool` do, too, but take XLA on CPU ten times as long.
-  """
-  return _max_of_three(_max_of_three(x, axis=2), axis=1)
-
-
-def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
-  n = -(-x.shape[axis] // 2)
-  pad = [(0, 0)] * x.ndim
-  pad[axis] = (1, 2 * n - x.shape[axis])
-  x = jnp.pad(x, pad, constant_values=-jnp.inf)
-  first, second, third = (
-    jax.lax.slice_in_dim(x, k, k + 2 * n - 1, 2, axis) for k in range(3)
-  )
-  x = jnp.where(second > first, second, first)
-  return jnp.where(third > x, third, x)
 
 
 class Block(nn.Module):
@@ -72,18 +56,20 @@ class Block(nn.Module):
     width: channels of the output.
     stride: 2 subsamples.
     shortcut_norm: the shortcut has a norm instead of a bias.
+    ops: form of its operations.
   """
 
   width: int
   stride: int
   shortcut_norm: bool
+  ops: Ops
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Returns [B, H / stride, W / stride, width] for x [B, H, W, C]."""
-    y = conv(self.width, 3, self.stride, "conv_0")(x)
+    y = conv(self.width, 3, self.stride, "conv_0", self.ops)(x)
     y = nn.relu(BatchNorm(name="norm_0")(y, train))
-    y = conv(self.width, 3, 1, "conv_1")(y)
+    y = conv(self.width, 3, 1, "conv_1", self.ops)(y)
     y = BatchNorm(name="norm_1")(y, train)
     if self.stride > 1:
       x = self._shortcut(x, train)
@@ -92,10 +78,10 @@ class Block(nn.Module):
   def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
     """Returns the input, subsampled and as wide as the output."""
     if self.shortcut_norm:
-      x = conv(self.width, 1, self.stride, "shortcut")(x)
+      x = conv(self.width, 1, self.stride, "shortcut", self.ops)(x)
       return BatchNorm(name="shortcut_norm")(x, train)
     bias_init = torch_init.bias(x.shape[-1])
-    return conv(self.width, 1, self.stride, "shortcut", bias_init)(x)
+    return conv(self.width, 1, self.stride, "shortcut", self.ops, bias_init)(x)
 
 
 class ResNet(nn.Module):
@@ -112,6 +98,7 @@ class ResNet(nn.Module):
     stem: side of the first kernel.
     pool: a 3 x 3 maximum of stride 2 follows it.
     shortcut_norm: see `Block`.
+    ops: form of its operations.
   """
 
   features: int
@@ -121,21 +108,23 @@ class ResNet(nn.Module):
   stem: int = 3
   pool: bool = True
   shortcut_norm: bool = False
+  ops: Ops = Ops()
 
   @nn.compact
   def __call__(self, image: jax.Array, train: bool) -> jax.Array:
     """Returns [B, features] for images [B, H, W, 3]."""
-    x = conv(self.width, self.stem, 2, "stem")(image)
+    x = conv(self.width, self.stem, 2, "stem", self.ops)(image)
     x = nn.relu(BatchNorm(name="stem_norm")(x, train))
     if self.pool:
-      x = max_pool(x)
+      x = self.ops.max_pool(x)
     for group in range(self.groups):
       width = self.width * 2**group
       for number in range(self.blocks):
         subsamples = group > 0 and number == 0
         stride = 2 if subsamples else 1
         name = f"block_{group * self.blocks + number}"
-        x = Block(width, stride, self.shortcut_norm, name=name)(x, train)
+        block = Block(width, stride, self.shortcut_norm, self.ops, name=name)
+        x = block(x, train)
     x = x.mean(axis=(1, 2))
     return nn.Dense(
       self.features,
@@ -145,7 +134,7 @@ class ResNet(nn.Module):
     )(x)
 
 
-def resnet18(features: int) -> ResNet:
+def resnet18(features: int, ops: Ops = _DEFAULT_OPS) -> ResNet:
   """Returns torchvision's ResNet18 with an output layer of this size."""
   return ResNet(
     features,
@@ -155,4 +144,5 @@ def resnet18(features: int) -> ResNet:
     stem=7,
     pool=True,
     shortcut_norm=True,
+    ops=ops,
   )

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from vpt_jax.methods import torch_init
 from vpt_jax.methods.method import (
@@ -19,6 +18,7 @@ from vpt_jax.methods.method import (
   stage_of,
 )
 from vpt_jax.nn.layers import Dropout, LayerNorm
+from vpt_jax.ops.switch import Ops
 from vpt_jax.utils import lookup
 
 
@@ -40,29 +40,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "identity": identity,
 }
 PROJECTORS = ("shared", "own", "none")
-
-
-def depthwise(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-  """Correlates every channel with its K x K kernel.
-
-  A sum of K^2 shifted copies, which XLA fuses into one pass over the map.
-
-  Args:
-    x: [B, H, W, D].
-    kernel: [K, K, D], or [K, K, 1] for one kernel for all channels.
-    padding: zeros around the map.
-
-  Returns:
-    [B, H', W', D] with H' = H + 2 padding - K + 1.
-  """
-  x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-  size = len(kernel)
-  rows, columns = x.shape[1] - size + 1, x.shape[2] - size + 1
-  return sum(
-    kernel[i, j] * x[:, i : i + rows, j : j + columns]
-    for i in range(size)
-    for j in range(size)
-  )
 
 
 class Projector(nn.Module):
@@ -99,6 +76,7 @@ class Generator(nn.Module):
   padding: int
   per_channel: bool
   dropout: float
+  ops: Ops
 
   @nn.compact
   def __call__(
@@ -107,7 +85,7 @@ class Generator(nn.Module):
     """Returns prompts [B, P, D] for patches [B, N, D] on a grid of N."""
     batch, _, width = patch.shape
     # 1e-5, unlike the backbone's 1e-6: the default of the published code.
-    x = LayerNorm(1e-5, name="norm")(patch)
+    x = LayerNorm(1e-5, self.ops, name="norm")(patch)
     if self.conv:
       channels = width if self.per_channel else 1
       kernel = self.param(
@@ -116,7 +94,7 @@ class Generator(nn.Module):
         (self.kernel_size, self.kernel_size, channels),
       )
       on_grid = x.reshape(batch, *grid, width)
-      x = depthwise(on_grid, kernel, self.padding)
+      x = self.ops.depthwise(on_grid, kernel, self.padding)
       x = x.reshape(batch, -1, width)
       # Drops whole channels of an image, so the position axis is shared.
       x = Dropout(self.dropout, broadcast_dims=(1,))(x, deterministic=not train)
@@ -213,6 +191,7 @@ class VAPT(Method):
       self.padding,
       self.per_channel,
       self.dropout_channel,
+      self.spec.ops,
     )
 
   def _make_projector(self) -> Projector:
@@ -232,9 +211,7 @@ class VAPT(Method):
   def context(self, i, tokens, *, train):
     """Returns the prompts of block i: static ones, or made of its patches."""
     if i < self.static_layers:
-      return per_image(
-        self.prompt[i], len(tokens.x), self.prompt_dropout, train
-      )
+      return per_image(self.prompt[i], tokens, self.prompt_dropout, train)
     prompt = self.generator[str(i)](tokens.patch, tokens.grid, train)
     if self.projector == "none":
       return prompt

@@ -149,7 +149,7 @@ class VPT(Method):
       return None
     if self.project:
       prompt = self.projection(prompt)
-    return per_image(prompt, len(tokens.x), self.prompt_dropout, train)
+    return per_image(prompt, tokens, self.prompt_dropout, train)
 
   def prompts(self, image, tokens, *, train):
     """Returns prompts that are carried from the first block on."""

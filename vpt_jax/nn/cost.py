@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a backbone, without running it."""
+"""Counts parameters and multiply-adds of a backbone, without running it."""
 
 from collections.abc import Callable, Iterator
 import functools
@@ -13,6 +13,7 @@ from vpt_jax.utils import trees
 
 
 def _forward(module: nn.Module) -> jax.Array:
+  """Returns the normed tokens [1, T, D] of a black image."""
   tokens = module.embed(jnp.zeros((1, *module.spec.image_size, 3)))
   for i in range(module.spec.depth):
     tokens = module.block(i, module.enter(i, tokens))
@@ -20,13 +21,13 @@ def _forward(module: nn.Module) -> jax.Array:
 
 
 def shapes(module: nn.Module) -> trees.Flat:
-  """{path: ShapeDtypeStruct} of a backbone's parameters."""
+  """Returns {path: ShapeDtypeStruct} of a backbone's parameters."""
   init = nn.init(_forward, module)
   return trees.flatten(jax.eval_shape(init, jax.random.key(0))["params"])
 
 
 def parameters(module: nn.Module) -> int:
-  """Number of scalars, without heads and projections.
+  """Returns the number of scalars, without heads and projections.
 
   The class token's position is part of the class token here, so that a ViT has
   D parameters fewer than where both are kept.
@@ -35,7 +36,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def multiply_adds(module: nn.Module) -> int:
-  """Multiply-adds of an image in matrix products and convolutions.
+  """Returns the multiply-adds of an image in products and convolutions.
 
   Papers call this number FLOPs. No prompts; all rows of the last block.
   """
@@ -44,39 +45,52 @@ def multiply_adds(module: nn.Module) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _measured(module: nn.Module) -> tuple[int, int]:
-  """(parameters, multiply-adds), traced."""
+  """Returns (parameters, multiply-adds) of all its blocks, traced once."""
   flat = shapes(module)
-  return (
-    sum(math.prod(leaf.shape) for leaf in flat.values()),
-    counted(nn.apply(_forward, module), {"params": trees.unflatten(flat)}),
-  )
+  count = sum(math.prod(leaf.shape) for leaf in flat.values())
+  variables = {"params": trees.unflatten(flat)}
+  return count, counted(nn.apply(_forward, module), variables)
 
 
 def counted(function: Callable[..., Any], *args: Any) -> int:
-  """Multiply-adds of a call; arrays among its arguments may be shapes."""
-  jaxpr = jax.make_jaxpr(function)(*args)
-  return sum(map(_count, _equations(jaxpr.jaxpr)))
+  """Returns the multiply-adds of a call.
+
+  Args:
+    function: that is called; it is traced, not run.
+    *args: its arguments; arrays among them may be shapes.
+  """
+  program = jax.make_jaxpr(function)(*args)
+  return sum(_count(equation) for equation in _equations(program.jaxpr))
 
 
 def by_depth(module: nn.Module, count: Callable[[nn.Module], int]) -> int:
-  """`count(module)` from networks of one or two blocks a stage.
+  """Returns `count(module)` from networks of one or two blocks a stage.
 
   The blocks of a stage cost the same, and tracing 24 of them takes a while.
+
+  Args:
+    module: with `depths` (Swin) or `depth` (ViT).
+    count: of a shorter module; a sum over its blocks and the rest.
   """
-  staged = hasattr(module, "depths")
-  depths = module.depths if staged else (module.depth,)
-  short = lambda depths: count(
-    module.clone(depths=depths) if staged else module.clone(depth=depths[0])
-  )
-  once = (1,) * len(depths)
-  base = short(once)
-  return base + sum(
-    (depth - 1) * (short((*once[:s], 2, *once[s + 1 :])) - base)
-    for s, depth in enumerate(depths)
-  )
+  is_staged = hasattr(module, "depths")
+  depths = module.depths if is_staged else (module.depth,)
+
+  def count_short(depths: tuple[int, ...]) -> int:
+    if is_staged:
+      return count(module.clone(depths=depths))
+    return count(module.clone(depth=depths[0]))
+
+  single = (1,) * len(depths)
+  base = count_short(single)
+  total = base
+  for stage, depth in enumerate(depths):
+    double = (*single[:stage], 2, *single[stage + 1 :])
+    total += (depth - 1) * (count_short(double) - base)
+  return total
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
+  """Yields the equations of a program and of the programs inside it."""
   for equation in jaxpr.eqns:
     yield equation
     for value in equation.params.values():
@@ -86,13 +100,15 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _count(equation: Any) -> int:
-  name, out = equation.primitive.name, equation.outvars[0].aval
+  """Returns the multiply-adds of one equation."""
+  name = equation.primitive.name
+  outputs = math.prod(equation.outvars[0].aval.shape)
   if name == "dot_general":
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
-    return math.prod(out.shape) * math.prod(left[axis] for axis in contracted)
+    return outputs * math.prod(left[axis] for axis in contracted)
   if name == "conv_general_dilated":
     kernel = equation.invars[1].aval.shape
     out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-    return math.prod(out.shape) * math.prod(kernel) // kernel[out_axis]
+    return outputs * math.prod(kernel) // kernel[out_axis]
   return 0

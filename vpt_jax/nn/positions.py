@@ -1,24 +1,36 @@
-"""Position embeddings: fixed tables, and how they come to another grid."""
+"""Makes position embeddings: fixed tables, and tables for another grid."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 Grid = tuple[int, int]
 
 
-def initial(resize_as: str, grid: Grid) -> Callable[..., np.ndarray]:
-  """Initialiser of positions [1, h w, D], which `sincos` fixes."""
-  if resize_as == "sincos":
-    return lambda rng, shape: sincos(grid, shape[-1])
-  return lambda rng, shape: nn.initializers.normal(shape[-1] ** -0.5)(
-    rng, shape
-  )
+def initial(
+  resize_as: str, grid: Grid
+) -> Callable[..., np.ndarray | jax.Array]:
+  """Returns the initialiser of positions [1, h w, D].
+
+  Args:
+    resize_as: `sincos` for a fixed table; see `resize`.
+    grid: (h, w).
+  """
+
+  def fixed(rng, shape):
+    del rng
+    return sincos(grid, shape[-1])
+
+  def drawn(rng, shape):
+    return nn.initializers.normal(shape[-1] ** -0.5)(rng, shape)
+
+  return fixed if resize_as == "sincos" else drawn
 
 
 def sincos(grid: Grid, width: int) -> np.ndarray:
-  """MoCo v3's fixed table [1, h w, D] (Chen et al. 2021, arXiv 2104.02057).
+  """Returns MoCo v3's fixed table [1, h w, D] (Chen et al. 2021, 2104.02057).
 
   A quarter of the width each: sin and cos of the row, sin and cos of the
   column, times 10000^(-k / (D / 4)). (Its code calls the row the width, which
@@ -31,19 +43,21 @@ def sincos(grid: Grid, width: int) -> np.ndarray:
     raise ValueError(
       f"sin-cos positions need a width divisible by 4, not {width}"
     )
-  frequency = 10000.0 ** -(np.arange(width // 4) / (width // 4))
-  row, column = (
-    axis.reshape(-1, 1) * frequency
-    for axis in np.meshgrid(*map(np.arange, grid), indexing="ij")
+  quarter = width // 4
+  frequency = 10000.0 ** -(np.arange(quarter) / quarter)
+  row, column = np.indices(grid)
+  row = row.reshape(-1, 1) * frequency
+  column = column.reshape(-1, 1) * frequency
+  table = np.concatenate(
+    [np.sin(row), np.cos(row), np.sin(column), np.cos(column)], axis=1
   )
-  table = [np.sin(row), np.cos(row), np.sin(column), np.cos(column)]
-  return np.concatenate(table, axis=1)[None].astype(np.float32)
+  return table[None].astype(np.float32)
 
 
 def resize(
   table: np.ndarray, grid_from: Grid, grid_to: Grid, how: str = "linear"
 ) -> np.ndarray:
-  """Position embeddings [1, h w, D] -> [1, h' w', D].
+  """Returns position embeddings [1, h w, D] for another grid, [1, h' w', D].
 
   Args:
     table: float32.
@@ -58,34 +72,45 @@ def resize(
     return sincos(grid_to, width)
   table = table.astype(np.float32).reshape(*grid_from, width)
   if how == "bicubic":
-    for axis in (0, 1):
-      weights = _cubic(grid_from[axis], grid_to[axis])
-      table = np.moveaxis(np.tensordot(weights, table, (1, axis)), 0, axis)
+    table = _resize_bicubic(table, grid_to)
   else:
-    from scipy import ndimage  # slow to import, seldom needed
-
-    zoom = (grid_to[0] / grid_from[0], grid_to[1] / grid_from[1], 1)
-    table = ndimage.zoom(table, zoom, order=1)
+    table = _resize_linear(table, grid_to)
   return table.reshape(1, -1, width).astype(np.float32)
 
 
-def _cubic(old: int, new: int) -> np.ndarray:
-  """Weights [new, old] of Keys' cubic convolution with a = -0.75.
+def _resize_linear(table: np.ndarray, grid_to: Grid) -> np.ndarray:
+  """Returns [h, w, D] as [h', w', D]."""
+  from scipy import ndimage  # slow to import, seldom needed
+
+  rows, columns, _ = table.shape
+  zoom = (grid_to[0] / rows, grid_to[1] / columns, 1)
+  return ndimage.zoom(table, zoom, order=1)
+
+
+def _resize_bicubic(table: np.ndarray, grid_to: Grid) -> np.ndarray:
+  """Returns [h, w, D] as [h', w', D]."""
+  for axis in (0, 1):
+    weights = _cubic_weights(table.shape[axis], grid_to[axis])
+    resized = np.tensordot(weights, table, (1, axis))
+    table = np.moveaxis(resized, 0, axis)
+  return table
+
+
+def _cubic_weights(old: int, new: int) -> np.ndarray:
+  """Returns weights [new, old] of Keys' cubic convolution with a = -0.75.
 
   Pixel centres are half-way, the edge is repeated: PyTorch's `interpolate` with
   a scale factor of (new + 0.1) / old.
   """
   a = -0.75
-  place = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
-  first = np.floor(place).astype(int)
+  centre = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
+  first = np.floor(centre).astype(int)
   weights = np.zeros((new, old))
   for tap in range(-1, 3):
-    d = np.abs(place - first - tap)
-    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-    far = a * (d**3 - 5 * d**2 + 8 * d - 4)
-    np.add.at(
-      weights,
-      (np.arange(new), np.clip(first + tap, 0, old - 1)),
-      np.where(d <= 1, near, far),
-    )
+    distance = np.abs(centre - first - tap)
+    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+    far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+    weight = np.where(distance <= 1, near, far)
+    source = np.clip(first + tap, 0, old - 1)
+    np.add.at(weights, (np.arange(new), source), weight)
   return weights

@@ -1,4 +1,4 @@
-"""`Tokens`, the packed sequence that travels through the blocks, and `Spec`.
+"""Defines `Tokens`, what travels through the blocks, `Reads` and `Spec`.
 
 One array [B, C + P + N, D] holds class tokens, carried prompts and patches, in
 this order. Prompts have no position embedding and attention does not care for
@@ -7,11 +7,14 @@ end) alike. Nobody outside this file writes index arithmetic.
 """
 
 import dataclasses
-import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from vpt_jax.ops.switch import Ops
+
+_DEFAULT_OPS = Ops()
 
 # Which rows each pooling reads: (class tokens, prompts, patches).
 POOLS = {
@@ -29,6 +32,36 @@ NORMS = ("before", "after", "fresh")
 
 
 @dataclasses.dataclass(frozen=True)
+class Reads:
+  """What a head reads.
+
+  Attributes:
+    blocks: indices of the blocks whose patches [B, N, D] it reads, in the order
+      in which it gets them; (): the pooled feature [B, D] instead.
+  """
+
+  blocks: tuple[int, ...] = ()
+
+  @property
+  def patches(self) -> bool:
+    """Whether patches are read, not the pooled feature."""
+    return bool(self.blocks)
+
+  def last_block(self, depth: int) -> int:
+    """Returns the last block of `depth` that is needed.
+
+    Raises:
+      ValueError: there is no such block.
+    """
+    for i in self.blocks:
+      if not 0 <= i < depth:
+        raise ValueError(
+          f"the head reads block {i}; this backbone has blocks 0 to {depth - 1}"
+        )
+    return max(self.blocks, default=depth - 1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
   """What methods, heads and users may know about a backbone.
 
@@ -42,8 +75,10 @@ class Spec:
     norm: see `NORMS`.
     gelu: `tanh`, `exact` or `quick`.
     eps: of its LayerNorms.
-    normalize: mean and std that it was trained with, see `data/preprocess.py`.
+    normalize: name of the mean and std that it was trained with, see
+      `data/transforms`.
     stem_norm: a norm stands between the embedding and the first block.
+    ops: form of its operations, to be that of the method's too.
   """
 
   image_size: tuple[int, int]
@@ -57,6 +92,7 @@ class Spec:
   eps: float = 1e-6
   normalize: str = "imagenet"
   stem_norm: bool = False
+  ops: Ops = _DEFAULT_OPS
 
   @property
   def depth(self) -> int:
@@ -66,18 +102,24 @@ class Spec:
   @property
   def stages(self) -> list[range]:
     """The runs of blocks of one width; a plain ViT is one stage."""
-    starts = [
-      i
-      for i in range(self.depth)
-      if not i or self.widths[i] != self.widths[i - 1]
-    ]
-    return [range(a, b) for a, b in zip(starts, [*starts[1:], self.depth])]
+    stages = []
+    start = 0
+    for i in range(1, self.depth + 1):
+      if i == self.depth or self.widths[i] != self.widths[start]:
+        stages.append(range(start, i))
+        start = i
+    return stages
 
 
 class Tokens(flax.struct.PyTreeNode):
-  """Tokens [B, C + P + N, D] with static sizes C (`num_cls`), P (`num_prompt`).
+  """Tokens with static sizes C (`num_cls`) and P (`num_prompt`).
 
-  N patches lie on `grid` in row-major order, unless `grid` is None.
+  Attributes:
+    x: [B, C + P + N, D].
+    num_cls: C.
+    num_prompt: P.
+    grid: that the N patches lie on in row-major order, or None.
+    ops: form of its operations.
   """
 
   x: jax.Array
@@ -86,6 +128,7 @@ class Tokens(flax.struct.PyTreeNode):
   grid: tuple[int, int] | None = flax.struct.field(
     pytree_node=False, default=None
   )
+  ops: Ops = flax.struct.field(pytree_node=False, default=_DEFAULT_OPS)
 
   @property
   def cls(self) -> jax.Array:
@@ -103,21 +146,23 @@ class Tokens(flax.struct.PyTreeNode):
     return self.x[:, self.num_cls + self.num_prompt :]
 
   def with_prompt(self, prompt: jax.Array | None) -> "Tokens":
-    """The same tokens carrying these prompts [B or 1, P, D] (None: none)."""
+    """Returns the tokens with these prompts [n, P, D] for theirs, or with none.
+
+    Each of the n is for B / n images.
+    """
     if prompt is None and not self.num_prompt:
       return self
     if prompt is None:
-      x, p = jnp.concatenate([self.cls, self.patch], axis=1), 0
-    else:
-      prompt = to_batch(prompt, len(self.x))
-      x = jnp.concatenate(
-        [self.cls, prompt.astype(self.x.dtype), self.patch], axis=1
-      )
-      p = prompt.shape[1]
-    return self.replace(x=x, num_prompt=p)
+      x = jnp.concatenate([self.cls, self.patch], axis=1)
+      return self.replace(x=x, num_prompt=0)
+    prompt = self.ops.to_batch(prompt, len(self.x))
+    x = jnp.concatenate(
+      [self.cls, prompt.astype(self.x.dtype), self.patch], axis=1
+    )
+    return self.replace(x=x, num_prompt=prompt.shape[1])
 
   def spread(self, values: jax.Array) -> jax.Array:
-    """Values of prompts at the prompts' places among all keys, 0 elsewhere.
+    """Returns values of prompts in the prompts' rows among all keys, else 0.
 
     Args:
       values: [P + P'] of the carried prompts, then of a context's.
@@ -125,63 +170,37 @@ class Tokens(flax.struct.PyTreeNode):
     Returns:
       [C + P + N + P'].
     """
-    others = jnp.zeros(self.x.shape[1] - self.num_prompt, values.dtype)
+    num_others = self.x.shape[1] - self.num_prompt
+    others = jnp.zeros(num_others, values.dtype)
     carried, context = jnp.split(values, [self.num_prompt])
     return jnp.concatenate(
       [others[: self.num_cls], carried, others[self.num_cls :], context]
     )
 
   def mean(self, prompt_bias: jax.Array | None = None) -> jax.Array:
-    """Mean of the rows [B, D]; a prompt counts exp(prompt_bias) times."""
+    """Returns the mean of the rows [B, D].
+
+    Args:
+      prompt_bias: [P]; a prompt counts exp(prompt_bias) times. None: once.
+    """
     if prompt_bias is None or not self.num_prompt:
       return self.x.mean(axis=1)
     weights = jnp.exp(self.spread(prompt_bias))
     return weights @ self.x / weights.sum()
 
   def rows(self, pool: str) -> "Tokens":
-    """Only the tokens that a pooling reads, as `Tokens` (see `POOLS`)."""
-    cls, prompt, patch = POOLS[pool]
-    parts = [
-      part
-      for part, read in zip(
-        (self.cls, self.prompt, self.patch), (cls, prompt, patch)
-      )
-      if read
-    ]
-    return Tokens(
+    """Returns only the tokens that a pooling reads, see `POOLS`."""
+    with_cls, with_prompt, with_patch = POOLS[pool]
+    parts = []
+    if with_cls:
+      parts.append(self.cls)
+    if with_prompt:
+      parts.append(self.prompt)
+    if with_patch:
+      parts.append(self.patch)
+    return self.replace(
       x=parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1),
-      num_cls=self.num_cls * cls,
-      num_prompt=self.num_prompt * prompt,
-      grid=self.grid if patch else None,
+      num_cls=self.num_cls if with_cls else 0,
+      num_prompt=self.num_prompt if with_prompt else 0,
+      grid=self.grid if with_patch else None,
     )
-
-
-def to_batch(x: jax.Array, batch: int) -> jax.Array:
-  """[n, ...] -> [B, ...], each B / n times; n divides B."""
-  return x if len(x) == batch else _repeated(x, batch)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _repeated(x: jax.Array, batch: int) -> jax.Array:
-  parts = jnp.broadcast_to(x[:, None], (len(x), batch // len(x), *x.shape[1:]))
-  return parts.reshape(batch, *x.shape[1:])
-
-
-def _repeated_fwd(x: jax.Array, batch: int) -> tuple[jax.Array, int]:
-  return _repeated(x, batch), len(x)
-
-
-def _repeated_bwd(batch: int, n: int, grad: jax.Array) -> tuple[jax.Array]:
-  # A sum over the batch. As a product: XLA's own on CPU takes 20 times as long.
-  parts = grad.reshape(n, batch // n, *grad.shape[1:])
-  return (
-    jnp.einsum(
-      "b,nb...->n...",
-      jnp.ones(batch // n, grad.dtype),
-      parts,
-      precision=jax.lax.Precision.HIGHEST,
-    ),
-  )
-
-
-_repeated.defvjp(_repeated_fwd, _repeated_bwd)

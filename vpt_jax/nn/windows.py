@@ -1,48 +1,72 @@
-"""The windows of Swin's grid, and what its attention adds for them."""
+"""Cuts Swin's grid into windows, and makes what attention adds for them."""
 
 import math
+from typing import Any
 
+import jax
 import numpy as np
 
 Grid = tuple[int, int]
 
 
 def relative_position(window: int) -> np.ndarray:
-  """Index [T, T] into the bias table for T = window^2 places of a window."""
+  """Returns which row of the bias table each pair of patches uses.
+
+  The table has a row for each offset (down, right), row by row.
+
+  Args:
+    window: side of the windows, in patches.
+
+  Returns:
+    [T, T] for the T = window^2 patches of a window.
+  """
   row, column = np.divmod(np.arange(window * window), window)
-  rows = row[:, None] - row + window - 1
-  columns = column[:, None] - column + window - 1
-  return rows * (2 * window - 1) + columns
+  largest = window - 1
+  offsets = 2 * window - 1  # -largest .. largest
+  down = row[:, None] - row + largest
+  right = column[:, None] - column + largest
+  return down * offsets + right
 
 
 def shift_mask(grid: Grid, window: int, shift: int) -> np.ndarray:
-  """What shifted windows [W, T, T] add to the logits: -100 between strangers.
+  """Returns what shifted windows add to the logits: -100 between strangers.
 
   Patches that the cyclic shift has brought together from opposite borders
   must not see each other.
+
+  Args:
+    grid: rows and columns of patches.
+    window: side of the windows.
+    shift: of the grid, in patches.
+
+  Returns:
+    [W, T, T], float32.
   """
-  region = [
-    np.digitize(np.arange(size), [size - window, size - shift]) for size in grid
-  ]
-  label = region[0][:, None] * 3 + region[1]
-  label = np.asarray(to_windows(label[None, :, :, None], window))[0, :, :, 0]
-  return np.where(label[:, :, None] == label[:, None, :], 0.0, -100.0).astype(
-    np.float32
-  )
+  # On each axis: 0 far from the border, 1 in its window, 2 what came around.
+  rows, columns = grid
+  row = np.digitize(np.arange(rows), [rows - window, rows - shift])
+  column = np.digitize(np.arange(columns), [columns - window, columns - shift])
+  region = 3 * row[:, None] + column
+  region = to_windows(region[None, :, :, None], window)[0, :, :, 0]
+  is_same = region[:, :, None] == region[:, None, :]
+  return np.where(is_same, 0.0, -100.0).astype(np.float32)
 
 
-def to_windows(x, window: int):
-  """[B, h, w, D] -> [B, W, T, D]: W windows of T = window^2 patches."""
+def to_windows(x: Any, window: int) -> Any:
+  """Returns [B, h, w, D] as W windows of T = window^2 patches, [B, W, T, D]."""
   batch, rows, columns, width = x.shape
-  x = x.reshape(batch, rows // window, window, columns // window, window, width)
-  return x.swapaxes(2, 3).reshape(batch, -1, window * window, width)
+  down = rows // window
+  right = columns // window
+  x = x.reshape(batch, down, window, right, window, width)
+  return x.swapaxes(2, 3).reshape(batch, down * right, window * window, width)
 
 
-def from_windows(x, grid: Grid):
-  """[B, W, T, D] -> [B, h, w, D], the inverse of `to_windows`."""
-  batch, _, places, width = x.shape
-  window = math.isqrt(places)
-  x = x.reshape(
-    batch, grid[0] // window, grid[1] // window, window, window, width
-  )
-  return x.swapaxes(2, 3).reshape(batch, *grid, width)
+def from_windows(x: jax.Array, grid: Grid) -> jax.Array:
+  """Returns [B, W, T, D] as [B, h, w, D], the inverse of `to_windows`."""
+  batch, _, patches, width = x.shape
+  rows, columns = grid
+  window = math.isqrt(patches)
+  down = rows // window
+  right = columns // window
+  x = x.reshape(batch, down, right, window, window, width)
+  return x.swapaxes(2, 3).reshape(batch, rows, columns, width)
