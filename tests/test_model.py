@@ -1,5 +1,6 @@
 """The loop: context prompts, pooled rows, sites, dropout, gradients."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from vpt_jax.methods.method import Method
 from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.model import Model
-from vpt_jax.nn.tokens import Tokens
+from vpt_jax.nn.tokens import Reads, Tokens
 from vpt_jax.utils import trees
 
 VIT = ViT((16, 24), 4, 32, 3, 2, 64, gelu="exact")
@@ -278,3 +279,81 @@ def test_tokens_views():
   assert bare.with_prompt(jnp.zeros((1, 2, 1))).x.shape == (2, 7, 1)
   rows = tokens.rows("imgprompt")
   assert (rows.num_cls, rows.num_prompt, rows.x.shape[1]) == (0, 3, 7)
+
+
+class PatchHead(nn.Module):
+  """A dense layer on every patch of all blocks that are read."""
+
+  @nn.compact
+  def __call__(self, patches, train=False):
+    return nn.Dense(5)(jnp.concatenate(patches, axis=-1))
+
+
+class Segmenter(Model):
+  """A model with a dense head."""
+
+  def setup(self):
+    self.head = PatchHead()
+
+
+@pytest.mark.parametrize("backbone", [VIT, VIT.clone(norm_order="after")])
+@pytest.mark.parametrize("name", ["linear", "deep", "shallow", "vapt"])
+@pytest.mark.parametrize("blocks", [(2,), (0, 2), (1, 0)])
+def test_a_head_reads_patches_of_blocks(name, blocks, backbone):
+  """They are what a model that computes all rows has after these blocks."""
+  method = METHODS[name]
+  whole, params = make(method, "imgprompt", backbone)
+  reads = Reads(blocks)
+  model = Segmenter(backbone, method, 5, reads=reads)
+  patches, sown = model.apply(
+    {"params": params}, IMAGES, method="features", mutable="intermediates"
+  )
+  assert [patch.shape for patch in patches] == [(3, 24, 32)] * len(blocks)
+  assert {patch.dtype for patch in patches} == {jnp.dtype("float32")}
+  # The last block that is read computes its patches only; none runs after it.
+  out = sown["intermediates"]["block_out"][0]
+  assert (out.num_cls, out.num_prompt, out.x.shape[1]) == (0, 0, 24)
+  ran = [key for key in sown["intermediates"] if key.startswith("block_in_")]
+  assert len(ran) == max(blocks) + 1
+
+  _, sown = whole.apply({"params": params}, IMAGES, mutable="intermediates")
+  sown = sown["intermediates"]
+  for i, patch in zip(blocks, patches, strict=True):
+    if i < 2:
+      want = sown[f"block_in_{i + 1}"][0][0].patch
+    else:
+      want = sown["block_out"][0].patch
+      if backbone.norm_order == "before":
+        want = whole.backbone.apply(
+          {"params": params["backbone"]}, want, method="norm"
+        )
+    np.testing.assert_allclose(patch, want, atol=1e-5)
+
+
+def test_a_head_of_patches_has_all_parameters_of_the_backbone():
+  whole, _ = make(METHODS["deep"])
+  model = Segmenter(VIT, METHODS["deep"], 5, reads=Reads((0,)))
+  params = models.init(model, jax.random.key(0))
+  want = models.init(whole, jax.random.key(0))
+  for part in ("backbone", "method"):
+    assert trees.flatten(params[part]).keys() == (
+      trees.flatten(want[part]).keys()
+    )
+  outputs = model.apply({"params": params}, IMAGES)
+  assert outputs.shape == (3, 24, 5)
+
+
+def test_bfloat16_patches_are_float32():
+  backbone = VIT.clone(dtype=jnp.bfloat16)
+  model = Segmenter(backbone, METHODS["deep"], 5, reads=Reads((0, 2)))
+  params = models.init(model, jax.random.key(0))
+  patches = model.apply({"params": params}, IMAGES, method="features")
+  assert {patch.dtype for patch in patches} == {jnp.dtype("float32")}
+
+
+def test_a_block_that_is_read_and_is_not_there():
+  model = Segmenter(VIT, METHODS["linear"], 5, reads=Reads((1, 3)))
+  with pytest.raises(
+    ValueError, match="the head reads block 3; this backbone has blocks 0 to 2"
+  ):
+    models.init(model, jax.random.key(0))
