@@ -8,15 +8,18 @@ column trains the head only, so no gradient passes the blocks there.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 import statistics
 import time
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tests.carried import CarriedModel
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.backbones import factory
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.data.transforms.preprocess import Preprocess
@@ -26,19 +29,52 @@ from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
 from vpt_jax.utils import trees
 
+CLASSES = 100
+FORMS = {"context": model_lib.Model, "carried": CarriedModel}
 
-def programs(cls, backbone, tokens, batch):
-  """(forward, its arguments), (train step, its arguments)."""
-  method = (
-    VPT(backbone.spec, tokens, dropout=0.0) if tokens else Method(backbone.spec)
-  )
-  model = cls(backbone, method, 100)
-  params = models.init(model, jax.random.key(0))
+
+class Program(NamedTuple):
+  """A compiled function and its arguments.
+
+  Attributes:
+    function: jitted.
+    args: that it is called with.
+    donates: it takes the first of them for its result.
+  """
+
+  function: Callable[..., Any]
+  args: tuple[Any, ...]
+  donates: bool = False
+
+  def gflops(self) -> float:
+    """Returns XLA's count, in units of 1e9."""
+    compiled = self.function.lower(*self.args).compile()
+    return compiled.cost_analysis()["flops"] / 1e9
+
+  def seconds(self) -> float:
+    """Returns what one run takes."""
+    args = self.args
+    if self.donates:
+      args = (jax.tree.map(jnp.copy, args[0]), *args[1:])
+    jax.block_until_ready(args)
+    start = time.perf_counter()
+    jax.block_until_ready(self.function(*args))
+    return time.perf_counter() - start
+
+
+def programs(
+  cls: type[model_lib.Model], backbone: nn.Module, tokens: int, batch: int
+) -> tuple[Program, Program]:
+  """Returns the forward pass and the training step."""
+  method = Method(backbone.spec)
+  if tokens:
+    method = VPT(backbone.spec, tokens, dropout=0.0)
+  model = cls(backbone, method, CLASSES)
+  params = model_lib.init(model, jax.random.key(0))
   trainable, frozen = trees.split(params, r"(method|head)/.*")
   size = backbone.spec.image_size
-  image = np.zeros((batch, *size, 3), np.uint8)
   data = {
-    "image": image,
+    "image": np.zeros((batch, *size, 3), np.uint8),
     "label": np.zeros(batch, np.int32),
     "mask": np.ones(batch, np.float32),
   }
@@ -51,35 +87,75 @@ def programs(cls, backbone, tokens, batch):
   step = loop.make_train_step(
     model,
     tx,
-    problem=Classification(model.num_classes),
+    problem=Classification(CLASSES),
     preprocess=Preprocess(model.method.input_size, "imagenet"),
     augment="none",
   )
-  forward = jax.jit(
-    lambda t, f, x: model.apply({"params": trees.merge(t, f)}, x)
-  )
+
+  @jax.jit
+  def forward(trainable, frozen, images):
+    params = trees.merge(trainable, frozen)
+    return model.apply({"params": params}, images)
+
   images = jnp.zeros((batch, *size, 3))
-  return (forward, (trainable, frozen, images)), (step, (state, frozen, data))
+  return (
+    Program(forward, (trainable, frozen, images)),
+    Program(step, (state, frozen, data), donates=True),
+  )
 
 
-def gflops(program) -> float:
-  """XLA's count per program, in units of 1e9."""
-  function, args = program
-  return function.lower(*args).compile().cost_analysis()["flops"] / 1e9
+def medians(
+  programs_of: dict[str, tuple[Program, Program]], repeats: int
+) -> dict[str, list[float]]:
+  """Returns the seconds of each form's programs, which take turns."""
+  samples = {form: ([], []) for form in programs_of}
+  for repeat in range(repeats + 1):
+    for form, pair in programs_of.items():
+      for program, times in zip(pair, samples[form], strict=True):
+        sample = program.seconds()
+        if repeat:  # the first run compiles
+          times.append(sample)
+  return {
+    form: [statistics.median(times) for times in pair]
+    for form, pair in samples.items()
+  }
 
 
-def seconds(program, state_first: bool) -> float:
-  """One run; a train step gets a copy of the state that it donates."""
-  function, args = program
-  if state_first:
-    args = (jax.tree.map(jnp.copy, args[0]), *args[1:])
-  jax.block_until_ready(args)
-  start = time.perf_counter()
-  jax.block_until_ready(function(*args))
-  return time.perf_counter() - start
+def report(
+  backbone: nn.Module, counts_of: Sequence[int], args: argparse.Namespace
+) -> None:
+  """Prints a row for each form and number of prompts."""
+  base = None
+  for tokens in counts_of:
+    counts = {}
+    for form, cls in FORMS.items():
+      forward, step = programs(cls, backbone, tokens, args.flops_batch)
+      counts[form] = [
+        forward.gflops() / args.flops_batch,
+        step.gflops() / args.flops_batch,
+      ]
+    if base is None:
+      base = counts["context"][0]
+    times = {}
+    if args.repeats:
+      timed = {
+        form: programs(cls, backbone, tokens, args.batch)
+        for form, cls in FORMS.items()
+      }
+      times = medians(timed, args.repeats)
+    for form, (forward, step) in counts.items():
+      line = (
+        f"{tokens:>7} {form:>8} {forward:>11.2f} {forward / base:>6.3f} "
+        f"{step:>13.2f}"
+      )
+      if times:
+        forward_s, step_s = times[form]
+        line += f" {forward_s:>7.2f} {step_s:>8.2f}"
+      print(line, flush=True)
 
 
 def main() -> None:
+  """Prints the table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--backbone", default="vit_b16")
   parser.add_argument("--image_size", type=int, default=224)
@@ -94,45 +170,21 @@ def main() -> None:
   args = parser.parse_args()
   arch = factory.get(args.backbone).arch
   backbone = ViT((args.image_size,) * 2, gelu="exact", **arch)
-  forms = {"ours": models.Model, "carried": CarriedModel}
-  timed = args.repeats > 0
-  print(
+  title = (
     f"{args.backbone} at {args.image_size} px on "
     f"{jax.devices()[0].device_kind}; GFLOPs per image at batch "
-    f"{args.flops_batch}" + f", seconds at batch {args.batch}" * timed
+    f"{args.flops_batch}"
   )
-  print(
+  heading = (
     f"{'prompts':>7} {'form':>8} {'fwd GFLOPs':>11} {'vs 0':>6} "
-    f"{'train GFLOPs':>13}" + f" {'fwd s':>7} {'train s':>8}" * timed
+    f"{'train GFLOPs':>13}"
   )
-  base = None
-  for tokens in args.tokens:
-    counts, times = {}, {}
-    for form, cls in forms.items():
-      counts[form] = [
-        gflops(program) / args.flops_batch
-        for program in programs(cls, backbone, tokens, args.flops_batch)
-      ]
-      if timed:
-        times[form] = programs(cls, backbone, tokens, args.batch)
-    base = base or counts["ours"][0]
-    samples = {(form, i): [] for form in forms for i in (0, 1)}
-    for repeat in range(args.repeats + timed):
-      for form, i in samples:
-        sample = seconds(times[form][i], state_first=i == 1)
-        if repeat:  # the first run compiles
-          samples[form, i].append(sample)
-    for form in forms:
-      forward, step = (
-        statistics.median(samples[form, i] or [float("nan")]) for i in (0, 1)
-      )
-      print(
-        f"{tokens:>7} {form:>8} {counts[form][0]:>11.2f} "
-        f"{counts[form][0] / base:>6.3f} {counts[form][1]:>13.2f}"
-        + f" {forward:>7.2f} {step:>8.2f}"
-        * timed,
-        flush=True,
-      )
+  if args.repeats:
+    title += f", seconds at batch {args.batch}"
+    heading += f" {'fwd s':>7} {'train s':>8}"
+  print(title)
+  print(heading)
+  report(backbone, args.tokens, args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The published form of deep prompts, to compare ours with.
+"""The published form of deep prompts, to compare the package's with.
 
 Prompts are carried through every block as full tokens, their outputs dropped
 after it, and the last block computes every row.
@@ -13,7 +13,10 @@ class CarriedModel(Model):
   """`Model` with queries, outputs and MLPs for all prompts."""
 
   def features(self, image, *, train=False):
-    backbone, method = self.backbone, self.method
+    """Returns the pooled feature [B, D]."""
+    backbone = self.backbone
+    method = self.method
+    last = backbone.spec.depth - 1
     tokens = backbone.embed(method.image(image, train=train))
     tokens = tokens.with_prompt(method.prompts(image, tokens, train=train))
     for i in range(backbone.spec.depth):
@@ -23,9 +26,8 @@ class CarriedModel(Model):
         tokens = tokens.with_prompt(context)
       out = backbone.block(i, tokens, temperature=method.temperature(i))
       tokens = method.after(i, tokens, out, train=train)
-      if context is not None and i + 1 < backbone.spec.depth:
+      if context is not None and i < last:
         tokens = tokens.with_prompt(None)
-    rows = tokens.replace(x=backbone.norm(tokens.x)).rows(
-      self.pool or backbone.spec.pool
-    )
+    normed = tokens.replace(x=backbone.norm(tokens.x))
+    rows = normed.rows(self.pool or backbone.spec.pool)
     return jnp.mean(rows.x, axis=1)

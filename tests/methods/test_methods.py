@@ -304,6 +304,7 @@ def start(model, variables, seed=0):
     train.train_step,
     model,
     tx,
+    problem=Classification(model.num_classes),
     preprocess=Preprocess(model.method.input_size, "none"),
     augment="flip_crop",
   )

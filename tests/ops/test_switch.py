@@ -8,8 +8,16 @@ import pytest
 
 from tests.ops.forms import draw
 from vpt_jax import model as model_lib
-from vpt_jax.ops import attention, convolution, dense, depthwise, layer_norm
-from vpt_jax.ops import batch_sum, gelu, pooling
+from vpt_jax.ops import (
+  attention,
+  batch_sum,
+  convolution,
+  dense,
+  depthwise,
+  gelu,
+  layer_norm,
+  pooling,
+)
 from vpt_jax.ops.switch import Ops
 from vpt_jax.utils import trees
 

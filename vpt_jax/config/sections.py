@@ -36,7 +36,8 @@ from vpt_jax.distributed.sharding import STRATEGIES
 from vpt_jax.methods import registry as methods
 from vpt_jax.nn.layers import HEAD_INITS
 from vpt_jax.nn.tokens import NORMS, POOLS
-from vpt_jax.nn.transformer import ATTENTION, GELUS
+from vpt_jax.ops import gelu
+from vpt_jax.ops.switch import ATTENTION_FORMS, KINDS
 from vpt_jax.problems import heads, PROBLEMS
 
 # What `vpt_jax/training/optim.py` has: this room is below that one.
@@ -159,7 +160,7 @@ class Backbone:
   )
   gelu: str = option(
     "torch",
-    one_of(("torch", *GELUS), or_empty=True),
+    one_of(("torch", *gelu.NAMES), or_empty=True),
     help="tanh | exact | quick; empty: what the weights were trained with; "
     "torch: exact in place of tanh, as the papers' code runs weights that "
     "were trained in JAX.",
@@ -331,14 +332,14 @@ class Compute:
   )
   attention: str = option(
     "ours",
-    one_of(ATTENTION),
-    help="What computes attention: ours | xla (jax.nn.dot_product_attention) "
-    "| cudnn (the same, fused, on NVIDIA GPUs in bfloat16; not measured "
-    "yet).",
+    one_of(ATTENTION_FORMS),
+    help="What computes attention: ours (this package's own form, auto is the "
+    "same) | xla (jax.nn.dot_product_attention) | cudnn (the same, fused, on "
+    "NVIDIA GPUs in bfloat16; not measured yet).",
   )
   ops: str = option(
     "auto",
-    one_of(("auto", "reference")),
+    one_of(KINDS),
     help="Which form of the operations in vpt_jax/ops: auto (the fast ones "
     "for the platform) | reference (the plain ones, for comparison).",
     since="0.2.0",
