@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 from importlib import resources
-import logging
 import math
 import os
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from vpt_jax.nn import positions
 from vpt_jax.nn.tokens import Spec
 from vpt_jax.utils import lookup
+from vpt_jax.utils.logs import log
 from vpt_jax.weights import diagnosis, download, file_formats
 from vpt_jax.weights.name_maps import EXTRAS
 from vpt_jax.weights.translate import (
@@ -31,8 +31,6 @@ from vpt_jax.weights.translate import (
   split_class_position,
   translate,
 )
-
-log = logging.getLogger("vpt_jax")
 
 _POSITIONS = "pos_embedding"
 _NORM = "Transformer/encoder_norm/"
