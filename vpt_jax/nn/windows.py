@@ -42,14 +42,31 @@ def shift_mask(grid: Grid, window: int, shift: int) -> np.ndarray:
   Returns:
     [W, T, T], float32.
   """
-  # On each axis: 0 far from the border, 1 in its window, 2 what came around.
   rows, columns = grid
-  row = np.digitize(np.arange(rows), [rows - window, rows - shift])
-  column = np.digitize(np.arange(columns), [columns - window, columns - shift])
+  row = _border_region(rows, window, shift)
+  column = _border_region(columns, window, shift)
   region = 3 * row[:, None] + column
-  region = to_windows(region[None, :, :, None], window)[0, :, :, 0]
+  image = region[None, :, :, None]
+  windows = to_windows(image, window)
+  region = windows[0, :, :, 0]
   is_same = region[:, :, None] == region[:, None, :]
   return np.where(is_same, 0.0, -100.0).astype(np.float32)
+
+
+def _border_region(size: int, window: int, shift: int) -> np.ndarray:
+  """Returns 0 far from the border, 1 in its window, 2 for what came around.
+
+  Args:
+    size: of the axis, in patches.
+    window: side of the windows.
+    shift: of the grid, in patches.
+
+  Returns:
+    [size].
+  """
+  last_window = size - window
+  came_around = size - shift
+  return np.digitize(np.arange(size), [last_window, came_around])
 
 
 def to_windows(x: Any, window: int) -> Any:
@@ -57,8 +74,11 @@ def to_windows(x: Any, window: int) -> Any:
   batch, rows, columns, width = x.shape
   down = rows // window
   right = columns // window
+  windows = down * right
+  patches = window * window
   x = x.reshape(batch, down, window, right, window, width)
-  return x.swapaxes(2, 3).reshape(batch, down * right, window * window, width)
+  x = x.swapaxes(2, 3)
+  return x.reshape(batch, windows, patches, width)
 
 
 def from_windows(x: jax.Array, grid: Grid) -> jax.Array:
@@ -69,4 +89,5 @@ def from_windows(x: jax.Array, grid: Grid) -> jax.Array:
   down = rows // window
   right = columns // window
   x = x.reshape(batch, down, right, window, window, width)
-  return x.swapaxes(2, 3).reshape(batch, rows, columns, width)
+  x = x.swapaxes(2, 3)
+  return x.reshape(batch, rows, columns, width)

@@ -24,13 +24,16 @@ def reference(x: jax.Array, batch: int) -> jax.Array:
 
 def fast(x: jax.Array, batch: int) -> jax.Array:
   """Returns the same as `reference`."""
-  return x if len(x) == batch else _repeated(x, batch)
+  if len(x) == batch:
+    return x
+  return _repeated(x, batch)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _repeated(x: jax.Array, batch: int) -> jax.Array:
   rows, *rest = x.shape
-  parts = jnp.broadcast_to(x[:, None], (rows, batch // rows, *rest))
+  times = batch // rows
+  parts = jnp.broadcast_to(x[:, None], (rows, times, *rest))
   return parts.reshape(batch, *rest)
 
 
@@ -39,8 +42,9 @@ def _forward(x: jax.Array, batch: int) -> tuple[jax.Array, int]:
 
 
 def _backward(batch: int, rows: int, grad: jax.Array) -> tuple[jax.Array]:
-  parts = grad.reshape(rows, batch // rows, *grad.shape[1:])
-  ones = jnp.ones(batch // rows, grad.dtype)
+  times = batch // rows
+  parts = grad.reshape(rows, times, *grad.shape[1:])
+  ones = jnp.ones(times, grad.dtype)
   total = jnp.einsum(
     "b,nb...->n...", ones, parts, precision=jax.lax.Precision.HIGHEST
   )

@@ -32,7 +32,8 @@ def reference(
   """
   x = x.astype(jnp.float32)
   mean = x.mean(axis=-1, keepdims=True)
-  var = (x * x).mean(axis=-1, keepdims=True) - mean * mean
+  mean_square = (x * x).mean(axis=-1, keepdims=True)
+  var = mean_square - mean * mean
   inverse = jax.lax.rsqrt(jnp.maximum(var, 0) + eps)
   return (x - mean) * (inverse * scale) + bias
 
@@ -68,15 +69,19 @@ def _backward(eps, kept, grad):
   del eps
   x, mean, inverse, scale, bias = kept
   shape = x.shape
-  x = x.reshape(-1, shape[-1])
-  grad = grad.reshape(-1, shape[-1])
+  width = shape[-1]
+  x = x.reshape(-1, width)
+  grad = grad.reshape(-1, width)
   mean = mean.reshape(-1, 1)
   inverse = inverse.reshape(-1, 1)
-  unit = (x.astype(jnp.float32) - mean) * inverse
+  wide = x.astype(jnp.float32)
+  unit = (wide - mean) * inverse
   scaled = grad * scale
+  average = scaled.mean(axis=-1, keepdims=True)
   inner = (scaled * unit).mean(axis=-1, keepdims=True)
-  dx = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - unit * inner)
-  d_x = dx.astype(x.dtype).reshape(shape)
+  dx = inverse * (scaled - average - unit * inner)
+  dx = dx.astype(x.dtype)
+  d_x = dx.reshape(shape)
   d_scale = (grad * unit).sum(0).astype(scale.dtype)
   d_bias = grad.sum(0).astype(bias.dtype)
   return d_x, d_scale, d_bias

@@ -34,13 +34,14 @@ def _max_of_three(x: jax.Array, axis: int) -> jax.Array:
   """Returns maxima of three neighbours at stride 2 along one axis."""
   size = x.shape[axis]
   outputs = -(-size // 2)
+  behind = 2 * outputs - size
   padding = [(0, 0)] * x.ndim
-  padding[axis] = (1, 2 * outputs - size)
+  padding[axis] = (1, behind)
   x = jnp.pad(x, padding, constant_values=-jnp.inf)
   first, second, third = (
     jax.lax.slice_in_dim(x, start, start + 2 * outputs - 1, 2, axis)
     for start in range(3)
   )
   # Not jnp.maximum, which would halve the gradient between equal ones.
-  x = jnp.where(second > first, second, first)
-  return jnp.where(third > x, third, x)
+  largest = jnp.where(second > first, second, first)
+  return jnp.where(third > largest, third, largest)
