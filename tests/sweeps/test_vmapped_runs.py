@@ -19,7 +19,8 @@ from vpt_jax import model as model_lib
 from vpt_jax.data import examples, pipeline
 from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import vmapped_runs
-from vpt_jax.training import checkpoints, experiment, loop
+from vpt_jax.training import checkpoints, experiment
+from vpt_jax.training import step as step_lib
 from vpt_jax.training.progress import Progress
 from vpt_jax.training.records import FILE, SCHEMA, Store
 from vpt_jax.utils import trees
@@ -438,7 +439,7 @@ class Executions:
   """Counts the steps that were run, not those that were only compiled."""
 
   def __init__(self, monkeypatch):
-    self.count, step_of = 0, loop.train_step
+    self.count, step_of = 0, step_lib.train_step
 
     def counted(*args, **options):
       step = step_of(*args, **options)
@@ -449,7 +450,7 @@ class Executions:
 
       return one
 
-    monkeypatch.setattr(loop, "train_step", counted)
+    monkeypatch.setattr(step_lib, "train_step", counted)
 
   def _add(self, step):
     del step

@@ -1,4 +1,4 @@
-"""A killed run goes on and ends with the same bits."""
+"""A killed run is resumed and ends with the same bits."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ def test_killed_while_a_checkpoint_is_written(uninterrupted, tmp_path):
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 99999, "lo')
   output = finish(tmp_path)
-  assert "goes on after epoch" in output
+  assert "resumes after epoch" in output
   want, want_metrics = trained(uninterrupted)
   got, got_metrics = trained(tmp_path)
   assert got_metrics == want_metrics

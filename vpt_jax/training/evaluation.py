@@ -1,4 +1,4 @@
-"""Evaluation of a model on a split."""
+"""Evaluates a model on a split."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from vpt_jax import model as models
+from vpt_jax import model as model_lib
 from vpt_jax.data.examples import Split
 from vpt_jax.data.pipeline import Feed
 from vpt_jax.data.transforms.preprocess import Preprocess
@@ -16,14 +16,23 @@ from vpt_jax.distributed import sharding
 from vpt_jax.problems import Problem
 from vpt_jax.utils import trees
 
+# (variables, images or features of a batch) -> outputs of the head
 Apply = Callable[..., jax.Array]
-Sums = dict[str, np.ndarray]
-# (trainable, frozen, collections, batch) -> (sums, what it tells of each image)
+# The loss and what the problem sums over images: arrays [...].
+Sums = Mapping[str, np.ndarray]
+# What the problem predicts of images: arrays [N, ...].
+Predictions = Mapping[str, np.ndarray]
+# (trainable, frozen, collections, batch) -> (sums, predictions)
 Step = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
-def make_apply(model: models.Model, preprocess: Preprocess) -> Apply:
-  """`apply(variables, image uint8 [B, H, W, 3]) -> logits [B, K]`."""
+def make_apply(model: model_lib.Model, preprocess: Preprocess) -> Apply:
+  """Returns `apply(variables, image uint8 [B, H, W, 3]) -> outputs [B, ...]`.
+
+  Args:
+    model: backbone, method and head.
+    preprocess: what happens to an image before the model sees it.
+  """
 
   def apply(variables, image):
     return model.apply(variables, preprocess.prepare(image))
@@ -34,21 +43,23 @@ def make_apply(model: models.Model, preprocess: Preprocess) -> Apply:
 def make_eval_step(
   apply: Apply, problem: Problem, mesh: Mesh | None = None
 ) -> Step:
-  """`eval_step`, jitted; on a mesh every device gets all that it tells."""
-  return jax.jit(
-    eval_step(apply, problem), out_shardings=mesh and sharding.replicated(mesh)
-  )
+  """Returns `eval_step`, jitted; on a mesh every device gets all results."""
+  shardings = None if mesh is None else sharding.replicated(mesh)
+  return jax.jit(eval_step(apply, problem), out_shardings=shardings)
 
 
 def eval_step(apply: Apply, problem: Problem) -> Step:
-  """`step(trainable, frozen, collections, batch)` -> (sums over the batch,
-  the problem's predictions of each image)."""
+  """Returns `step(trainable, frozen, collections, batch)`.
+
+  It gives (sums over the batch: the loss and those of the problem, the
+  problem's predictions of each image).
+  """
 
   def step(trainable, frozen, collections, batch):
-    outputs = apply(
-      {"params": trees.merge(trainable, frozen), **collections}, batch["image"]
-    )
-    label, mask = batch["label"], batch["mask"]
+    variables = {"params": trees.merge(trainable, frozen), **collections}
+    outputs = apply(variables, batch["image"])
+    label = batch["label"]
+    mask = batch["mask"]
     loss = problem.loss(outputs, label)
     sums = {
       "loss": (loss * mask).sum(),
@@ -63,64 +74,83 @@ def evaluate(
   step: Step,
   trainable: trees.Flat,
   frozen: trees.Flat,
-  collections: dict[str, Any],
+  collections: Mapping[str, Any],
   feed: Feed,
   problem: Problem,
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-  """Scores of the whole split, every image exactly once.
+) -> tuple[dict[str, float], Predictions]:
+  """Scores a model on a whole split, every image exactly once.
+
+  Args:
+    step: from `make_eval_step`.
+    trainable: flat tree.
+    frozen: flat tree.
+    collections: the model's mutable variables.
+    feed: of the split.
+    problem: that the step is of.
 
   Returns:
-    (scores, predictions [N, ...]), see `scores`.
+    (scores, predictions), see `scores`.
 
   Raises:
     ValueError: the loss is NaN or infinite.
   """
-  total, predictions = collect(step, trainable, frozen, collections, feed)
-  return scores(problem, total, predictions, feed.split.labels), predictions
+  sums, predictions = collect(step, trainable, frozen, collections, feed)
+  return scores(problem, sums, predictions, feed.split.labels), predictions
 
 
 def collect(
   step: Step,
   trainable: trees.Flat,
   frozen: trees.Flat,
-  collections: dict[str, Any],
+  collections: Mapping[str, Any],
   feed: Feed,
   axis: int = 0,
-) -> tuple[Sums, dict[str, np.ndarray]]:
-  """Sums over the whole split, every image exactly once, and the predictions.
+) -> tuple[Sums, Predictions]:
+  """Sums over a whole split, and predicts it; every image exactly once.
 
   Args:
-    step, trainable, frozen, collections: see `eval_step`.
+    step: see `eval_step`.
+    trainable: see there.
+    frozen: see there.
+    collections: see there.
     feed: of the split.
     axis: of the images in what the step predicts; axes before it are those of
-      many models.
+      many models, which the sums have too.
 
   Returns:
-    ({loss [...] and the problem's sums}, its predictions [..., N, ...]).
+    (the step's sums, float64; its predictions [..., N, ...]).
   """
-  total, every = None, []
+  total: Sums = {}
+  parts: dict[str, list[np.ndarray]] = {}
   for batch in feed.batches(np.arange(len(feed.split))):
     # Fetched at once, so that batches of a large split do not pile up.
-    sums, each = jax.device_get(step(trainable, frozen, collections, batch))
-    sums = jax.tree.map(np.float64, sums)
-    every.append(each)
-    total = sums if total is None else jax.tree.map(np.add, total, sums)
-  n = len(feed.split)
-  return total, {
-    name: np.concatenate([each[name] for each in every], axis).take(
-      np.arange(n), axis
+    sums, predicted = jax.device_get(
+      step(trainable, frozen, collections, batch)
     )
-    for name in every[0]
+    sums = {name: np.float64(value) for name, value in sums.items()}
+    if total:
+      sums = {name: total[name] + value for name, value in sums.items()}
+    total = sums
+    for name, values in predicted.items():
+      parts.setdefault(name, []).append(values)
+  images = np.arange(len(feed.split))  # without the last batch's filling
+  predictions = {
+    name: np.concatenate(values, axis).take(images, axis)
+    for name, values in parts.items()
   }
+  return total, predictions
 
 
 def scores(
-  problem: Problem,
-  total: Sums,
-  predictions: Mapping[str, np.ndarray],
-  labels: np.ndarray,
+  problem: Problem, sums: Sums, predictions: Predictions, labels: np.ndarray
 ) -> dict[str, float]:
-  """Scores of one model from its sums and predictions, see `collect`.
+  """Returns the scores of one model from its sums and predictions.
+
+  Args:
+    problem: that they are of.
+    sums: see `collect`.
+    predictions: see there.
+    labels: of the split, [N, ...].
 
   Returns:
     The problem's scores, loss (mean over images), count (images).
@@ -128,20 +158,25 @@ def scores(
   Raises:
     ValueError: the loss is NaN or infinite.
   """
-  n = len(labels)
-  if not np.isfinite(total["loss"]):
-    raise ValueError(f"loss of the {n} test images is {total['loss'] / n}")
-  return {
-    **problem.measure(total, predictions, labels),
-    "loss": float(total["loss"] / n),
-    "count": n,
-  }
+  count = len(labels)
+  loss = float(sums["loss"] / count)
+  if not np.isfinite(loss):
+    raise ValueError(f"loss of the {count} test images is {loss}")
+  measured = problem.measure(sums, predictions, labels)
+  return {**measured, "loss": loss, "count": count}
 
 
 def cache_features(
-  model: models.Model, params: Any, feed: Feed, preprocess: Preprocess
+  model: model_lib.Model, params: Any, feed: Feed, preprocess: Preprocess
 ) -> Split:
-  """The split with its frozen features [N, D] in place of its images."""
+  """Returns the split with its features [N, D] in place of its images.
+
+  Args:
+    model: backbone, method and head.
+    params: nested parameters.
+    feed: of the split's images.
+    preprocess: what happens to an image before the model sees it.
+  """
 
   def extract(params, image):
     image = preprocess.prepare(image)
@@ -149,9 +184,8 @@ def cache_features(
 
   extract = jax.jit(extract, out_shardings=sharding.replicated(feed.mesh))
   split = feed.split
-  parts = [
-    jax.device_get(extract(params, batch["image"]))
-    for batch in feed.batches(np.arange(len(split)))
-  ]
+  parts = []
+  for batch in feed.batches(np.arange(len(split))):
+    parts.append(jax.device_get(extract(params, batch["image"])))
   features = np.concatenate(parts)[: len(split)]
   return dataclasses.replace(split, images=features)

@@ -1,167 +1,36 @@
-"""Training: the state, the jitted step and the loop over epochs."""
+"""Trains a run: all its epochs, with checkpoints, metrics and progress."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 from ml_collections import ConfigDict
 import numpy as np
-import optax
 
-from vpt_jax import model as models
 from vpt_jax.data import pipeline
-from vpt_jax.data.transforms.preprocess import Preprocess
-from vpt_jax.distributed import processes, shard_gradients
+from vpt_jax.distributed import processes
 from vpt_jax.problems import Problem
-from vpt_jax.training import checkpoints as checkpoint
-from vpt_jax.training import metrics as logs
-from vpt_jax.training import optim
+from vpt_jax.training import step as step_lib
+from vpt_jax.training.checkpoints import Checkpoints
+from vpt_jax.training.metrics import Metrics
+from vpt_jax.training.optim import Rate
+from vpt_jax.training.progress import Progress
+from vpt_jax.training.step import make_train_step as make_train_step
+from vpt_jax.training.step import Step, TrainState
+from vpt_jax.training.step import train_step as train_step
 from vpt_jax.utils import trees
+from vpt_jax.utils.logs import log
 
 # Losses are looked at this many steps late: they are ready by then, so looking
 # costs nothing, and the host never runs further ahead of the device than this.
 LAG = 20
 
-
-class TrainState(flax.struct.PyTreeNode):
-  """All that changes while training, hence all that a checkpoint holds.
-
-  Attributes:
-    step: updates done, int32.
-    trainable: flat trainable tree.
-    opt_state: of the optimizer, over `trainable` alone.
-    collections: mutable variables of the model (batch statistics), or {}.
-    rng: raw key; step i draws from `fold_in(rng, i)`.
-  """
-
-  step: jax.Array
-  trainable: trees.Flat
-  opt_state: optax.OptState
-  collections: dict[str, Any]
-  rng: jax.Array
-
-
-# (state, frozen, batch) -> (state, metrics)
-Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+StepMetrics = Mapping[str, Any]  # scalars on the device or on the host
 
 
 class Diverged(ValueError):
   """The loss or a parameter is NaN or infinite."""
-
-
-def make_train_step(
-  model: models.Model,
-  tx: optax.GradientTransformation,
-  *,
-  problem: Problem,
-  preprocess: Preprocess,
-  augment: str,
-  min_scale: float = 1.0,
-  on_features: bool = False,
-  shards: int = 1,
-) -> Step:
-  """`train_step`, jitted; the state is donated."""
-  return jax.jit(
-    train_step(
-      model,
-      tx,
-      problem=problem,
-      preprocess=preprocess,
-      augment=augment,
-      min_scale=min_scale,
-      on_features=on_features,
-      shards=shards,
-    ),
-    donate_argnums=0,
-  )
-
-
-def train_step(
-  model: models.Model,
-  tx: optax.GradientTransformation,
-  *,
-  problem: Problem,
-  preprocess: Preprocess,
-  augment: str,
-  min_scale: float = 1.0,
-  on_features: bool = False,
-  shards: int = 1,
-) -> Step:
-  """`step(state, frozen, batch) -> (state, metrics)`.
-
-  Gradients are taken with respect to `state.trainable` alone.
-
-  Args:
-    model: classifier.
-    tx: optimizer over the flat trainable tree.
-    problem: gives the loss and the sums of `training_score`.
-    preprocess: what happens to an image before the model sees it.
-    augment, min_scale: see `Preprocess.train_view`.
-    on_features: batches hold cached features [B, D] instead of images.
-    shards: that batches are in; see `spmd.value_and_grad`.
-  """
-
-  def loss_of(trainable, batch, frozen, collections, images, rng):
-    """A shard's part of the batch's mean; `images` are the whole batch's."""
-    mask = batch["mask"]
-    variables = {
-      "params": trees.merge(trainable, frozen),
-      **collections,
-      "batch": {"mask": mask},
-    }
-    outputs, updated = model.apply(
-      variables,
-      batch["image"],
-      train=True,
-      mutable=list(collections),
-      rngs={"dropout": rng},
-      method=model.classify if on_features else None,
-    )
-    loss = problem.loss(outputs, batch["label"])
-    sums = problem.training_sums(outputs, batch["label"], mask)
-    return (loss * mask).sum() / images, (sums, updated)
-
-  def constrained(trainable):
-    nested = trees.unflatten(trainable)
-    if "method" not in nested:
-      return trainable
-    nested["method"] = model.method.constrain(nested["method"])
-    return trees.flatten(nested)
-
-  def step(state, frozen, batch):
-    rng = jax.random.fold_in(state.rng, state.step)
-    augment_rng, dropout_rng = jax.random.split(rng)
-    images = batch["mask"].sum()
-    if not on_features:
-      batch = {
-        **batch,
-        "image": preprocess.train_view(
-          batch["image"], augment, augment_rng, min_scale
-        ),
-      }
-    (loss, (sums, collections)), grads = shard_gradients.value_and_grad(
-      loss_of, shards
-    )(state.trainable, batch, frozen, state.collections, images, dropout_rng)
-    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-    trainable = constrained(optax.apply_updates(state.trainable, updates))
-    metrics = {
-      "loss": loss,
-      **sums,
-      "images": images,
-      "grad_norm": optax.tree.norm(grads),
-      "param_norm": optax.tree.norm(trainable),
-    }
-    return TrainState(
-      state.step + 1,
-      trainable,
-      opt_state,
-      {**state.collections, **collections},
-      state.rng,
-    ), metrics
-
-  return step
 
 
 def fit(
@@ -170,11 +39,11 @@ def fit(
   state: TrainState,
   frozen: trees.Flat,
   train: pipeline.Feed,
-  step_fn: Callable[..., Any],
-  rate: optim.Rate,
+  step: Step,
+  rate: Rate,
   problem: Problem,
 ) -> tuple[TrainState, float | None]:
-  """The epochs that are left, from the newest checkpoint on.
+  """Trains the epochs that are left, from the newest checkpoint on.
 
   Args:
     config: resolved.
@@ -182,9 +51,9 @@ def fit(
     state: at step 0.
     frozen: flat frozen tree.
     train: training images.
-    step_fn: from `make_train_step`.
+    step: from `step.make_train_step`.
     rate: learning rate of a step.
-    problem: of the sums that `step_fn` gives.
+    problem: of the sums that `step` gives.
 
   Returns:
     (final state, training images per second without compilation; None if
@@ -192,78 +61,175 @@ def fit(
 
   Raises:
     Diverged: a loss is NaN or infinite; nothing is saved after it.
-    hosts.Preempted: SIGTERM came; the step before is saved.
+    processes.Preempted: SIGTERM came; the step before is saved.
   """
-  per_epoch, size = len(train), train.batch_size
-  checkpoints = checkpoint.Checkpoints(
-    workdir / "checkpoints", config.checkpoint.keep
-  )
-  names = (
-    "loss",
-    *problem.training_sum_names,
-    "images",
-    "grad_norm",
-    "param_norm",
-  )
-  # Of the steps of an epoch that is not over yet.
-  partial = {name: np.zeros(per_epoch, np.float32) for name in names}
-  start = done = 0
-  if checkpoints.latest is not None:
-    state, partial = checkpoints.restore((state, partial))
-    start, done = divmod(checkpoints.latest, per_epoch)
-    logs.log.info(
-      "goes on after epoch %d%s", start, f" and {done} steps" if done else ""
-    )
-  records = [{name: partial[name][i] for name in names} for i in range(done)]
-  metrics = logs.Metrics(workdir, start * per_epoch)
-  progress = logs.Progress(
-    start, config.epochs, per_epoch, len(train.split), problem.training_score
-  )
-
-  def save(step: int) -> None:
-    for i, record in enumerate(jax.device_get(records)):
-      for name in names:
-        partial[name][i] = record[name]
-    checkpoints.save(step, (state, partial))
-
+  loop = _Loop(config, workdir, state, frozen, train, step, rate, problem)
   try:
     with processes.PreemptionNotice().listening() as preempted:
-      for epoch in range(start, config.epochs):
-        lr, first = float(rate(epoch * per_epoch)), epoch * per_epoch
-        n = len(train.split)
-        order = pipeline.order(n, config.seed, epoch)
-        place = pipeline.crop_positions(n, config.seed, epoch)[order]
-        for batch in train.batches(order[done * size :], place[done * size :]):
-          state, record = step_fn(state, frozen, batch)
-          records.append(record)
-          late = max(0, len(records) - LAG)
-          if late or len(records) == 1:
-            loss = float(records[late]["loss"])
-            check_finite(loss, first + late, epoch, lr, workdir)
-            progress.step(loss, lr)
-          else:
-            progress.step()
-          if len(records) < per_epoch and preempted(first + len(records)):
-            save(first + len(records))
-            raise processes.Preempted
-        values = summarise(problem, jax.device_get(records), epoch, lr, workdir)
-        progress.epoch(epoch, values)
-        metrics.write(values, images_per_second=progress.images_per_second)
-        done, records = 0, []
-        stop = preempted(first + per_epoch)
-        if (
-          stop
-          or (epoch + 1) % config.checkpoint.every_epochs == 0
-          or (epoch + 1 == config.epochs)
-        ):
-          save(first + per_epoch)
-        if stop:  # after the last epoch too: what follows is not short
-          raise processes.Preempted
+      for epoch in range(loop.first_epoch, config.epochs):
+        loop.train_epoch(epoch, preempted)
+        loop.end_epoch(epoch, preempted)
   finally:
-    progress.close()
-    metrics.close()
-    checkpoints.close()
-  return state, progress.images_per_second or None
+    loop.close()
+  return loop.state, loop.progress.images_per_second or None
+
+
+class _Loop:
+  """A run while it trains.
+
+  Attributes:
+    state: after the latest step.
+    first_epoch: that is not over yet.
+    progress: what the user sees.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: Path,
+    state: TrainState,
+    frozen: trees.Flat,
+    train: pipeline.Feed,
+    step: Step,
+    rate: Rate,
+    problem: Problem,
+  ):
+    """Restores the newest checkpoint, and opens the files; see `fit`."""
+    self.state = state
+    self.first_epoch = 0
+    # Of the steps of the epoch that is not over yet.
+    self._step_metrics: list[StepMetrics] = []
+    self._config = config
+    self._workdir = workdir
+    self._frozen = frozen
+    self._train = train
+    self._step = step
+    self._rate = rate
+    self._problem = problem
+    self._checkpoints = Checkpoints(
+      workdir / "checkpoints", config.checkpoint.keep
+    )
+    if self._checkpoints.latest is not None:
+      self._resume(self._checkpoints.latest)
+    self._metrics = Metrics(workdir, self._first_step(self.first_epoch))
+    self.progress = Progress(
+      self.first_epoch,
+      config.epochs,
+      len(train),
+      len(train.split),
+      problem.training_score,
+    )
+
+  def _first_step(self, epoch: int) -> int:
+    return epoch * len(self._train)
+
+  def _resume(self, step: int) -> None:
+    """Takes up the state of the newest checkpoint, which is of this step."""
+    names = step_lib.metric_names(self._problem)
+    metrics = {name: np.zeros(len(self._train), np.float32) for name in names}
+    self.state, metrics = self._checkpoints.restore((self.state, metrics))
+    self.first_epoch, steps_done = divmod(step, len(self._train))
+    for i in range(steps_done):
+      self._step_metrics.append({name: metrics[name][i] for name in names})
+    more = f" and {steps_done} steps" if steps_done else ""
+    log.info("resumes after epoch %d%s", self.first_epoch, more)
+
+  def train_epoch(
+    self, epoch: int, preempted: processes.PreemptionNotice
+  ) -> None:
+    """Takes the steps of an epoch that are left.
+
+    Raises:
+      Diverged: see `fit`.
+      processes.Preempted: see `fit`.
+    """
+    first_step = self._first_step(epoch)
+    lr = float(self._rate(first_step))
+    for batch in self._batches(epoch):
+      self.state, metrics = self._step(self.state, self._frozen, batch)
+      self._step_metrics.append(metrics)
+      self._look_at_loss(epoch, lr)
+      steps_done = len(self._step_metrics)
+      is_over = steps_done == len(self._train)
+      if not is_over and preempted(first_step + steps_done):
+        self._save(first_step + steps_done)
+        raise processes.Preempted
+
+  def _batches(self, epoch: int) -> Iterator[pipeline.Batch]:
+    """Yields the batches of an epoch that are left."""
+    num_images = len(self._train.split)
+    order = pipeline.order(num_images, self._config.seed, epoch)
+    crops = pipeline.crop_positions(num_images, self._config.seed, epoch)[order]
+    images_done = len(self._step_metrics) * self._train.batch_size
+    return self._train.batches(order[images_done:], crops[images_done:])
+
+  def _look_at_loss(self, epoch: int, lr: float) -> None:
+    """Shows a loss that is ready, and checks it."""
+    ready = max(0, len(self._step_metrics) - LAG)
+    is_first = len(self._step_metrics) == 1
+    if not ready and not is_first:
+      self.progress.step()
+      return
+    loss = float(self._step_metrics[ready]["loss"])
+    check_finite(
+      loss, self._first_step(epoch) + ready, epoch, lr, self._workdir
+    )
+    self.progress.step(loss, lr)
+
+  def end_epoch(
+    self, epoch: int, preempted: processes.PreemptionNotice
+  ) -> None:
+    """Writes the metrics of an epoch that is over, and maybe a checkpoint.
+
+    Raises:
+      Diverged: see `fit`.
+      processes.Preempted: see `fit`; after the last epoch too, as what follows
+        is not short.
+    """
+    first_step = self._first_step(epoch)
+    values = summarise(
+      self._problem,
+      jax.device_get(self._step_metrics),
+      epoch,
+      float(self._rate(first_step)),
+      self._workdir,
+    )
+    self._step_metrics = []
+    self.progress.epoch(epoch, values)
+    self._metrics.write(
+      values, images_per_second=self.progress.images_per_second
+    )
+    step = self._first_step(epoch + 1)
+    is_preempted = preempted(step)
+    if is_preempted or is_checkpoint_due(self._config, epoch):
+      self._save(step)
+    if is_preempted:
+      raise processes.Preempted
+
+  def _save(self, step: int) -> None:
+    """Saves the state, with the metrics of the epoch that is not over yet."""
+    metrics = {
+      name: np.zeros(len(self._train), np.float32)
+      for name in step_lib.metric_names(self._problem)
+    }
+    for i, values in enumerate(jax.device_get(self._step_metrics)):
+      for name, column in metrics.items():
+        column[i] = values[name]
+    self._checkpoints.save(step, (self.state, metrics))
+
+  def close(self) -> None:
+    """Closes the files; waits until checkpoints are on disk."""
+    self.progress.close()
+    self._metrics.close()
+    self._checkpoints.close()
+
+
+def is_checkpoint_due(config: ConfigDict, epoch: int) -> bool:
+  """Returns whether there is to be a checkpoint after an epoch."""
+  epochs_done = epoch + 1
+  if epochs_done == config.epochs:
+    return True
+  return epochs_done % config.checkpoint.every_epochs == 0
 
 
 def check_finite(
@@ -285,27 +251,38 @@ def check_finite(
 
 def summarise(
   problem: Problem,
-  records: list[dict[str, np.ndarray]],
+  step_metrics: Sequence[StepMetrics],
   epoch: int,
   lr: float,
   workdir: Path,
 ) -> dict[str, float]:
-  """Means over an epoch's steps, each image counted once.
+  """Returns the means over an epoch's steps, each image counted once.
+
+  Args:
+    problem: of the sums.
+    step_metrics: of all its steps, on the host.
+    epoch: its number.
+    lr: its learning rate.
+    workdir: of the run, for the error.
 
   Raises:
     Diverged: a loss or a parameter of it is NaN or infinite.
   """
-  first = epoch * len(records)
-  for i, record in enumerate(records):
+  steps = len(step_metrics)
+  for i, values in enumerate(step_metrics):
     # The norm tells of an update that the next loss would show, if any came.
     for what in ("loss", "param_norm"):
-      check_finite(record[what], first + i, epoch, lr, workdir, what)
-  column = lambda name: np.array([r[name] for r in records], np.float64)
+      step = epoch * steps + i
+      check_finite(values[what], step, epoch, lr, workdir, what)
+
+  def column(name: str) -> np.ndarray:
+    return np.array([values[name] for values in step_metrics], np.float64)
+
   images = column("images")
   sums = {name: column(name).sum() for name in problem.training_sum_names}
   score = problem.score_training(sums, images.sum())
   return {
-    "step": first + len(records),
+    "step": (epoch + 1) * steps,
     "epoch": epoch,
     "lr": lr,
     "loss": float((column("loss") * images).sum() / images.sum()),

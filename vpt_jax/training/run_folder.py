@@ -1,0 +1,85 @@
+"""Keeps a folder to one run: another config, backbone or data are refused."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+import zlib
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from vpt_jax import config as config_lib
+from vpt_jax.data.examples import Split
+from vpt_jax.training import adapter_files
+from vpt_jax.utils import files
+
+if TYPE_CHECKING:
+  from vpt_jax.training.experiment import Data
+
+# Bytes of images from which two data sets are told apart.
+BYTES_COMPARED = 2**29
+
+
+def fingerprint(data: "Data") -> dict[str, dict[str, int]]:
+  """Returns what tells two data sets apart.
+
+  Returns:
+    {train, test: {images, classes, crc32}}; the checksum is of the labels and
+    of the images, of many images a part.
+  """
+  return {"train": _of_split(data.train), "test": _of_split(data.test)}
+
+
+def _of_split(split: Split) -> dict[str, int]:
+  step = -(-split.images.nbytes // BYTES_COMPARED)  # rounded up
+  images = np.ascontiguousarray(split.images[::step])
+  return {
+    "images": len(split),
+    "classes": split.num_classes,
+    "crc32": zlib.crc32(split.labels, zlib.crc32(images)),
+  }
+
+
+def check_unchanged(path: Path, value: Mapping[str, Any]) -> None:
+  """Raises ValueError if the file is there and says something else.
+
+  Args:
+    path: of a JSON file in the folder of a run.
+    value: that it should hold.
+  """
+  if not path.exists():
+    return
+  lines = config_lib.difference(json.loads(path.read_text()), value)
+  if lines:
+    raise ValueError(
+      f"{path.parent} holds a run with another {path.stem}; use another "
+      "--workdir, or delete it. Its value -> yours:\n  " + "\n  ".join(lines)
+    )
+
+
+def claim(
+  workdir: Path,
+  config: ConfigDict,
+  backbone: Mapping[str, str],
+  data: Mapping[str, Any],
+) -> None:
+  """Writes what the folder's run is made of, before its first step.
+
+  Args:
+    workdir: the folder.
+    config: resolved.
+    backbone: {name, sha256}.
+    data: their `fingerprint`.
+
+  Raises:
+    ValueError: it was started with another backbone file or other data.
+  """
+  path = workdir / "backbone.json"
+  if path.exists():
+    trained_on = json.loads(path.read_text())
+    adapter_files.check_backbone(workdir, trained_on, backbone)
+  check_unchanged(workdir / "data.json", data)
+  files.write_json(path, backbone)
+  files.write_json(workdir / "data.json", data)
+  files.write_json(workdir / "config.json", config_lib.plain(config))

@@ -1,0 +1,183 @@
+"""Makes what a run leaves: its result, record, adapter and predictions."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import importlib.metadata
+from pathlib import Path
+from typing import Any, TYPE_CHECKING
+
+import jax
+from ml_collections import ConfigDict
+
+from vpt_jax import config as config_lib
+from vpt_jax.data import tasks
+from vpt_jax.problems import Problem
+from vpt_jax.training import adapter_files, evaluation, records
+from vpt_jax.training.evaluation import Predictions, Sums
+from vpt_jax.utils import files, trees
+
+if TYPE_CHECKING:
+  from vpt_jax.training.experiment import Experiment
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# What a record has of the `facts` of a run.
+FACTS_OF_RECORDS = (
+  "problem",
+  "method",
+  "task",
+  "split",
+  "backbone",
+  "trainable_params",
+  "total_params",
+  "train_images",
+  "device",
+  "versions",
+)
+
+
+def facts(job: "Experiment") -> dict[str, Any]:
+  """Returns what results say of a run, whatever its outcome, as JSON values."""
+  config = job.config
+  trained = trees.count(job.start.trainable)
+  total = trained + trees.count(job.start.frozen)
+  return {
+    "problem": job.problem.name,
+    "task": config.task,
+    "split": config.data.test_split,
+    "method": config.method,
+    "backbone": job.backbone,
+    "trainable_params": trained,
+    "total_params": total,
+    "trainable_percent": 100 * trained / total,
+    "train_images": len(job.data.train),
+    "skipped": {
+      "train": job.data.train.skipped,
+      "test": job.data.test.skipped,
+    },
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+  }
+
+
+def curve_names(problem: Problem) -> tuple[str, str, str]:
+  """Returns what a record's `curve` has of each epoch."""
+  return "loss", problem.training_score.name, "lr"
+
+
+def record(
+  job: "Experiment",
+  config: ConfigDict,
+  stage: str,
+  curve: Sequence[Mapping[str, float]],
+  sums: Sums | None,
+  predictions: Predictions | None,
+  *,
+  seconds: float,
+  speed: float | None,
+  cell: Mapping[str, Any] | None = None,
+  group: int = 1,
+) -> records.Record:
+  """Returns the record of a run, as JSON values.
+
+  Args:
+    job: that it was trained as, or with.
+    config: its own.
+    stage: see `records.RunRecord`.
+    curve: its metrics, a mapping for each epoch.
+    sums: see `evaluation.collect`; None: it diverged.
+    predictions: likewise.
+    seconds: see `records.RunRecord`.
+    speed: its `images_per_second`.
+    cell: see there.
+    group: see there.
+  """
+  outcome = None
+  if sums is not None:
+    outcome = _outcome(job, config, sums, predictions)
+    if stage == "search":  # of which there are many
+      outcome = dataclasses.replace(outcome, kept=dict.fromkeys(outcome.kept))
+  names = curve_names(job.problem)
+  about = facts(job)
+  run_record = records.RunRecord(
+    id=config_lib.digest(config, 12),
+    stage=stage,
+    name=config.name or config.method,
+    seed=config.seed,
+    cell=dict(cell or {}),
+    config=config_lib.plain(config),
+    seconds=seconds,
+    images_per_second=speed,
+    group=group,
+    curve={name: [epoch[name] for epoch in curve] for name in names},
+    outcome=outcome,
+    **{name: about[name] for name in FACTS_OF_RECORDS},
+  )
+  return run_record.to_json()
+
+
+def _outcome(
+  job: "Experiment", config: ConfigDict, sums: Sums, predictions: Predictions
+) -> records.Outcome:
+  """Returns what a finished run reached on the test images."""
+  problem = job.problem
+  labels = job.data.test.labels
+  measured = evaluation.scores(problem, sums, predictions, labels)
+  scores = {score.name: measured[score.name] for score in problem.scores}
+  metric = problem.scores[0].name
+  task = tasks.TASKS.get(config.task)
+  if task is not None and task.metric in scores:
+    metric = task.metric
+  return records.Outcome(
+    metric=metric,
+    scores=scores,
+    loss=measured["loss"],
+    count=measured["count"],
+    classes=tuple(map(str, job.data.train.class_names)),
+    kept=problem.record(labels, predictions),
+  )
+
+
+def save(
+  folder: Path,
+  job: "Experiment",
+  config: ConfigDict,
+  trainable: trees.Flat,
+  collections: Mapping[str, Any],
+  predictions: Predictions,
+) -> None:
+  """Writes adapter.npz and predictions.csv of a run.
+
+  The adapter holds everything but the backbone's frozen part, so that nothing
+  is left to guess.
+
+  Args:
+    folder: where they go.
+    job: that it was trained as, or with.
+    config: its own.
+    trainable: flat trained parameters.
+    collections: the model's mutable variables.
+    predictions: of the test images.
+  """
+  values = trees.flatten(collections)
+  for path, leaf in job.start.frozen.items():
+    if not path.startswith("backbone/"):
+      values[path] = leaf
+  values.update(trainable)
+  adapter_files.save_adapter(
+    folder / "adapter.npz",
+    values,
+    {
+      "backbone": job.backbone,
+      "config": config_lib.plain(config),
+      "num_classes": job.data.train.num_classes,
+      "preprocess": job.preprocess.to_json(),
+      "versions": facts(job)["versions"],
+    },
+  )
+  test = job.data.test
+  # Images without a name are called by their index.
+  names = list(test.names) or [str(i) for i in range(len(test))]
+  text = job.problem.write_predictions(
+    names, test.labels, predictions, test.class_names
+  )
+  files.write_atomic(folder / "predictions.csv", text.encode())
