@@ -26,7 +26,8 @@ from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods.method import Method
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.problems import Classification
-from vpt_jax.training import loop, optim
+from vpt_jax.training import optim
+from vpt_jax.training import step as step_lib
 from vpt_jax.utils import trees
 
 CLASSES = 100
@@ -81,10 +82,10 @@ def programs(
   tx = optim.make_optimizer(
     "sgd", lambda step: 0.1, trainable, weight_decay=1e-4
   )
-  state = loop.TrainState(
+  state = step_lib.TrainState(
     jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.PRNGKey(0)
   )
-  step = loop.make_train_step(
+  step = step_lib.make_train_step(
     model,
     tx,
     problem=Classification(CLASSES),

@@ -51,7 +51,7 @@ def timed(runs: VmappedRuns, steps: int) -> float:
 
 
 def measure(
-  job: experiment.Job,
+  job: experiment.Experiment,
   name: str,
   counts: Sequence[int],
   own_seeds: bool,

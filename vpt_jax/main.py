@@ -31,6 +31,8 @@ from vpt_jax.training import (
   metrics,
   optim,
   records,
+  run_folder,
+  run_results,
   run_texts,
 )
 from vpt_jax.utils import command_line, files, malloc, trees
@@ -111,10 +113,10 @@ def check_same_run(
   folder: Path, config: ConfigDict, data: experiment.Data | None
 ) -> None:
   """Raises ValueError if the folder holds a run of another config or data."""
-  experiment.check_unchanged(folder / "config.json", config_lib.plain(config))
+  run_folder.check_unchanged(folder / "config.json", config_lib.plain(config))
   if data is not None:
-    fingerprint = experiment.fingerprint(data)
-    experiment.check_unchanged(folder / "data.json", fingerprint)
+    fingerprint = run_folder.fingerprint(data)
+    run_folder.check_unchanged(folder / "data.json", fingerprint)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def train_and_evaluate(
     What result.json holds.
   """
   started = time.monotonic()
-  fingerprint = experiment.fingerprint(data)
+  fingerprint = run_folder.fingerprint(data)
   check_same_in_all_processes(config, fingerprint)
   job = experiment.build(config, data, saved)
   log_sizes(job)
@@ -158,7 +160,7 @@ def train_and_evaluate(
   rate = optim.per_epoch(rates, len(job.train))
   optimizer = job.optimizer(rate, config.optim.weight_decay)
   first_state = experiment.train_state(config, job.start, optimizer)
-  experiment.claim(workdir, config, job.backbone, fingerprint)
+  run_folder.claim(workdir, config, job.backbone, fingerprint)
   state, images_per_second = loop.fit(
     config,
     workdir,
@@ -183,15 +185,15 @@ def train_and_evaluate(
   )
   labels = data.test.labels
   result = {
-    **experiment.facts(job),
+    **run_results.facts(job),
     **evaluation.scores(job.problem, sums, predictions, labels),
     "images_per_second": images_per_second,
     "seconds": time.monotonic() - started,
   }
-  experiment.save(
+  run_results.save(
     workdir, job, config, state.trainable, state.collections, predictions
   )
-  record = experiment.record(
+  record = run_results.record(
     job,
     config,
     "single",
@@ -219,7 +221,7 @@ def check_same_in_all_processes(
   processes.check_same(jax.tree.map(np.uint32, fingerprint), "data")
 
 
-def log_sizes(job: experiment.Job) -> None:
+def log_sizes(job: experiment.Experiment) -> None:
   """Writes how much is trained, and on how many images."""
   start = job.start
   pattern = job.config.trainable

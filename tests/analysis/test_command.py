@@ -20,7 +20,7 @@ from vpt_jax.analysis import (
   subject,
 )
 from vpt_jax.serving import predictor
-from vpt_jax.training import checkpoints
+from vpt_jax.training import adapter_files
 from vpt_jax.training import records as results
 from vpt_jax.utils import trees
 
@@ -63,7 +63,7 @@ def workdir(tmp_path_factory):
       # One is as runs leave them: its backbone is made again.
       if name != "vpt" or not path.startswith("backbone/")
     }
-    checkpoints.save_adapter(
+    adapter_files.save_adapter(
       folder / name / "adapter.npz",
       flat,
       {

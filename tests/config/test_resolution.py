@@ -9,7 +9,7 @@ from configs import common, vapt_vtab
 from vpt_jax import config as config_lib
 from vpt_jax.config import sections
 from vpt_jax.methods import registry
-from vpt_jax.training import experiment, optim
+from vpt_jax.training import optim, run_folder
 
 NAN = float("nan")
 INF = float("inf")
@@ -161,11 +161,11 @@ def test_a_folder_of_an_older_run_resumes(tmp_path):
   del old["problem"], old["compute"]["ops"]
   path = tmp_path / "config.json"
   path.write_text(json.dumps(old))
-  experiment.check_unchanged(path, config_lib.plain(config))
+  run_folder.check_unchanged(path, config_lib.plain(config))
 
   completed = config_lib.resolve(ConfigDict(old))
   assert config_lib.plain(completed) == config_lib.plain(config)
 
   config.compute.ops = "reference"
   with pytest.raises(ValueError, match="compute.ops: 'auto' -> 'reference'"):
-    experiment.check_unchanged(path, config_lib.plain(config))
+    run_folder.check_unchanged(path, config_lib.plain(config))

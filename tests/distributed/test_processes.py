@@ -291,7 +291,8 @@ from vpt_jax import model as models
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.problems import Classification
-from vpt_jax.training import loop, optim
+from vpt_jax.training import optim
+from vpt_jax.training import step as step_lib
 from vpt_jax.utils import trees
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.methods.pixel import Below
@@ -310,10 +311,10 @@ for depth, make in (
   trainable, frozen = trees.split(models.init(model, jax.random.key(0)),
                                  model.method.trainable)
   tx = optim.make_optimizer("sgd", lambda step: .1, trainable, weight_decay=0.)
-  state = sharding.replicate(loop.TrainState(
+  state = sharding.replicate(step_lib.TrainState(
       jnp.int32(0), trainable, tx.init(trainable), {},
       jax.random.PRNGKey(0)), mesh)
-  step = loop.make_train_step(model, tx, problem=Classification(10),
+  step = step_lib.make_train_step(model, tx, problem=Classification(10),
                               preprocess=Preprocess((32, 32), "half"),
                               augment="none",
                               shards=mesh.shape["data"])

@@ -23,7 +23,8 @@ from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.problems import Classification
-from vpt_jax.training import evaluation, loop, optim
+from vpt_jax.training import evaluation, optim
+from vpt_jax.training import step as step_lib
 from vpt_jax.utils import trees
 
 DEVICES = 8
@@ -88,10 +89,11 @@ def run(mesh, split, device_bytes):
   feed = pipeline.Feed(split, BATCH, mesh, device_bytes)
   frozen = sharding.replicate(frozen, mesh)
   state = sharding.replicate(
-    loop.TrainState(jnp.int32(0), trainable, tx.init(trainable), {}, rng), mesh
+    step_lib.TrainState(jnp.int32(0), trainable, tx.init(trainable), {}, rng),
+    mesh,
   )
   preprocess = Preprocess(model.method.input_size, "half")
-  step = loop.make_train_step(
+  step = step_lib.make_train_step(
     model,
     tx,
     problem=Classification(model.num_classes),

@@ -27,8 +27,8 @@ from vpt_jax.methods.vapt import VAPT
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.model import Model
 from vpt_jax.problems import Classification
-from vpt_jax.training import loop as train
 from vpt_jax.training import optim
+from vpt_jax.training import step as step_lib
 from vpt_jax.utils import trees
 
 VIT = ViT((8, 8), 2, 24, depth=2, num_heads=2, mlp_dim=48)
@@ -253,7 +253,7 @@ def test_a_step_with_remat(kind, name):
   trainable, frozen = trees.split(variables["params"], model.method.trainable)
   _, grads = gradients(model, variables, trainable, images_of(model))
   tx = optax.sgd(0.1)
-  step = train.make_train_step(
+  step = step_lib.make_train_step(
     model.clone(remat=True),
     tx,
     problem=Classification(model.num_classes),
@@ -266,7 +266,7 @@ def test_a_step_with_remat(kind, name):
     key: value for key, value in variables.items() if key != "params"
   }
   state, metrics = step(
-    train.TrainState(
+    step_lib.TrainState(
       jnp.int32(0),
       copy(trainable),
       tx.init(trainable),
@@ -301,7 +301,7 @@ def start(model, variables, seed=0):
   trainable, frozen = trees.split(variables["params"], model.method.trainable)
   tx = optax.sgd(0.1)
   make_step = functools.partial(
-    train.train_step,
+    step_lib.train_step,
     model,
     tx,
     problem=Classification(model.num_classes),
@@ -310,7 +310,7 @@ def start(model, variables, seed=0):
   )
   return (
     make_step,
-    train.TrainState(
+    step_lib.TrainState(
       jnp.int32(0),
       trainable,
       tx.init(trainable),
@@ -494,7 +494,7 @@ def test_a_step_constrains():
   )
   trainable, frozen = trees.split(variables["params"], r"(method|head)/.*")
   tx = optax.sgd(1.0)
-  step = train.make_train_step(
+  step = step_lib.make_train_step(
     model,
     tx,
     problem=Classification(model.num_classes),
@@ -502,7 +502,7 @@ def test_a_step_constrains():
     augment="none",
   )
   state, _ = step(
-    train.TrainState(
+    step_lib.TrainState(
       jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.key(0)
     ),
     frozen,
@@ -850,9 +850,15 @@ def test_a_config(module, arg):
 
 
 def test_every_task_of_the_paper_has_its_row():
-  assert gated_vtab.MAE.keys() == gated_vtab.MOCOV3.keys() == {
-    name for name, task in tasks.TASKS.items() if task.suite in ("vtab", "fgvc")
-  }
+  assert (
+    gated_vtab.MAE.keys()
+    == gated_vtab.MOCOV3.keys()
+    == {
+      name
+      for name, task in tasks.TASKS.items()
+      if task.suite in ("vtab", "fgvc")
+    }
+  )
   config = gated_vtab.get_config("mocov3,oxford_iiit_pet")
   assert (
     config.backbone.name,

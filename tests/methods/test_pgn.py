@@ -28,7 +28,7 @@ from vpt_jax.nn.tokens import Spec
 from vpt_jax.problems import Classification, heads
 from vpt_jax.serving import predictor
 from vpt_jax.training import evaluation
-from vpt_jax.training import loop as train
+from vpt_jax.training import step as step_lib
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
 
@@ -216,14 +216,14 @@ def test_a_step_gives_the_mask_to_batch_norm(tiny):
   tx = optax.sgd(0.1)
 
   def after(pixels, mask):
-    state = train.TrainState(
+    state = step_lib.TrainState(
       jnp.int32(0),
       jax.tree.map(jnp.array, trainable),
       tx.init(trainable),
       {"batch_stats": jax.tree.map(jnp.array, variables["batch_stats"])},
       jax.random.PRNGKey(0),
     )
-    step = train.make_train_step(
+    step = step_lib.make_train_step(
       model,
       tx,
       problem=Classification(model.num_classes),

@@ -15,7 +15,7 @@ from vpt_jax.problems import heads
 from vpt_jax.problems.multi_label import MultiLabel
 from vpt_jax.report import result_tables, rows
 from vpt_jax.sweeps import protocol
-from vpt_jax.training import experiment, records
+from vpt_jax.training import experiment, records, run_folder
 
 CHANNELS = ("red", "green", "blue")
 
@@ -150,7 +150,7 @@ def test_data_are_told_apart_by_their_labels():
   split = several_classes(10)
   other = Split(split.images, 1 - split.labels, 3)
   data = experiment.Data(split, split)
-  assert experiment.fingerprint(data) != experiment.fingerprint(
+  assert run_folder.fingerprint(data) != run_folder.fingerprint(
     experiment.Data(split, other)
   )
 

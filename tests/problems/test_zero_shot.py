@@ -134,7 +134,9 @@ def test_openai_merges_come_from_the_cache(merges, tmp_path, monkeypatch):
 def test_without_the_extra(missing, monkeypatch):
   monkeypatch.setitem(sys.modules, "ftfy", sys)
   monkeypatch.setitem(sys.modules, missing, None)
-  with pytest.raises(ImportError, match=rf"{missing}: pip install .vpt_jax\[clip\]"):
+  with pytest.raises(
+    ImportError, match=rf"{missing}: pip install .vpt_jax\[clip\]"
+  ):
     zero_shot.Tokenizer()
 
 

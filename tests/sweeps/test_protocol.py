@@ -30,7 +30,7 @@ from vpt_jax import main
 from vpt_jax import model as model_lib
 from vpt_jax.data import tasks
 from vpt_jax.sweeps import protocol, searches, vmapped_runs
-from vpt_jax.training import checkpoints, experiment
+from vpt_jax.training import adapter_files, experiment
 from vpt_jax.training.records import FILE, find, Store
 from vpt_jax.utils import files, trees
 from vpt_jax.weights import load
@@ -980,10 +980,10 @@ def test_a_sweep(whole, tmp_path):
   assert alone["confusion"] == last["confusion"]
   assert alone["config"] == last["config"]
   np.testing.assert_allclose(result["loss"], last["loss"], rtol=1e-4)
-  kept, _ = checkpoints.read_adapter(
+  kept, _ = adapter_files.read_adapter(
     workdir / "runs" / f"{last['task']}-{last['id']}" / "adapter.npz"
   )
-  own, _ = checkpoints.read_adapter(tmp_path / "adapter.npz")
+  own, _ = adapter_files.read_adapter(tmp_path / "adapter.npz")
   for path, leaf in own.items():
     np.testing.assert_allclose(kept[path], leaf, atol=1e-4, err_msg=path)
 

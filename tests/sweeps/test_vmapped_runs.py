@@ -19,7 +19,7 @@ from vpt_jax import model as model_lib
 from vpt_jax.data import examples, pipeline
 from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import vmapped_runs
-from vpt_jax.training import checkpoints, experiment
+from vpt_jax.training import adapter_files, experiment
 from vpt_jax.training import step as step_lib
 from vpt_jax.training.progress import Progress
 from vpt_jax.training.records import FILE, SCHEMA, Store
@@ -116,7 +116,7 @@ def together(folder, config, cells, data=DATA):
 
 def files(folder):
   """(adapter's arrays, its meta, predictions) that a run has left."""
-  arrays, meta = checkpoints.read_adapter(folder / "adapter.npz")
+  arrays, meta = adapter_files.read_adapter(folder / "adapter.npz")
   with (folder / "predictions.csv").open() as file:
     return arrays, meta, [line["prediction"] for line in csv.DictReader(file)]
 

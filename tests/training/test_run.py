@@ -19,7 +19,8 @@ from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import processes
 from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
-from vpt_jax.training import metrics as logs
+from vpt_jax.training import step as step_lib
+from vpt_jax.training.progress import Progress
 from vpt_jax.utils import trees
 from vpt_jax.weights import file_formats, load
 
@@ -212,10 +213,10 @@ def make_step(config, method="vapt", **kwargs):
   tx = optim.make_optimizer(
     "sgd", lambda step: 0.1, trainable, weight_decay=1e-4
   )
-  state = loop.TrainState(
+  state = step_lib.TrainState(
     jnp.int32(0), trainable, tx.init(trainable), {}, jax.random.PRNGKey(0)
   )
-  step = loop.make_train_step(
+  step = step_lib.make_train_step(
     model,
     tx,
     problem=Classification(model.num_classes),
@@ -242,7 +243,7 @@ def test_preempted_in_the_last_epoch(config, tmp_path, monkeypatch):
   """What comes after it may take longer than there is time."""
   config.epochs, config.optim.warmup_epochs = 2, 0
   main.run(config, tmp_path / "whole")
-  end = logs.Progress.epoch
+  end = Progress.epoch
 
   def preempt(self, epoch, values):
     end(self, epoch, values)
@@ -250,7 +251,7 @@ def test_preempted_in_the_last_epoch(config, tmp_path, monkeypatch):
       os.kill(os.getpid(), signal.SIGTERM)
 
   with monkeypatch.context() as patch:
-    patch.setattr(logs.Progress, "epoch", preempt)
+    patch.setattr(Progress, "epoch", preempt)
     with pytest.raises(processes.Preempted):
       main.run(config, tmp_path / "run")
   assert not (tmp_path / "run/adapter.npz").exists()

@@ -19,7 +19,8 @@ from vpt_jax.condensation import prompt_scores
 from vpt_jax.data.transforms import views
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.nn import cost
-from vpt_jax.training import loop, optim
+from vpt_jax.training import optim
+from vpt_jax.training import step as step_lib
 from vpt_jax.utils import lookup, trees
 
 # As in `pytorch_side.py`.
@@ -159,7 +160,7 @@ class Step:
   """
 
   program: Any
-  state: loop.TrainState
+  state: step_lib.TrainState
   frozen: trees.Flat
   batch: dict[str, jax.Array]
 
@@ -279,7 +280,7 @@ class JaxSide:
       trainable,
       [*trainable, *frozen],
     )
-    state = loop.TrainState(
+    state = step_lib.TrainState(
       jnp.int32(0),
       trainable,
       tx.init(trainable),
@@ -293,7 +294,7 @@ class JaxSide:
     }
 
     def jitted(model: model_lib.Model) -> Any:
-      return loop.make_train_step(
+      return step_lib.make_train_step(
         model,
         tx,
         problem=problems.build("classification", model.num_classes),

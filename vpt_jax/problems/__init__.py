@@ -17,7 +17,6 @@ __all__ = [
   "build",
   "from_config",
   "get",
-  "of_record",
   "of_run",
   "titles",
 ]
@@ -50,11 +49,6 @@ def of_run(facts: Mapping[str, Any]) -> type[Problem]:
   Those of old versions name none, and are of classification.
   """
   return get(facts.get("problem", DEFAULT))
-
-
-def of_record(record: Mapping[str, Any]) -> type[Problem]:
-  """Returns the problem of a run's record, see `of_run`."""
-  return of_run(record)
 
 
 def from_config(config: Mapping[str, Any], num_classes: int) -> Problem:

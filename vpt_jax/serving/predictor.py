@@ -13,7 +13,7 @@ from vpt_jax import model as model_lib
 from vpt_jax import problems
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.serving import inputs
-from vpt_jax.training import checkpoints, evaluation
+from vpt_jax.training import adapter_files, evaluation
 from vpt_jax.utils import trees
 
 Variables = dict[str, Any]
@@ -150,7 +150,7 @@ def read_model(
   Raises:
     ValueError: see `load_adapter`.
   """
-  saved, meta = checkpoints.read_adapter(path)
+  saved, meta = adapter_files.read_adapter(path)
   config = ConfigDict(meta["config"])
   config.backbone.checkpoint = backbone or config.backbone.checkpoint
   model = model_lib.build(config, meta["num_classes"])
@@ -210,6 +210,6 @@ def _frozen_backbone(
   rng = jax.random.PRNGKey(config.seed)
   params, sha256 = model_lib.pretrained(model, config, rng)
   built = {"name": config.backbone.name, "sha256": sha256}
-  checkpoints.check_backbone(str(path), meta["backbone"], built)
+  adapter_files.check_backbone(str(path), meta["backbone"], built)
   flat = model_lib.store(trees.flatten(params), config)
   return {name: flat[name] for name in missing}

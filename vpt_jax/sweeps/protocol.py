@@ -30,7 +30,7 @@ from vpt_jax import config as config_lib
 from vpt_jax.distributed import memory
 from vpt_jax.sweeps import searches, vmapped_runs
 from vpt_jax.sweeps.searches import Cell
-from vpt_jax.training import adapter_files, experiment, records
+from vpt_jax.training import adapter_files, experiment, records, run_folder
 from vpt_jax.utils import files, lookup, trees
 from vpt_jax.utils.logs import log
 
@@ -133,7 +133,7 @@ class Sweep:
     self.workdir = workdir
     self.store = records.Store(workdir / records.FILE)
     # The latest job, and the group key of the runs that it is for.
-    self._job: experiment.Job | None = None
+    self._job: experiment.Experiment | None = None
     self._job_key = ""
 
   def finish_task(self, task: str) -> None:
@@ -285,7 +285,7 @@ class Sweep:
     name = f"{first.config.task}-{stage}-{first.id}"
     return self.workdir / "groups" / name
 
-  def _job_for(self, config: ConfigDict) -> experiment.Job:
+  def _job_for(self, config: ConfigDict) -> experiment.Experiment:
     """Returns what runs share that may train together with this one."""
     key = vmapped_runs.group_key(config)
     if self._job is None or self._job_key != key:
@@ -294,13 +294,13 @@ class Sweep:
       self._job_key = key
     return self._job
 
-  def _build_job(self, config: ConfigDict) -> experiment.Job:
+  def _build_job(self, config: ConfigDict) -> experiment.Experiment:
     """Builds a job; its images and backbone must be those of earlier calls."""
     data = experiment.load_data(config)
-    fingerprint = experiment.fingerprint(data)
+    fingerprint = run_folder.fingerprint(data)
     name = f"{config.task}-{config.data.train_split}.json"
     path = self.workdir / "data" / name
-    experiment.check_unchanged(path, fingerprint)
+    run_folder.check_unchanged(path, fingerprint)
     files.write_json(path, fingerprint)
     job = experiment.build(config, data)
     path = self.workdir / "backbone.json"
@@ -346,7 +346,7 @@ def run(
   if count > 1:  # of its own: WORKDIR may be on a disk without file locks
     workdir /= f"shard-{first}-of-{count}"
   path = workdir / "config.json"
-  experiment.check_unchanged(path, config_lib.plain(config))
+  run_folder.check_unchanged(path, config_lib.plain(config))
   files.write_json(path, config_lib.plain(config))
   sweep = Sweep(config, workdir)
   failed = []

@@ -30,7 +30,9 @@ from vpt_jax.training import (
   loop,
   optim,
   records,
+  run_results,
 )
+from vpt_jax.training import step as step_lib
 from vpt_jax.training.progress import Progress
 from vpt_jax.utils import trees
 
@@ -79,7 +81,7 @@ def group_key(config: ConfigDict) -> str:
 
 
 def run(
-  job: experiment.Job,
+  job: experiment.Experiment,
   configs: Sequence[ConfigDict],
   folder: Path,
   stage: str,
@@ -111,7 +113,7 @@ def run(
   for i, (config, cell) in enumerate(zip(configs, cells, strict=True)):
     done = bool(finite[i])
     own_predictions = _row(predictions, i)
-    record = experiment.record(
+    record = run_results.record(
       job,
       config,
       stage,
@@ -127,7 +129,7 @@ def run(
     if folders and done:
       own_frozen = _row(runs.own.frozen, i)
       own_trainable = _row(trained.state.trainable, i)
-      experiment.save(
+      run_results.save(
         folders[i],
         job,
         config,
@@ -164,12 +166,12 @@ class Trained(NamedTuple):
 
   Attributes:
     state: of all runs after the last epoch, stacked.
-    curve: [3, G, epochs], the rows as `experiment.curve_names`; NaN from the
+    curve: [3, G, epochs], the rows as `run_results.curve_names`; NaN from the
       epoch on in which a run diverged.
     images_per_second: in training, of all runs together.
   """
 
-  state: loop.TrainState
+  state: step_lib.TrainState
   curve: np.ndarray
   images_per_second: float
 
@@ -185,7 +187,7 @@ class VmappedRuns:
     state: of each run before the first step, stacked [G, ...].
   """
 
-  def __init__(self, job: experiment.Job, configs: Sequence[ConfigDict]):
+  def __init__(self, job: experiment.Experiment, configs: Sequence[ConfigDict]):
     """Makes the initial state of all runs; see `run` for the arguments."""
     self.job = job
     self.configs = configs
@@ -273,10 +275,10 @@ class VmappedRuns:
   def _step_of_run(
     self,
     own: Own,
-    state: loop.TrainState,
+    state: step_lib.TrainState,
     shared: trees.Flat,
     batch: pipeline.Batch,
-  ) -> tuple[loop.TrainState, StepMetrics]:
+  ) -> tuple[step_lib.TrainState, StepMetrics]:
     """Takes the training step of one run; `vmap` makes it that of all."""
     model = self.job.model
     model = model.clone(method=model.method.clone(**own.options))
@@ -353,7 +355,7 @@ class VmappedRuns:
     config = self.configs[0]  # the same epochs and checkpoints for all
     problem = self.job.problem
     steps_per_epoch = len(self.job.train)
-    names = experiment.curve_names(problem)
+    names = run_results.curve_names(problem)
     shape = (len(names), len(self.configs), config.epochs)
     curve = np.full(shape, np.nan, np.float32)
     state = self.state
@@ -394,8 +396,8 @@ class VmappedRuns:
     )
 
   def _epoch(
-    self, epoch: int, state: loop.TrainState, progress: Progress
-  ) -> tuple[loop.TrainState, np.ndarray]:
+    self, epoch: int, state: step_lib.TrainState, progress: Progress
+  ) -> tuple[step_lib.TrainState, np.ndarray]:
     """Trains one epoch; returns the state and the curve's column [3, G]."""
     step_metrics = []
     for batch in self.batches(epoch):
@@ -444,7 +446,7 @@ class VmappedRuns:
     return np.stack([loss, score, rates])
 
   def evaluate(
-    self, state: loop.TrainState
+    self, state: step_lib.TrainState
   ) -> tuple[evaluation.Sums, dict[str, np.ndarray]]:
     """Returns the sums and predictions of all runs on the test images.
 
@@ -484,7 +486,7 @@ class VmappedRuns:
       i: number of the run.
       done: False for a run that diverged; its epochs until then are returned.
     """
-    names = experiment.curve_names(self.job.problem)
+    names = run_results.curve_names(self.job.problem)
     lines = []
     for values in curve[:, i].T.tolist():
       line = dict(zip(names, values, strict=True))
@@ -509,7 +511,7 @@ def _show_step(progress: Progress, step_metrics: Sequence[StepMetrics]) -> None:
   progress.step(mean)
 
 
-def bytes_per_run(job: experiment.Job, config: ConfigDict) -> int:
+def bytes_per_run(job: experiment.Experiment, config: ConfigDict) -> int:
   """Returns what a run takes beside the backbone, by XLA's own count."""
   runs = VmappedRuns(job, [config])
   batch = next(runs.batches(0))
@@ -520,7 +522,9 @@ def bytes_per_run(job: experiment.Job, config: ConfigDict) -> int:
   return memory.temp_size_in_bytes + state_bytes
 
 
-def most_together(job: experiment.Job, configs: Sequence[ConfigDict]) -> int:
+def most_together(
+  job: experiment.Experiment, configs: Sequence[ConfigDict]
+) -> int:
   """Returns how many of these runs fit on the device together, at least 1.
 
   Runs of a head on cached features take next to nothing: all fit.

@@ -9,11 +9,6 @@ import orbax.checkpoint as ocp
 
 from vpt_jax.distributed import processes
 
-# Their former place.
-from vpt_jax.training.adapter_files import check_backbone as check_backbone
-from vpt_jax.training.adapter_files import read_adapter as read_adapter
-from vpt_jax.training.adapter_files import save_adapter as save_adapter
-
 
 class Checkpoints:
   """States of one run, by step; a half-written one is never seen.

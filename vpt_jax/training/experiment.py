@@ -17,15 +17,6 @@ from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.training import evaluation, optim
 from vpt_jax.training import step as step_lib
-
-# Their former place.
-from vpt_jax.training.run_folder import check_unchanged as check_unchanged
-from vpt_jax.training.run_folder import claim as claim
-from vpt_jax.training.run_folder import fingerprint as fingerprint
-from vpt_jax.training.run_results import curve_names as curve_names
-from vpt_jax.training.run_results import facts as facts
-from vpt_jax.training.run_results import record as record
-from vpt_jax.training.run_results import save as save
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
 
@@ -303,6 +294,3 @@ def train_state(
     collections=first.collections,
     rng=jax.random.fold_in(jax.random.PRNGKey(config.seed), 1),
   )
-
-
-Job = Experiment  # its former name

@@ -16,9 +16,7 @@ from vpt_jax.training.checkpoints import Checkpoints
 from vpt_jax.training.metrics import Metrics
 from vpt_jax.training.optim import Rate
 from vpt_jax.training.progress import Progress
-from vpt_jax.training.step import make_train_step as make_train_step
 from vpt_jax.training.step import Step, TrainState
-from vpt_jax.training.step import train_step as train_step
 from vpt_jax.utils import trees
 from vpt_jax.utils.logs import log
 

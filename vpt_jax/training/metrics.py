@@ -5,12 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Their former place.
-from vpt_jax.training.progress import Progress as Progress
-from vpt_jax.training.run_texts import result_text as result_text
-from vpt_jax.training.run_texts import split_table as split_table
 from vpt_jax.utils import files
-from vpt_jax.utils.logs import log as log
 
 FILE = "metrics.jsonl"
 
