@@ -71,7 +71,7 @@ BASELINES: dict[str, Fields] = {
   },
 }
 # The backbone's own parameters change more slowly than the head.
-SLOW_BACKBONE = (
+SLOW_BACKBONE: tuple[tuple[str, dict[str, float]], ...] = (
   ("head/bias", {"weight_decay": 0.0}),
   ("backbone/.*", {"lr": 0.1}),
   (".*", {}),

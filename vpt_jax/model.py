@@ -419,7 +419,7 @@ def multiply_adds(model: Model) -> int:
   return cost.counted(model.apply, variables, image)
 
 
-def restore(values: dict[str, Any], saved: trees.Flat) -> dict[str, Any]:
+def restore(values: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
   """Returns nested values, those that are in a flat `saved` taken from there.
 
   Raises:

@@ -1,6 +1,6 @@
 """Runs the side of vpt_jax: the model and the step of a training run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import functools
 import importlib.metadata
@@ -178,7 +178,7 @@ class JaxSide:
     self.config = config_of(case)
     self.model = model_lib.build(self.config, case["classes"])
     self._gflops: dict[str, float] = {}
-    self.commands = {
+    self.commands: Mapping[str, worker.Command] = {
       "export": self.export,
       "logits": self.logits,
       "forward": self.forward,

@@ -88,13 +88,13 @@ def compare(
   Raises:
     Disagree: it is above the tolerance, or not a number.
   """
-  expected = np.asarray(expected, float)
-  logits = np.asarray(logits, float)
+  wanted = np.asarray(expected, float)
+  found = np.asarray(logits, float)
   absolute, share = TOLERANCE[dtype]
-  most = max(absolute, share * np.abs(expected).max())
+  most = max(absolute, share * np.abs(wanted).max())
   difference = math.inf
-  if expected.shape == logits.shape:
-    difference = float(np.abs(expected - logits).max())
+  if wanted.shape == found.shape:
+    difference = float(np.abs(wanted - found).max())
   if not difference <= most:  # true of NaN, too
     raise Disagree(
       f"logits of {JAX} and {name} differ by {difference:.2e} in {dtype}; "
@@ -168,11 +168,13 @@ class _Sides:
     Raises:
       Disagree: they differ.
     """
-    answers = {name: self.ask(name, "logits") for name in list(self.workers)}
+    answers: dict[str, dict[str, Any]] = {}
+    for name in list(self.workers):
+      answer = self.ask(name, "logits")
+      if answer is not None:
+        answers[name] = answer
     expected = answers[JAX]["logits"]
     for name, answer in answers.items():
-      if answer is None:
-        continue
       difference = compare(expected, answer["logits"], dtype, name)
       self.found[name] = {
         # The first forward pass gave the logits.
@@ -251,12 +253,12 @@ def row(
     environment = _environment(folder)
 
     def start(name: str, module: str, more: Mapping[str, str]) -> None:
-      worker = Worker(name, module, exported | more, environment)
+      worker = Worker(name, module, {**exported, **more}, environment)
       stack.callback(worker.close)
       sides.add(worker)
 
     start(JAX, JAX_MODULE, {})
-    platform = sides.ask(JAX, "facts")["platform"]
+    platform = sides.workers[JAX].ask("facts")["platform"]
     for variant, options in _pytorch_sides(variants, platform).items():
       start(variant, PYTORCH_MODULE, options)
     sides.check(case["dtype"])
@@ -292,14 +294,15 @@ def start_up(
   exported = export(case, folder)
   out = [{"case": dict(case), **_start_side(JAX, JAX_MODULE, exported, folder)}]
   for variant, options in _pytorch_sides(variants, platform).items():
-    times = _start_side(variant, PYTORCH_MODULE, exported | options, folder)
+    side_case = {**exported, **options}
+    times = _start_side(variant, PYTORCH_MODULE, side_case, folder)
     out.append({"case": dict(case), **times})
   Path(exported["file"]).unlink()
   return out
 
 
 def _start_side(
-  name: str, module: str, case: Case, folder: Path
+  name: str, module: str, case: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
   """Returns {side, cold, warm}, seconds; see `start_up`."""
   out: dict[str, Any] = {"side": name}
@@ -341,7 +344,7 @@ def best(sides: Mapping[str, Mapping[str, Any]], command: str) -> str | None:
   for name, side in sides.items():
     if name != JAX and "unavailable" not in side:
       times[name] = median(side, command)
-  return min(times, key=times.get, default=None)
+  return min(times, key=times.__getitem__, default=None)
 
 
 def peak(rows: Sequence[Mapping[str, Any]], dtype: str) -> float:

@@ -212,7 +212,7 @@ class Residual(nn.Module):
     self.norm_0 = nn.BatchNorm2d(width)
     self.conv_1 = _conv_3x3(width, width, 1)
     self.norm_1 = nn.BatchNorm2d(width)
-    self.shortcut = nn.Identity()
+    self.shortcut: nn.Module = nn.Identity()
     if stride == 2:
       self.shortcut = nn.Conv2d(inputs, width, 1, stride)
 

@@ -166,7 +166,7 @@ class PromptedViT(nn.Module):
 
   def forward(self, image: torch.Tensor) -> torch.Tensor:
     """Returns logits [B, K] of normalised images [B, 3, H, W]."""
-    vit = self.vit
+    vit: Any = self.vit  # of timm, whose layers are unknown to type checkers
     patches = vit.patch_embed(image.to(vit.cls_token.dtype))
     class_token = vit.cls_token.expand(len(patches), -1, -1)
     x = torch.cat([class_token, patches], dim=1) + vit.pos_embed
@@ -176,8 +176,8 @@ class PromptedViT(nn.Module):
     pooled = vit.norm(x)[:, 0]
     return self.head(pooled.float())
 
-  def _runner(self, block: nn.Module) -> Callable[..., torch.Tensor]:
-    """Returns (tokens, temperature) -> tokens of a block."""
+  def _runner(self, block: Any) -> Callable[..., torch.Tensor]:
+    """Returns (tokens, temperature) -> tokens of a block of timm."""
 
     def run(
       x: torch.Tensor, temperature: torch.Tensor | float = 1.0
@@ -189,7 +189,7 @@ class PromptedViT(nn.Module):
 
   def _attention(
     self,
-    layer: nn.Module,
+    layer: Any,
     x: torch.Tensor,
     temperature: torch.Tensor | float,
   ) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Runs the side of PyTorch: a training step as its users write it."""
 
+from collections.abc import Callable, Mapping
 import importlib.metadata
 from typing import Any
 
@@ -47,11 +48,11 @@ class PytorchSide:
     self.image = pixels.permute(0, 3, 1, 2).contiguous()
     self.label = label.long()
     self.model = self._model(arrays)
-    self.run = self.model
+    self.run: Callable[..., torch.Tensor] = self.model
     if case["variant"] == "compile":
       self.run = torch.compile(self.model)
     self.optimizer = self._optimizer()
-    self.commands = {
+    self.commands: Mapping[str, worker.Command] = {
       "logits": self.logits,
       "forward": self.forward,
       "train": self.train,
@@ -79,11 +80,12 @@ class PytorchSide:
     for name, parameter in self.model.named_parameters():
       if parameter.requires_grad and name != "head.bias":
         decayed.append(parameter)
+    groups: list[dict[str, Any]] = [
+      {"params": [self.model.head.bias], "weight_decay": 0.0},
+      {"params": decayed},
+    ]
     return torch.optim.SGD(
-      [
-        {"params": [self.model.head.bias], "weight_decay": 0.0},
-        {"params": decayed},
-      ],
+      groups,
       lr=RATE,
       momentum=MOMENTUM,
       weight_decay=DECAY,

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from typing import Any, Protocol, TextIO
+from typing import Any, cast, IO, Protocol, TextIO
 
 import numpy as np
 
@@ -32,6 +32,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 20  # seconds that a process has to end
 
 
+# What a side does on a request with a count; returns JSON values.
+Command = Callable[[int], dict[str, Any]]
+
+
 class Side(Protocol):
   """What runs in a worker.
 
@@ -39,7 +43,7 @@ class Side(Protocol):
     commands: {name: function of a count}, which return JSON values.
   """
 
-  commands: Mapping[str, Callable[[int], dict[str, Any]]]
+  commands: Mapping[str, Command]
 
 
 class Failed(ValueError):
@@ -89,6 +93,9 @@ class Worker:
         "PYTHONPATH": os.pathsep.join(python_path),
       },
     )
+    # Both are pipes, as asked for above.
+    self._requests = cast(IO[str], self._process.stdin)
+    self._replies = cast(IO[str], self._process.stdout)
     self._send(case)
 
   def __enter__(self) -> "Worker":
@@ -100,8 +107,8 @@ class Worker:
   def _send(self, message: Mapping[str, Any]) -> None:
     # If the process has ended the pipe is broken; `ask` says how it ended.
     with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.write(json.dumps(message) + "\n")
-      self._process.stdin.flush()
+      self._requests.write(json.dumps(message) + "\n")
+      self._requests.flush()
 
   def ask(self, command: str, count: int = 1) -> dict[str, Any]:
     """Has a command done, waits, and returns its result.
@@ -110,7 +117,7 @@ class Worker:
       Failed: the side could not, or the process has ended.
     """
     self._send({"do": command, "count": count})
-    line = self._process.stdout.readline()
+    line = self._replies.readline()
     if not line:
       raise self._ended(command)
     reply = json.loads(line)
@@ -138,13 +145,13 @@ class Worker:
   def close(self) -> None:
     """Ends the process."""
     with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
+      self._requests.close()
     try:
       self._process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
-    self._process.stdout.close()
+    self._replies.close()
     self._errors.close()
 
 

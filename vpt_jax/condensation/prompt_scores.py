@@ -27,7 +27,7 @@ rows are added to what blocks give, it means what it says.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import re
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,8 @@ def scores(
   check(model)
   for name in statistics:
     lookup.choose(name, STATISTICS, "statistic")
-  apply = apply or model.apply
+  # With no mutable collection flax's `apply` returns the logits alone.
+  apply = apply or cast(Apply, model.apply)
   problem = problem or Classification(model.num_classes)
   needed = {_ABSOLUTE.get(name, name) for name in statistics}
   step = _score_step(apply, problem, needed)
@@ -258,14 +259,15 @@ def leave_one_out(
     (loss with all prompts, [L, P] loss without this one).
   """
   check(model)
-  apply = apply or model.apply
+  # With no mutable collection flax's `apply` returns the logits alone.
+  apply = apply or cast(Apply, model.apply)
   problem = problem or Classification(model.num_classes)
   num_sets, num_tokens = shape(variables)
   num_prompts = num_sets * num_tokens
   # The first mask keeps all prompts, each further one all but one.
-  masks = np.ones((num_prompts + 1, num_prompts), np.float32)
-  masks[1:] -= np.eye(num_prompts)
-  masks = masks.reshape(-1, num_sets, num_tokens)
+  of_prompts = np.ones((num_prompts + 1, num_prompts), np.float32)
+  of_prompts[1:] -= np.eye(num_prompts)
+  masks = of_prompts.reshape(-1, num_sets, num_tokens)
 
   @jax.jit
   def step(variables, batch, masks):

@@ -4,6 +4,7 @@ Masks are [L, P], True for a prompt that stays: L sets of P prompts, see
 `prompt_scores.py`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def indices(mask: np.ndarray) -> tuple[tuple[int, ...], ...]:
   return tuple(tuple(kept) for kept in sets)
 
 
-def pack(flat: trees.Flat, mask: np.ndarray) -> trees.Flat:
+def pack(flat: Mapping[str, Any], mask: np.ndarray) -> trees.Flat:
   """Returns a flat tree with the prompts of a mask, as VPT with `kept` has it.
 
   Args:

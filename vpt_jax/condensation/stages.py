@@ -191,7 +191,8 @@ def stored(path: Path, compute: Callable[[], Arrays]) -> Arrays:
   """Returns the arrays of a file; computes and writes them if it is missing."""
   if not path.exists():
     buffer = io.BytesIO()
-    np.savez(buffer, **compute())
+    arrays: dict[str, Any] = {**compute()}
+    np.savez(buffer, **arrays)
     files.write_atomic(path, buffer.getvalue())
   with np.load(path, allow_pickle=False) as file:
     return {name: file[name] for name in file.files}

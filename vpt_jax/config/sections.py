@@ -516,7 +516,7 @@ def defaults() -> ConfigDict:
 
 def added_later() -> dict[tuple[str, ...], Any]:
   """Returns the fields that configs of version 0.1 lack: path -> default."""
-  added = {}
+  added: dict[tuple[str, ...], Any] = {}
   for section in ("", *SECTIONS):
     for field in fields_of(section):
       if field.metadata["since"]:

@@ -248,7 +248,7 @@ def check(args: argparse.Namespace) -> int:
       deep=args.deep,
       workers=args.workers,
     )
-  rows = [HEAD]
+  rows: list[tuple[str, ...]] = [HEAD]
   for name, state in states.items():
     suite = "" if ":" in args.source else tasks.TASKS[name].suite
     rows.append((name, suite, *_cells(state)))

@@ -278,7 +278,7 @@ def load(
   """
   if on_error not in ("raise", "skip"):
     raise ValueError(f"data.on_error={on_error!r}; expected 'raise' or 'skip'")
-  where = {
+  where: dict[str, Any] = {
     "source": source,
     "folder": folder,
     "seed": seed,

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def survey_task(
       datasets.how_to_get(task, Path(folder)),
     )
   state = State()
-  where = {
+  where: dict[str, Any] = {
     "source": source,
     "folder": folder,
     "seed": seed,

@@ -26,7 +26,13 @@ EXPECTED = (
 
 
 class Preempted(SystemExit):
-  """Ends a process whose machine is taken away (SIGTERM); all is saved."""
+  """Ends a process whose machine is taken away (SIGTERM); all is saved.
+
+  Attributes:
+    code: the exit status.
+  """
+
+  code: int
 
   def __init__(self):
     super().__init__(128 + signal.SIGTERM)

@@ -28,7 +28,6 @@ class Method(nn.Module):
     spec: what a method may know about its backbone.
     trainable: default of `config.trainable` for this method.
     needs_grid: whether it needs patch tokens on a grid in every block.
-    weights: file or address of weights that it starts from; "": new ones.
     start_options: options that only say where its parameters start from, so
       that runs that differ in them have the same program.
   """
@@ -36,8 +35,12 @@ class Method(nn.Module):
   spec: Spec
   trainable: ClassVar[str] = r"(method|head)/.*"
   needs_grid: ClassVar[bool] = False
-  weights: ClassVar[str] = ""
   start_options: ClassVar[tuple[str, ...]] = ()
+
+  @property
+  def weights(self) -> str:
+    """The file or address of weights that it starts from; "": new ones."""
+    return ""
 
   @property
   def input_size(self) -> tuple[int, int]:
@@ -211,6 +214,7 @@ def prompt_sets(
   for s, stage in enumerate(spec.stages):
     prompted = [i for i in stage if i in blocks]
     num_sets = min(1, len(prompted)) if shared else len(prompted)
+    shape: tuple[int, ...]
     if kept:
       of_stage = kept[first_set : first_set + num_sets]
       sizes = [len(indices) for indices in of_stage]

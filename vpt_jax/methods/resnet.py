@@ -4,6 +4,8 @@ He et al. 2016 (arXiv 1512.03385), in the two forms of the published prompt
 generators.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -32,7 +34,9 @@ def conv(
     ops: form of its operations.
     bias_init: initial values of its bias; None: it has none.
   """
-  options = {} if bias_init is None else {"bias_init": bias_init}
+  options: dict[str, Any] = {}
+  if bias_init is not None:
+    options["bias_init"] = bias_init
   return nn.Conv(
     width,
     (size, size),

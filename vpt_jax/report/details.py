@@ -83,8 +83,13 @@ def _taken(values: Sequence[Any], epochs: Sequence[int]) -> list[float | None]:
 def _digits(value: Any) -> float | None:
   """Returns a number to 4 significant digits; None of no finite number."""
   if isinstance(value, (int, float)) and math.isfinite(value):
-    return float(f"{value:.4g}")
+    return _four_digits(value)
   return None
+
+
+def _four_digits(value: float) -> float:
+  """Returns a finite number to 4 significant digits."""
+  return float(f"{value:.4g}")
 
 
 def axis_title(score: problems.Score) -> str:
@@ -133,7 +138,9 @@ class Cell:
     done = self.done
     if len(done) < len(self.records):
       return None
-    return statistics.fmean(record_fields.value(record) for record in done)
+    return statistics.fmean(
+      record_fields.finished_value(record) for record in done
+    )
 
 
 def searches(records: Sequence[Record]) -> list[Json]:
@@ -336,7 +343,7 @@ def _accuracies(pairs: Pairs, totals: Sequence[int]) -> list[ClassScore]:
   out = []
   for label, images in enumerate(totals):
     if images:
-      percent = _digits(100 * pairs.get((label, label), 0) / images)
+      percent = _four_digits(100 * pairs.get((label, label), 0) / images)
       out.append(ClassScore(label, percent, images))
   return out
 
@@ -381,7 +388,8 @@ def average_precisions(records: Sequence[Record]) -> Json:
         values.setdefault(label, []).append(value)
   scores = []
   for label, of_seeds in values.items():
-    scores.append(ClassScore(label, _digits(statistics.fmean(of_seeds)), None))
+    percent = _four_digits(statistics.fmean(of_seeds))
+    scores.append(ClassScore(label, percent, None))
   shown, left_out = _extremes(scores)
   titles = {}
   for score in shown:

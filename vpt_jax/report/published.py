@@ -80,7 +80,7 @@ def conditions(kind: str) -> Json | None:
   entry = table()["kinds"][kind]
   if entry["where"] is None:
     return None
-  out = {}
+  out: Json = {}
   for base in entry.get("like", ()):
     out |= table()[base]
   return out | entry["where"]
@@ -194,7 +194,7 @@ def strongest(compared: Sequence[Comparison]) -> dict[str, Comparison]:
 def deviations(row: Row, suite: Suite) -> list[str]:
   """Returns where a row's runs leave the published protocol, in words."""
   protocol = table()["protocol"].get(suite.name, {})
-  out = {}  # in order, each once
+  out: dict[str, None] = {}  # in order, each once
   for record in row.records:
     if record["task"] not in suite.tasks:
       continue

@@ -171,7 +171,7 @@ def _check_run(record: Record) -> None:
     return
   scores = [score.name for score in problems.of_run(record).scores]
   _check_fields(record, {"metric": _one_of(scores)}, record)
-  _check_fields(record, FINISHED_RUN | {record["metric"]: NUMBER}, record)
+  _check_fields(record, {**FINISHED_RUN, record["metric"]: NUMBER}, record)
   there = {name: kind for name, kind in OPTIONAL.items() if name in record}
   _check_fields(record, there, record)
 
@@ -180,7 +180,7 @@ def _check_condensation(record: Record) -> None:
   _check_fields(record, CONDENSATION, record)
   scores = dict.fromkeys(share_scores(record), NUMBER)
   for share in record["rows"]:
-    _check_fields(share, CONDENSED_SHARE | scores, record)
+    _check_fields(share, {**CONDENSED_SHARE, **scores}, record)
 
 
 def _check_fields(part: Any, fields: Fields, record: Record) -> None:
@@ -222,6 +222,11 @@ def value(record: Record) -> float | None:
   """Returns the value of the record's `metric`; None if it diverged."""
   if record["status"] != "done":
     return None
+  return finished_value(record)
+
+
+def finished_value(record: Record) -> float:
+  """Returns the value of the `metric` of a run that did not diverge."""
   return record[record["metric"]]
 
 

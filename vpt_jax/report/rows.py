@@ -148,7 +148,7 @@ def _diverged(rows: Sequence[Row]) -> list[Record]:
 def score(records: Sequence[Record]) -> TaskScore:
   """Returns the score of the seeds of one task."""
   done = [record for record in records if record["status"] == "done"]
-  values = [record_fields.value(record) for record in done]
+  values = [record_fields.finished_value(record) for record in done]
   # Only a finished run names the score that it is judged by.
   judged = done[0] if done else records[0]
   percents = [

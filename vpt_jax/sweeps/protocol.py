@@ -153,7 +153,7 @@ class Sweep:
       scores = []
       for record in self.finish(task, "search", cells):
         metric = record.get("metric")  # missing if the run diverged
-        scores.append(record.get(metric))
+        scores.append(None if metric is None else record.get(metric))
       return scores
 
     (base,) = run_configs(self.config, task, "search", [{}])

@@ -281,7 +281,8 @@ class VmappedRuns:
   ) -> tuple[step_lib.TrainState, StepMetrics]:
     """Takes the training step of one run; `vmap` makes it that of all."""
     model = self.job.model
-    model = model.clone(method=model.method.clone(**own.options))
+    options: dict[str, Any] = {**own.options}
+    model = model.clone(method=model.method.clone(**options))
     step = self.job.step(model, self._optimizer(own))
     return step(state, {**shared, **own.frozen}, batch)
 
@@ -516,7 +517,7 @@ def bytes_per_run(job: experiment.Experiment, config: ConfigDict) -> int:
   runs = VmappedRuns(job, [config])
   batch = next(runs.batches(0))
   lowered = runs._step.lower(runs.own, runs.state, runs.shared, batch)
-  memory = lowered.compile().memory_analysis()
+  memory: Any = lowered.compile().memory_analysis()
   leaves = jax.tree.leaves(runs.state)
   state_bytes = sum(leaf.nbytes for leaf in leaves)
   return memory.temp_size_in_bytes + state_bytes

@@ -11,7 +11,7 @@ import optax
 from vpt_jax.utils import lookup, trees
 
 # Step -> learning rate.
-Rate = Callable[[jax.Array | int], jax.Array]
+Rate = Callable[[jax.Array | int], jax.Array | float]
 # Ordered (regex over paths, {"lr": factor, "weight_decay": factor}).
 Policies = Sequence[tuple[str, Mapping[str, float]]]
 # (epoch [E], warm-up epochs W, epochs T) -> factor of the learning rate [E].

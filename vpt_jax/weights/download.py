@@ -4,7 +4,7 @@ Broken transfers resume with the conditional range requests of RFC 9110,
 sections 13.1.5 and 14.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import hashlib
 import http.client
@@ -208,6 +208,7 @@ def _transfer(url: str, part: Path, note: Path) -> None:
   """
   tag = ""
   start = 0
+  total: int | None
   if note.is_file() and part.is_file():
     tag = note.read_text("utf-8")
     start = part.stat().st_size if tag else 0
@@ -270,7 +271,7 @@ def _resumed_total(
   return int(span[1])
 
 
-def _tag(headers: Mapping[str, str]) -> str:
+def _tag(headers: http.client.HTTPMessage) -> str:
   """Returns what names this version of a file; If-Range allows no weak ETag."""
   etag = headers.get("ETag", "")
   if etag and not etag.startswith("W/"):

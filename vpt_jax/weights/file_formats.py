@@ -3,7 +3,7 @@
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 import zipfile
 
 import jax
@@ -157,7 +157,7 @@ def _read_npy(name: str, data: bytes) -> np.ndarray:
       f"{name!r} holds {held} bytes, not the "
       f"{needed} of {dtype} in the shape that it declares"
     )
-  order = "F" if is_fortran else "C"
+  order: Literal["F", "C"] = "F" if is_fortran else "C"
   array = np.ndarray(shape, dtype, data, offset, order=order)
   return array.astype(dtype.newbyteorder("="), copy=False)
 

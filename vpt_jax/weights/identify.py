@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import re
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,7 @@ def module_of(arrays: Arrays, backbone: str = "", heads: int = 0) -> ViT | Swin:
     is_whole = tables.keys() == set(range(shape["depth"]))
   if not is_whole:
     raise ValueError(f"its transformer is not whole; of it there is {shape}")
+  module: ViT | Swin
   if tables:
     module = _swin(arrays, shape, tables)
   else:
@@ -99,7 +101,7 @@ def _swin(
   )
 
 
-def _vit(arrays: Arrays, shape: Mapping[str, int], heads: int) -> ViT:
+def _vit(arrays: Arrays, shape: Mapping[str, Any], heads: int) -> ViT:
   """Returns the ViT of a shape, or CLIP's visual tower."""
   image_side = shape["patch_size"] * _grid_side(arrays)
   is_clip = "embedding_norm/scale" in arrays

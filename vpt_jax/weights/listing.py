@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import sys
+from typing import Any
 
 import flax.linen as nn
 
@@ -44,7 +45,12 @@ def _module(name: str, entry: Entry) -> nn.Module:
 
 def _architecture(module: nn.Module) -> nn.Module:
   """Returns the module without what changes neither parameters nor cost."""
-  same = {"gelu": "exact", "pool": "", "norm_order": "", "normalize": ""}
+  same: dict[str, Any] = {
+    "gelu": "exact",
+    "pool": "",
+    "norm_order": "",
+    "normalize": "",
+  }
   if isinstance(module, ViT):
     same["resize"] = ""
   return module.clone(**same)

@@ -156,8 +156,8 @@ def fit(
   if found.ignored:
     log.info("ignored in the checkpoint: %s", _kinds(found.ignored))
   arrays = _with_final_norm(arrays, spec)
-  extras = {}
-  own = {}
+  extras: dict[str, np.ndarray] = {}
+  own: dict[str, np.ndarray] = {}
   for name, array in arrays.items():
     # A projection may be part of the backbone.
     is_extra = name.startswith(EXTRAS) and name not in template
@@ -334,7 +334,9 @@ def save(
     ValueError: a number is too large for `dtype`.
   """
   path = Path(path)
-  arrays = {name: _stored(name, array, dtype) for name, array in flat.items()}
+  arrays: dict[str, Any] = {}
+  for name, array in flat.items():
+    arrays[name] = _stored(name, array, dtype)
   part = path.with_name(f".{path.name}.{os.getpid()}.part")
   try:
     with open(part, "wb") as file:

@@ -7,9 +7,10 @@ tensors lie: nothing that the file names is imported or called.
 
 from collections.abc import Callable
 import dataclasses
+import mmap
 import pickletools
 import re
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,7 @@ class Module:
   state: Any = None
 
 
-def run(program: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+def run(program: BinaryIO | mmap.mmap) -> tuple[Any, dict[str, Storage]]:
   """Runs the pickle at a file's position, up to its end and no further.
 
   Args:
@@ -97,7 +98,9 @@ def run(program: BinaryIO) -> tuple[Any, dict[str, Storage]]:
       the tensors and settings of a checkpoint.
   """
   machine = _Machine()
-  for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+  # It calls `read`, `readline` and `tell`, which maps have as well.
+  operations = pickletools.genops(cast(BinaryIO, program))
+  for count, (opcode, argument, _) in enumerate(operations):
     if count >= _MOST_OPERATIONS:
       raise ValueError("its pickle is unreasonably long")
     if opcode.name == "STOP":
@@ -114,7 +117,7 @@ class _Machine:
     storages: all that the program has named, by key.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.stack: list[Any] = []
     self.storages: dict[str, Storage] = {}
     self._outer: list[list[Any]] = []  # Stacks below the marks.

@@ -221,12 +221,12 @@ def _checked_parts(
   """Returns the part of every image; "" for all if they are not divided."""
   if split is None:
     return [""] * count
-  parts = [NAMES.get(name) for name in split.ravel().tolist()]
-  if len(parts) != count or None in parts:
+  names = split.ravel().tolist()
+  if len(names) != count or not set(names) <= NAMES.keys():
     raise ValueError(
       f"{path}: split must be names [{count}] out of {', '.join(NAMES)}"
     )
-  return parts
+  return [NAMES[name] for name in names]
 
 
 def _read_arrays(

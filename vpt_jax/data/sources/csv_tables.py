@@ -1,6 +1,6 @@
 """Reads a source that is a CSV of paths and labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 import csv
 import os
 from pathlib import Path
@@ -37,8 +37,7 @@ def read_csv(
   """
   try:
     with path.open(encoding="utf-8-sig", newline="") as file:
-      reader = csv.reader(file, skipinitialspace=True, strict=True)
-      rows = _read_rows(reader, path.parent, multi_label)
+      rows = _read_rows(file, path.parent, multi_label)
   except FileNotFoundError:
     raise ValueError(f"{path} is missing; expected csv:PATH") from None
   except (OSError, ValueError, csv.Error) as error:
@@ -66,13 +65,14 @@ def _parsed_labels(texts: list[str], multi_label: bool) -> list[Label]:
 
 
 def _read_rows(
-  reader: Iterator[list[str]], base: Path, multi_label: bool
+  lines: Iterable[str], base: Path, multi_label: bool
 ) -> list[Row]:
   """Returns the rows, each path once.
 
   Raises:
     ValueError: naming the line.
   """
+  reader = csv.reader(lines, skipinitialspace=True, strict=True)
   head = [name.strip().lower() for name in next(reader, [])]
   if not {"path", "label"} <= set(head):
     raise ValueError(
@@ -105,7 +105,7 @@ def _read_row(
   row = dict(zip(head, cells, strict=True))
   name = row["path"]
   label = row["label"].strip()
-  part = ""
+  part: str | None = ""
   if "split" in row:
     part = NAMES.get(row["split"].strip().lower())
   has_label = bool(label) or multi_label

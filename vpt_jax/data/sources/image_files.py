@@ -251,14 +251,14 @@ def _parts_of_folder(path: Path, ignored: Counter[str]) -> Parts:
   """Returns the rows of a folder by part; "" if it is not divided."""
   ignored_above: Counter[str] = Counter()
   tops = _subfolders(path, ignored_above)
-  part_names = [NAMES.get(top.name.lower()) for top in tops]
-  if "train" not in part_names or None in part_names:
+  top_names = [top.name.lower() for top in tops]
+  part_names = [NAMES[name] for name in top_names if name in NAMES]
+  if "train" not in part_names or len(part_names) < len(tops):
     return {"": _classes_below(path, path, ignored)}
   parts: Parts = {}
   for top, part in zip(tops, part_names, strict=True):
     if part in parts:
-      names = [top.name.lower() for top in tops]
-      raise ValueError(f"{path} has two folders for {part}: {names}")
+      raise ValueError(f"{path} has two folders for {part}: {top_names}")
     parts[part] = _classes_below(top, path, ignored)
   ignored.update(ignored_above)
   if parts.keys() == {"train"}:

@@ -158,10 +158,11 @@ def _check_classes_are_trained(
 def _encoded(labels: Sequence[Label], numbers: dict[Class, int]) -> np.ndarray:
   """Returns labels as numbers [N], or as zeros and ones [N, K]."""
   if not isinstance(labels[0], tuple):
-    return np.array([numbers[label] for label in labels], np.int32)
+    classes = [one_class for label in labels for one_class in classes_of(label)]
+    return np.array([numbers[one_class] for one_class in classes], np.int32)
   encoded = np.zeros((len(labels), len(numbers)), np.uint8)
   for row, label in enumerate(labels):
-    for one_class in label:
+    for one_class in classes_of(label):
       encoded[row, numbers[one_class]] = 1
   return encoded
 

@@ -17,7 +17,7 @@ HEADER_BYTES = LENGTH.size + CHECKSUM_BYTES
 FOOTER_BYTES = CHECKSUM_BYTES
 
 
-class Records(Sequence[bytes]):
+class Records:
   """Records of several files, one after another, in any order and thread.
 
   A file is opened, and the offsets of its records found, on first use.
