@@ -1,4 +1,4 @@
-"""Weight files put together from parts, PyTorch's from opcodes without torch.
+"""Puts weight files together from parts, PyTorch's from opcodes without torch.
 
 That leaves all freedom to make them wrong, or evil.
 """
@@ -44,7 +44,7 @@ class Raw(bytes):
 
 
 def program(value) -> bytes:
-  """Opcodes that make a value."""
+  """Returns the opcodes that make a value."""
   match value:
     case Raw():
       return value
@@ -65,6 +65,7 @@ def program(value) -> bytes:
 
 
 def pickled(value) -> bytes:
+  """Returns a whole pickle of a value."""
   return b"\x80\x02" + program(value) + b"."
 
 
@@ -72,6 +73,7 @@ EMPTY = Call("collections.OrderedDict", ())
 
 
 def tensor(key, count, shape, strides, offset=0, kind="Float"):
+  """Returns the call that makes a tensor; its storage has `count` numbers."""
   storage = Ref(("storage", Name(f"torch.{kind}Storage"), key, "cuda:0", count))
   return Call(
     "torch._utils._rebuild_tensor_v2",
@@ -85,6 +87,7 @@ def instance(name, state):
 
 
 def zipped(parts, **kwargs) -> bytes:
+  """Returns a zip archive of {name: content}."""
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, "w", **kwargs) as archive:
     for name, data in parts.items():
@@ -96,12 +99,12 @@ packed = functools.partial(zipped, compression=zipfile.ZIP_DEFLATED)
 
 
 def torch_zip(parts) -> bytes:
-  """From `data.pkl`, `data/0`, ..."""
+  """Returns a file since 1.6, from `data.pkl`, `data/0`, ..."""
   return zipped({f"archive/{name}": data for name, data in parts.items()})
 
 
 def torch_legacy(parts, width=4) -> bytes:
-  """From the same; `width` is the size of a number."""
+  """Returns a file before 1.6 from the same; `width` is a number's bytes."""
   keys = [name[5:] for name in parts if name.startswith("data/")]
   numbers = [parts[f"data/{key}"] for key in keys]
   return b"".join(
@@ -115,6 +118,7 @@ def torch_legacy(parts, width=4) -> bytes:
 
 
 def npy(array) -> bytes:
+  """Returns the content of a .npy file."""
   buffer = io.BytesIO()
   np.save(buffer, array)
   return buffer.getvalue()
@@ -191,7 +195,14 @@ FILES = {
 
 
 def refused(file, content: bytes, match: str, limit=8 * MIB):
-  """Refused, and without more memory than the file's size and `limit`."""
+  """Checks that a file is refused, and that little memory is taken meanwhile.
+
+  Args:
+    file: path to write to.
+    content: of the file.
+    match: regular expression of the error.
+    limit: bytes that may be taken beside the file's size.
+  """
   file.write_bytes(content)
   tracemalloc.start()
   try:

@@ -251,10 +251,12 @@ def towers(flat, make):
   image, text = (
     renamed(part, (r"^patch_embed\.norm", "norm_pre")) for part in (image, text)
   )
-  flatten = lambda array: array.reshape(-1, 24)
+  # CLIP's have no axis of a batch.
   for name, array in image.items():
-    if name.endswith(("cls_token", "pos_embed")):
-      image[name] = flatten(array)[0] if "cls" in name else flatten(array)
+    if name.endswith("cls_token"):
+      image[name] = array.reshape(24)
+    elif name.endswith("pos_embed"):
+      image[name] = array.reshape(-1, 24)
   return image, text
 
 
@@ -727,9 +729,11 @@ def test_number_of_heads(tmp_path, capsys, monkeypatch):
   assert heads("--heads", "4") == 4
   refused("does not fit this backbone", "--heads", "5")
   arch = dict(patch_size=4, width=24, depth=2, mlp_dim=48)
-  add = lambda name, **more: monkeypatch.setitem(
-    factory.BACKBONES, name, factory.Entry(arch | more)
-  )
+
+  def add(name, **more):
+    entry = factory.Entry(arch | more)
+    monkeypatch.setitem(factory.BACKBONES, name, entry)
+
   add("plain", num_heads=3)
   assert heads() == 3
   add("moco", num_heads=6, resize="sincos")
@@ -750,6 +754,11 @@ def test_number_of_heads(tmp_path, capsys, monkeypatch):
   assert heads() == 6
 
 
+def is_fixed(arch):
+  """Whether positions are a fixed table of sines."""
+  return arch.get("resize") == "sincos"
+
+
 def test_every_entry_has_its_heads():
   """Where shapes are the same, heads are, but for MoCo v3's."""
   vits = {
@@ -760,12 +769,12 @@ def test_every_entry_has_its_heads():
   for arch in vits.values():
     keys = ("patch_size", "width", "depth", "mlp_dim")
     names = factory.fitting({key: arch[key] for key in keys})
-    is_fixed = lambda arch: arch.get("resize") == "sincos"
-    assert {
+    heads = {
       vits[name]["num_heads"]
       for name in names
       if is_fixed(vits[name]) == is_fixed(arch)
-    } == {arch["num_heads"]}
+    }
+    assert heads == {arch["num_heads"]}
 
 
 def test_swin_says_all_itself(tmp_path):

@@ -39,7 +39,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server.requests.append(dict(self.headers))
     fault = server.faults.pop(0) if server.faults else ""
     if isinstance(fault, int):
-      return self.send_error(fault)
+      self.send_error(fault)
+      return
     if "change" in fault:
       server.content, server.etag = OTHER, '"two"'
     content, start, status = server.content, 0, 200
@@ -48,7 +49,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if span and server.ranges and (fresh or "resume" in fault):
       start, status = int(span[1]), 206
     if start and start >= len(content):
-      return self.send_error(416)
+      self.send_error(416)
+      return
     body = content[start:]
     if fault == "short range":  # A server may send less than was asked for.
       body = body[: len(body) // 2]

@@ -280,7 +280,10 @@ def test_as_many_positions_as_a_class_token_would_make(flat):
   """2 x 5 = 1 + 3 x 3: taken for a class position only in old layouts."""
   wide = VIT.clone(image_size=(16, 40))
   flat = flat | {"pos_embedding": np.ones((1, 10, 48), np.float32)}
-  fit = lambda flat: load.fit(flat, cost.shapes(wide), "x", wide.spec)[0]
+
+  def fit(flat):
+    return load.fit(flat, cost.shapes(wide), "x", wide.spec)[0]
+
   same(fit(flat), flat)
   same(fit(in_encoder(flat)), flat | {"cls": flat["cls"] + 1})
 
