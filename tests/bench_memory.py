@@ -28,11 +28,13 @@ GROUPS = Path("/sys/fs/cgroup")
 
 def limited(gigabytes: float) -> Path:
   """Puts this process into a new control group; returns its folder."""
-  one = (GROUPS / "memory").is_dir()
-  group = (GROUPS / "memory" if one else GROUPS) / f"vpt_jax_{os.getpid()}"
+  # Of version 1, memory has a hierarchy of its own.
+  is_version_1 = (GROUPS / "memory").is_dir()
+  parent = GROUPS / "memory" if is_version_1 else GROUPS
+  limit = "memory.limit_in_bytes" if is_version_1 else "memory.max"
+  group = parent / f"vpt_jax_{os.getpid()}"
   try:
     group.mkdir()
-    limit = "memory.limit_in_bytes" if one else "memory.max"
     (group / limit).write_text(str(int(gigabytes * 2**30)))
     (group / "cgroup.procs").write_text(str(os.getpid()))
   except OSError as error:
@@ -129,9 +131,10 @@ def training(folder: Path, order: np.ndarray, what: str) -> tuple[float, bool]:
     state, _ = jax.block_until_ready(step(state, frozen, batch))
   forget(folder / "images.npy")
   start = time.perf_counter()
-  for batch in (
-    [batch] * len(feed) if what == "compute" else feed.batches(order)
-  ):
+  batches = feed.batches(order)
+  if what == "compute":
+    batches = [batch] * len(feed)
+  for batch in batches:
     if what == "feed":
       jax.block_until_ready(batch)
     else:
@@ -151,18 +154,12 @@ def child(folder: Path, what: str, limit: float) -> None:
   else:
     taken, streamed = training(folder, order, what)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    failed = next(
-      (
-        int((group / name).read_text())
-        for name in ("memory.failcnt",)
-        if (group / name).exists()
-      ),
-      "?",
-    )
-    note = (
-      f", {'streamed' if streamed else 'RESIDENT'}, peak "
-      f"{peak:.2f} GiB resident, limit met {failed} times"
-    )
+    failed = "?"  # only version 1 counts
+    counter = group / "memory.failcnt"
+    if counter.exists():
+      failed = counter.read_text().strip()
+    kind = "streamed" if streamed else "RESIDENT"
+    note = f", {kind}, peak {peak:.2f} GiB resident, limit met {failed} times"
   print(
     f"{what:8} {size:.2f} GB in {taken:6.1f} s: {size / taken:.3f} GB/s, "
     f"{len(images) / taken:.0f} images/s{note}",

@@ -70,7 +70,7 @@ def test_crops_are_the_same_on_the_device_and_from_the_file(strips):
 
 
 def test_crops_reach_every_place_and_the_middle():
-  free = np.array([strip for strip in range(40)])
+  free = np.arange(40)
   place = np.concatenate([pipeline.crop_positions(500, 0, e) for e in range(4)])
   assert place.min() >= 0 and place.max() < 1
   rows = np.zeros((len(free) + 3, 6, 3), np.uint8)

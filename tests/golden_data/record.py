@@ -1,4 +1,4 @@
-"""Makes the values that test_resize.py and test_augment.py compare with.
+"""Makes the values that test_resize.py and test_views.py compare with.
 
   python tests/golden_data/record.py tensorflow    (TensorFlow 2.21)
   python tests/golden_data/record.py torchvision   (torchvision 0.28, Pillow 13)
@@ -147,9 +147,11 @@ def torchvision():
   from torchvision.transforms import functional as F
 
   out = {}
-  resized = lambda shape, side, size: np.asarray(
-    T.CenterCrop(size)(T.Resize(side)(Image.fromarray(pattern(*shape))))
-  )
+
+  def resized(shape, side, size):
+    image = T.Resize(side)(Image.fromarray(pattern(*shape)))
+    return np.asarray(T.CenterCrop(size)(image))
+
   for i, case in enumerate(RESIZE_CROP):
     out[f"resize_crop_{i}"] = resized(*case)
   out["resize_crop_large"] = np.array(
@@ -174,12 +176,12 @@ def torchvision():
 
   image = Image.fromarray(colourful())
   tensor = F.to_tensor(image)
-  both = lambda name, f: out.update(
-    {
-      f"{name}_pil": np.asarray(f(image)),
-      f"{name}_float": f(tensor).permute(1, 2, 0).numpy(),
-    }
-  )
+
+  def both(name, function):
+    """Records what a function does to the image of Pillow and to the tensor."""
+    out[f"{name}_pil"] = np.asarray(function(image))
+    out[f"{name}_float"] = function(tensor).permute(1, 2, 0).numpy()
+
   for i, factor in enumerate(BLENDS):
     both(f"brightness_{i}", lambda x: F.adjust_brightness(x, factor))
     both(f"contrast_{i}", lambda x: F.adjust_contrast(x, factor))
