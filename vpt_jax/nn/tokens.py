@@ -75,12 +75,8 @@ class Spec:
     norm: see `NORMS`.
     gelu: `tanh`, `exact` or `quick`.
     eps: of its LayerNorms.
-<<<<<<< HEAD
     normalize: name of the mean and std that it was trained with, see
       `data/transforms`.
-=======
-    normalize: mean and std that it was trained with, see `views.NORMALIZE`.
->>>>>>> 1727a36 (Benchmarks of data read plainer; where normalisation is listed)
     stem_norm: a norm stands between the embedding and the first block.
     ops: form of its operations, to be that of the method's too.
   """
