@@ -22,52 +22,52 @@ os.environ.setdefault(
   "--xla_cpu_parallel_codegen_split_count=1",
 )
 
-import flax.linen as nn  # pylint: disable=wrong-import-position
+import flax.linen as nn
 
-from configs import common  # pylint: disable=wrong-import-position
-from vpt_jax.backbones import factory  # pylint: disable=wrong-import-position
-from vpt_jax.backbones.swin import Swin  # pylint: disable=wrong-import-position
-from vpt_jax.training import adapter_files, metrics  # pylint: disable=wrong-import-position
+from configs import common
+from vpt_jax.backbones import factory
+from vpt_jax.backbones.swin import Swin
+from vpt_jax.training import adapter_files, metrics
 
 factory.BACKBONES["vit_test"] = factory.Entry(
-  dict(patch_size=4, width=32, depth=2, mlp_dim=64, num_heads=2)
+  {"patch_size": 4, "width": 32, "depth": 2, "mlp_dim": 64, "num_heads": 2}
 )
 factory.BACKBONES["swin_test"] = factory.Entry(
-  dict(
-    patch_size=1,
-    width=16,
-    depths=(2, 2),
-    num_heads=(2, 2),
-    window=4,
-    mlp_ratio=2.0,
-  ),
+  {
+    "patch_size": 1,
+    "width": 16,
+    "depths": (2, 2),
+    "num_heads": (2, 2),
+    "window": 4,
+    "mlp_ratio": 2.0,
+  },
   Swin,
 )
 factory.BACKBONES["mae_test"] = factory.Entry(
-  dict(
-    patch_size=4,
-    width=32,
-    depth=2,
-    mlp_dim=64,
-    num_heads=2,
-    gelu="exact",
-    pool="imgprompt",
-    norm_order="fresh",
-  )
+  {
+    "patch_size": 4,
+    "width": 32,
+    "depth": 2,
+    "mlp_dim": 64,
+    "num_heads": 2,
+    "gelu": "exact",
+    "pool": "imgprompt",
+    "norm_order": "fresh",
+  }
 )
 factory.BACKBONES["clip_test"] = factory.Entry(
-  dict(
-    patch_size=4,
-    width=32,
-    depth=2,
-    mlp_dim=64,
-    num_heads=2,
-    gelu="quick",
-    eps=1e-5,
-    patch_bias=False,
-    pre_norm=True,
-    normalize="clip",
-  ),
+  {
+    "patch_size": 4,
+    "width": 32,
+    "depth": 2,
+    "mlp_dim": 64,
+    "num_heads": 2,
+    "gelu": "quick",
+    "eps": 1e-5,
+    "patch_bias": False,
+    "pre_norm": True,
+    "normalize": "clip",
+  },
   projection=lambda: nn.Dense(8, use_bias=False),
 )
 

@@ -4,6 +4,7 @@ The stand-ins of Python, srun and gcloud do start processes, here: of `main`,
 which records how it was called, and the "hosts" of a slice are folders.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ import time
 import pytest
 import yaml
 
-from vpt_jax import config as configs
+from vpt_jax import config as config_lib
 from vpt_jax.distributed import processes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,8 +259,11 @@ class Box:
   def start(self, script, *args, **env):
     """In the background; returns when its mains run, as many as are named."""
     count = int(env.pop("mains"))
-    # Tests that run in a shell's background ignore SIGINT, and so would this.
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def hear_sigint():
+      # Tests that run in a shell's background ignore SIGINT, and so would this.
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     process = subprocess.Popen(
       ["bash", script, *args],
       cwd=self.root,
@@ -267,7 +271,7 @@ class Box:
       text=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
-      preexec_fn=heard,
+      preexec_fn=hear_sigint,
     )
     self.wait_for(count)
     return process
@@ -293,10 +297,8 @@ class Box:
 
   def clean(self):
     for path in self.folder.glob("host-*/vpt_jax/runs/pod/pid"):
-      try:
+      with contextlib.suppress(ProcessLookupError):
         os.killpg(int(path.read_text()), signal.SIGKILL)
-      except ProcessLookupError:
-        pass
 
 
 @pytest.fixture
@@ -1035,7 +1037,7 @@ def test_the_job_set():
   assert mounts.keys() == {each["name"] for each in pods["volumes"]}
 
   assert container["args"][-1] == "--distributed=auto"
-  command = configs.parse(
+  command = config_lib.parse(
     [
       "main",
       *(

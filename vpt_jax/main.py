@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from pathlib import Path
+import signal
 import sys
 import tempfile
 import time
@@ -315,11 +316,11 @@ def exit_status(work: Callable[[], int]) -> int:
       raise
     sys.stderr.write(f"error: {explain(error)}\n")
     status = 1
-  except processes.Preempted as stop:
+  except processes.Preempted:
     sys.stderr.write(
       "stopped by SIGTERM, everything is saved; the same command resumes\n"
     )
-    return stop.code
+    return 128 + signal.SIGTERM
   except KeyboardInterrupt:
     sys.stderr.write("interrupted; the same command resumes\n")
     return 130

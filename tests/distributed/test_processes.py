@@ -241,9 +241,9 @@ def test_sigterm_to_several_processes(tmp_path):
 
 
 # The first one is whom the others report to, and the one that writes.
-@pytest.mark.parametrize("processes,lost", [(2, 1), (4, 0)])
-def test_a_process_that_is_lost_ends_the_others(processes, lost, tmp_path):
-  others = together(tmp_path / "lost", LONG, processes, 1)
+@pytest.mark.parametrize("count,lost", [(2, 1), (4, 0)])
+def test_a_process_that_is_lost_ends_the_others(count, lost, tmp_path):
+  others = together(tmp_path / "lost", LONG, count, 1)
   begun(tmp_path / "lost", others[0])
   killed = others.pop(lost)
   killed.kill()

@@ -198,7 +198,7 @@ class Data:
     "",
     help="Empty: the first of the task's own sources that is there | pack | "
     "json | tfds, or your own images: folder:PATH (class = subfolder) | "
-    "csv:PATH (path,label) | npz:PATH.",
+    "csv:PATH (path,label) | npz:PATH | json:PATH (train.json, test.json).",
   )
   seed: int = option(
     0,
