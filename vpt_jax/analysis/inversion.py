@@ -97,12 +97,15 @@ def prompted(
     ValueError: the method carries no prompts from the first block on.
   """
 
-  def see(module, image):
+  def see(
+    module: model_lib.Model, image: jax.Array
+  ) -> tuple[jax.Array, jax.Array | None]:
     image = module.method.image(image, train=False)
     tokens = module.backbone.embed(image)
     return image, module.method.prompts(image, tokens, train=False)
 
-  image, prompts = model.apply(variables, image, method=see)
+  out: Any = model.apply(variables, image, method=see)
+  image, prompts = out
   if prompts is None:
     raise ValueError(
       f"method {type(model.method).__name__} carries no prompts through the "
@@ -130,7 +133,8 @@ def unprompted(
   """
   plain = model.clone(method=Inverted(model.method.spec))
   given = {"method": {"pixels": pixels}}
-  return plain.apply({**variables, "given": given}, image)
+  logits: Any = plain.apply({**variables, "given": given}, image)
+  return logits
 
 
 def embedding(

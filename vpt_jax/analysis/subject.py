@@ -198,7 +198,7 @@ def test(adapter: Adapter, count: int = 0, seed: int | None = None) -> Images:
   names = split.names or range(len(split))
   return Images(
     split.images[chosen],
-    [Path(str(names[i])).name for i in chosen],
+    [Path(str(names[i])).name for i in chosen.tolist()],
     split.labels[chosen],
     split.class_names,
   )

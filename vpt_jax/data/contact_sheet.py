@@ -16,6 +16,8 @@ from vpt_jax.data.transforms import views
 from vpt_jax.data.transforms.preprocess import Preprocess
 
 ROWS = COLUMNS = 8
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 # In pixels.
 TILE = 152
 GAP = 10
@@ -23,9 +25,15 @@ TEXT = 13
 
 
 class _Drawn(NamedTuple):
-  """Is an example in random order: the how manieth of its class it is."""
+  """Is an example in random order.
 
-  count: int
+  Attributes:
+    before: how many of its class came before it.
+    label: its classes.
+    number: in the split.
+  """
+
+  before: int
   label: tuple[int, ...]
   number: int
 
@@ -40,7 +48,7 @@ def sample(examples: Examples, seed: int) -> Examples:
     drawn.append(_Drawn(counts[label], label, int(i)))
     counts[label] += 1
   # The first of each class in random order come before the second ones.
-  drawn.sort(key=lambda entry: entry.count)
+  drawn.sort(key=lambda entry: entry.before)
   chosen = drawn[: ROWS * COLUMNS]
   chosen.sort(key=lambda entry: (entry.label, entry.number))
   return decoding.subset(examples, [entry.number for entry in chosen])
@@ -77,7 +85,7 @@ def model_views(
     examples, Layout(preprocess, train), "skip", workers
   )
   rng, crop_rng = jax.random.split(jax.random.key(seed))
-  images = split.images
+  images: jax.Array | np.ndarray = split.images
   if split.strips is not None:
     images = views.crop_strips(
       images,
@@ -87,10 +95,10 @@ def model_views(
       crop_rng,
       max(preprocess.image_size),
     )
-  if train:
-    images = preprocess.train_view(images, augment, rng)
-  else:
+  if augment is None:
     images = preprocess.prepare(images)
+  else:
+    images = preprocess.train_view(images, augment, rng)
   return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8), split
 
 
@@ -121,7 +129,7 @@ def sheet(images: np.ndarray, labels: list[str], title: str) -> Image.Image:
   return page
 
 
-def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shorten(text: str, font: Font, width: int) -> str:
   """Returns the text, or as much of it as fits, and an ellipsis.
 
   Args:

@@ -61,6 +61,8 @@ def read_rows(
     out[targets] = images[rows]
     return
   size = images[0].nbytes
+  if images.filename is None:
+    raise ValueError("the memory map has no file")
   with open(images.filename, "rb", buffering=0) as file:
     for row, target in zip(rows, targets, strict=True):
       buffer = out[target].reshape(-1).view(np.uint8)
@@ -173,7 +175,10 @@ class Feed:
   def _local_rows(self, size: int) -> slice:
     """Returns which rows of a batch are for the devices of this process."""
     of_device = self._sharding.addressable_devices_indices_map((size,))
-    rows = [index[0].indices(size) for index in of_device.values()]
+    rows = []
+    for index in of_device.values():
+      if index is not None:  # only of devices of other processes
+        rows.append(index[0].indices(size))
     return slice(min(row[0] for row in rows), max(row[1] for row in rows))
 
   def _put(self, local: np.ndarray) -> jax.Array:

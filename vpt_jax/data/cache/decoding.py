@@ -5,7 +5,7 @@ work on pixels.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -96,10 +96,11 @@ class Layout:
 
   def of_split(self, split: Split) -> Preprocess:
     """Returns the preprocessing with which a split of this layout was made."""
-    kept = split.images.shape[1:3]
-    if split.strips is not None or kept == self.preprocess.image_size:
-      kept = None
-    return dataclasses.replace(self.preprocess, kept_size=kept)
+    kept_size = None
+    size = split.images.shape[1:3]
+    if split.strips is None and size != self.preprocess.image_size:
+      kept_size = size
+    return dataclasses.replace(self.preprocess, kept_size=kept_size)
 
 
 def subset(examples: Examples, chosen: Sequence[int]) -> Examples:
@@ -150,7 +151,7 @@ def fitted(
   kept_size: resize.Size | None,
   start: int = 0,
   workers: int = 0,
-) -> Iterator[np.ndarray | str]:
+) -> Generator[np.ndarray | str, None, None]:
   """Yields images from number `start` on, in order; for a bad one, why it is.
 
   Args:

@@ -147,7 +147,12 @@ class Builder:
   ) -> dict[str, Any]:
     """Appends the next images; returns their line of chunks.jsonl."""
     stop = min(start + CHUNK, len(self.examples))
-    chunk = {"count": stop - start, "bytes": 0, "crc32": 0, "failed": []}
+    chunk: dict[str, Any] = {
+      "count": stop - start,
+      "bytes": 0,
+      "crc32": 0,
+      "failed": [],
+    }
     if self.layout.strips:
       chunk |= {"lengths": [], "wide": []}
     # The range comes first: zip would draw a result too many and drop it.
@@ -202,6 +207,8 @@ class Builder:
     self, kept_size: Size | None, count: int, chunks: list[dict[str, Any]]
   ) -> tuple[int, ...]:
     """Returns the shape of images.npy."""
+    if self.first is None:
+      raise ValueError(f"{self.examples.origin}: there is no good image")
     image = self.layout.fit(self.first, kept_size)
     if not self.layout.strips:
       return (count, *image.shape)
@@ -209,7 +216,7 @@ class Builder:
     return (sum(sum(chunk["lengths"]) for chunk in chunks), *rows.shape[1:])
 
   def _good_names(self, good: np.ndarray) -> bytes:
-    names = [self.examples.names[i] for i in np.flatnonzero(good)]
+    names = [self.examples.names[i] for i in np.flatnonzero(good).tolist()]
     return json.dumps(names).encode()
 
   def _put_meta(

@@ -66,8 +66,9 @@ class Preprocess:
       image_size: (height, width), `model.method.input_size`.
     """
     data = config.data
+    height, width = image_size
     return cls(
-      image_size=tuple(image_size),
+      image_size=(height, width),
       normalize=data.normalize,
       family=data.preprocess,
       # A source with a path, such as folder:PATH, is the user's own.
@@ -185,7 +186,7 @@ class Preprocess:
 
   def train_view(
     self,
-    images: "jax.Array",
+    images: "jax.Array | np.ndarray",
     kind: str,
     rng: "jax.Array",
     min_scale: float = 1.0,

@@ -4,8 +4,11 @@ They are resized, moved at random in training (drawn for each image alone), and
 normalised by the backbone's mean and standard deviation.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vpt_jax.data.transforms import colour
 
@@ -42,7 +45,7 @@ TRIES = 11
 
 
 def prepare(
-  image: jax.Array, image_size: tuple[int, int], normalize: str
+  image: jax.Array | np.ndarray, image_size: tuple[int, int], normalize: str
 ) -> jax.Array:
   """Resizes and normalises images: what evaluation sees.
 
@@ -61,7 +64,7 @@ def prepare(
 
 
 def train_view(
-  image: jax.Array,
+  image: jax.Array | np.ndarray,
   image_size: tuple[int, int],
   normalize: str,
   kind: str,
@@ -180,10 +183,10 @@ def crop_resize(
 
 
 def crop_strips(
-  rows: jax.Array,
-  first: jax.Array,
-  wide: jax.Array,
-  index: jax.Array,
+  rows: jax.Array | np.ndarray,
+  first: jax.Array | np.ndarray,
+  wide: jax.Array | np.ndarray,
+  index: jax.Array | np.ndarray,
   rng: jax.Array,
   size: int,
 ) -> jax.Array:
@@ -215,7 +218,7 @@ def crop_strips(
 
 
 def crop_at(
-  rows: jax.Array,
+  rows: jax.Array | np.ndarray,
   first: jax.Array,
   length: jax.Array,
   wide: jax.Array,
@@ -256,7 +259,7 @@ def crop_at(
   return jnp.where(wide[:, None, None, None], square.swapaxes(1, 2), square)
 
 
-def _resize(image: jax.Array, image_size: tuple[int, int]) -> jax.Array:
+def _resize(image: Any, image_size: tuple[int, int]) -> Any:
   """Resizes uint8 [B, H, W, 3] to float32 [B, *image_size, 3] in [0, 1]."""
   image = image.astype(jnp.float32) / 255
   if image.shape[1:3] == tuple(image_size):
