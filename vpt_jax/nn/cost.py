@@ -14,16 +14,20 @@ from vpt_jax.utils import trees
 
 def _forward(module: nn.Module) -> jax.Array:
   """Returns the normed tokens [1, T, D] of a black image."""
-  tokens = module.embed(jnp.zeros((1, *module.spec.image_size, 3)))
-  for i in range(module.spec.depth):
-    tokens = module.block(i, module.enter(i, tokens))
+  spec = module.spec
+  image = jnp.zeros((1, *spec.image_size, 3))
+  tokens = module.embed(image)
+  for i in range(spec.depth):
+    tokens = module.enter(i, tokens)
+    tokens = module.block(i, tokens)
   return module.norm(tokens.x)
 
 
 def shapes(module: nn.Module) -> trees.Flat:
   """Returns {path: ShapeDtypeStruct} of a backbone's parameters."""
   init = nn.init(_forward, module)
-  return trees.flatten(jax.eval_shape(init, jax.random.key(0))["params"])
+  variables = jax.eval_shape(init, jax.random.key(0))
+  return trees.flatten(variables["params"])
 
 
 def parameters(module: nn.Module) -> int:
@@ -47,9 +51,10 @@ def multiply_adds(module: nn.Module) -> int:
 def _measured(module: nn.Module) -> tuple[int, int]:
   """Returns (parameters, multiply-adds) of all its blocks, traced once."""
   flat = shapes(module)
-  count = sum(math.prod(leaf.shape) for leaf in flat.values())
+  scalars = sum(math.prod(leaf.shape) for leaf in flat.values())
+  forward = nn.apply(_forward, module)
   variables = {"params": trees.unflatten(flat)}
-  return count, counted(nn.apply(_forward, module), variables)
+  return scalars, counted(forward, variables)
 
 
 def counted(function: Callable[..., Any], *args: Any) -> int:
@@ -105,10 +110,12 @@ def _count(equation: Any) -> int:
   outputs = math.prod(equation.outvars[0].aval.shape)
   if name == "dot_general":
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return outputs * math.prod(left[axis] for axis in contracted)
+    left, _ = equation.invars
+    sizes = [left.aval.shape[axis] for axis in contracted]
+    return outputs * math.prod(sizes)
   if name == "conv_general_dilated":
-    kernel = equation.invars[1].aval.shape
-    out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-    return outputs * math.prod(kernel) // kernel[out_axis]
+    _, kernel = equation.invars
+    sizes = kernel.aval.shape
+    out_axis, *_ = equation.params["dimension_numbers"].rhs_spec
+    return outputs * math.prod(sizes) // sizes[out_axis]
   return 0

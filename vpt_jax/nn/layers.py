@@ -66,28 +66,35 @@ class BatchNorm(nn.Module):
         running_mean.value = self._moved(running_mean.value, mean)
         unbiased = var * count / jnp.maximum(count - 1, 1)
         running_var.value = self._moved(running_var.value, unbiased)
-    return (x - mean) * jax.lax.rsqrt(var + self.eps) * scale + bias
+    centred = x - mean
+    inverse = jax.lax.rsqrt(var + self.eps)
+    return centred * inverse * scale + bias
 
   def _statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (mean [D], biased variance [D], how many rows) of the batch."""
-    axes = tuple(range(x.ndim - 1))
-    mask = self.scope.root.get_variable("batch", "mask", jnp.ones(len(x)))
-    is_real = jnp.expand_dims(mask > 0, tuple(range(1, x.ndim)))
-    is_real = jnp.broadcast_to(is_real, (*x.shape[:-1], 1))
+    *rows, _ = x.shape
+    axes = tuple(range(len(rows)))
+    everything = jnp.ones(len(x))
+    mask = self.scope.root.get_variable("batch", "mask", everything)
+    is_real = jnp.expand_dims(mask > 0, range(1, x.ndim))
+    is_real = jnp.broadcast_to(is_real, (*rows, 1))
     count = shard_gradients.sum_over_shards(is_real.sum())
-    mean = shard_gradients.sum_over_shards(x.sum(axes, where=is_real)) / count
-    squares = (x - mean) ** 2
-    var = (
-      shard_gradients.sum_over_shards(squares.sum(axes, where=is_real)) / count
-    )
+
+    def average(values: jax.Array) -> jax.Array:
+      total = values.sum(axes, where=is_real)
+      return shard_gradients.sum_over_shards(total) / count
+
+    mean = average(x)
+    var = average((x - mean) ** 2)
     return mean, var, count
 
   def _moves(self) -> bool:
-    return not self.is_initializing() and self.is_mutable_collection(
-      "batch_stats"
-    )
+    """Returns whether the running statistics are to be changed."""
+    is_mutable = self.is_mutable_collection("batch_stats")
+    return is_mutable and not self.is_initializing()
 
   def _moved(self, old: jax.Array, new: jax.Array) -> jax.Array:
+    """Returns a running statistic after a batch."""
     return old + self.momentum * (new - old)
 
 

@@ -24,7 +24,9 @@ def initial(
     return sincos(grid, shape[-1])
 
   def drawn(rng, shape):
-    return nn.initializers.normal(shape[-1] ** -0.5)(rng, shape)
+    *_, width = shape
+    init = nn.initializers.normal(width**-0.5)
+    return init(rng, shape)
 
   return fixed if resize_as == "sincos" else drawn
 
@@ -83,7 +85,8 @@ def _resize_linear(table: np.ndarray, grid_to: Grid) -> np.ndarray:
   from scipy import ndimage  # slow to import, seldom needed
 
   rows, columns, _ = table.shape
-  zoom = (grid_to[0] / rows, grid_to[1] / columns, 1)
+  new_rows, new_columns = grid_to
+  zoom = (new_rows / rows, new_columns / columns, 1)
   return ndimage.zoom(table, zoom, order=1)
 
 
@@ -97,20 +100,30 @@ def _resize_bicubic(table: np.ndarray, grid_to: Grid) -> np.ndarray:
 
 
 def _cubic_weights(old: int, new: int) -> np.ndarray:
-  """Returns weights [new, old] of Keys' cubic convolution with a = -0.75.
+  """Returns weights [new, old] of Keys' cubic convolution.
 
   Pixel centres are half-way, the edge is repeated: PyTorch's `interpolate` with
   a scale factor of (new + 0.1) / old.
   """
-  a = -0.75
-  centre = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
+  target = np.arange(new)
+  centre = (target + 0.5) * old / (new + 0.1) - 0.5
   first = np.floor(centre).astype(int)
   weights = np.zeros((new, old))
   for tap in range(-1, 3):
-    distance = np.abs(centre - first - tap)
-    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-    far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
-    weight = np.where(distance <= 1, near, far)
     source = np.clip(first + tap, 0, old - 1)
-    np.add.at(weights, (np.arange(new), source), weight)
+    weight = _cubic(centre - first - tap)
+    np.add.at(weights, (target, source), weight)
   return weights
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+  """Returns Keys' kernel for distances of at most two pixels.
+
+  (a + 2) |x|^3 - (a + 3) |x|^2 + 1         for |x| <= 1
+  a |x|^3 - 5 a |x|^2 + 8 a |x| - 4 a       beyond,   a = -0.75
+  """
+  a = -0.75
+  x = np.abs(x)
+  near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+  far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+  return np.where(x <= 1, near, far)

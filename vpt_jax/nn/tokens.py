@@ -138,12 +138,15 @@ class Tokens(flax.struct.PyTreeNode):
   @property
   def prompt(self) -> jax.Array:
     """Carried prompts [B, P, D]."""
-    return self.x[:, self.num_cls : self.num_cls + self.num_prompt]
+    start = self.num_cls
+    end = start + self.num_prompt
+    return self.x[:, start:end]
 
   @property
   def patch(self) -> jax.Array:
     """Patches [B, N, D]."""
-    return self.x[:, self.num_cls + self.num_prompt :]
+    start = self.num_cls + self.num_prompt
+    return self.x[:, start:]
 
   def with_prompt(self, prompt: jax.Array | None) -> "Tokens":
     """Returns the tokens with these prompts [n, P, D] for theirs, or with none.
@@ -170,12 +173,12 @@ class Tokens(flax.struct.PyTreeNode):
     Returns:
       [C + P + N + P'].
     """
-    num_others = self.x.shape[1] - self.num_prompt
-    others = jnp.zeros(num_others, values.dtype)
+    _, rows, _ = self.x.shape
+    others = jnp.zeros(rows - self.num_prompt, values.dtype)
     carried, context = jnp.split(values, [self.num_prompt])
-    return jnp.concatenate(
-      [others[: self.num_cls], carried, others[self.num_cls :], context]
-    )
+    of_cls = others[: self.num_cls]
+    of_patches = others[self.num_cls :]
+    return jnp.concatenate([of_cls, carried, of_patches, context])
 
   def mean(self, prompt_bias: jax.Array | None = None) -> jax.Array:
     """Returns the mean of the rows [B, D].
@@ -185,7 +188,8 @@ class Tokens(flax.struct.PyTreeNode):
     """
     if prompt_bias is None or not self.num_prompt:
       return self.x.mean(axis=1)
-    weights = jnp.exp(self.spread(prompt_bias))
+    bias = self.spread(prompt_bias)
+    weights = jnp.exp(bias)
     return weights @ self.x / weights.sum()
 
   def rows(self, pool: str) -> "Tokens":

@@ -24,7 +24,8 @@ def _tanh(x: jax.Array) -> jax.Array:
 
 def _exact(x: jax.Array) -> jax.Array:
   """Returns x (1 + erf(x / sqrt(2))) / 2."""
-  return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+  erf = jax.lax.erf(x * 0.5**0.5)
+  return x * (0.5 + 0.5 * erf)
 
 
 def _quick(x: jax.Array) -> jax.Array:
@@ -40,7 +41,8 @@ def keep_slope(function: Function) -> Function:
   def jvp(primals, tangents):
     (x,) = primals
     (dx,) = tangents
-    y, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
+    ones = jnp.ones_like(x)
+    y, slope = jax.jvp(function, (x,), (ones,))
     # XLA on CPU puts off sums and products until the matrix product that uses
     # them, and would keep their factors. It does not put off a `where`, whose
     # condition holds for all but NaN.
