@@ -85,14 +85,14 @@ def train_view(
   Returns:
     float32 [B, height, width, 3].
   """
-  image = _resize(image, image_size)
+  view = _resize(image, image_size)
   if min_scale < 1:
     rng, crop_rng = jax.random.split(rng)
-    image = random_resized_crop(image, min_scale, crop_rng)
+    view = random_resized_crop(view, min_scale, crop_rng)
   if "colour" in AUGMENT[kind]:
     rng, colour_rng = jax.random.split(rng)
-    image = colour.recolour(image, colour_rng)
-  return augment(_normalize(image, normalize), kind, rng)
+    view = colour.recolour(view, colour_rng)
+  return augment(_normalize(view, normalize), kind, rng)
 
 
 def augment(image: jax.Array, kind: str, rng: jax.Array) -> jax.Array:
