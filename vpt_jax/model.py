@@ -146,7 +146,8 @@ class Model(nn.Module):
 
   def _edit(self, i: int) -> transformer.Edit:
     """Returns what the method changes inside block i."""
-    if type(self.method).inside is Method.inside:
+    method_class: Any = type(self.method)
+    if method_class.inside is Method.inside:
       return transformer.no_edit
     return functools.partial(self.method.inside, i)
 
@@ -336,7 +337,8 @@ def collections(model: Model, rng: jax.Array) -> dict[str, Any]:
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _variables(model: Model, rng: jax.Array) -> dict[str, Any]:
   image = jnp.zeros((1, *model.method.input_size, 3))
-  return model.init({"params": rng}, image)
+  variables: Any = model.init({"params": rng}, image)
+  return variables
 
 
 def load_backbone(model: Model, config: ConfigDict) -> load.Loaded | None:
@@ -476,11 +478,9 @@ def _check_shapes(
   expected = trees.flatten(fresh)
   wrong = []
   for name in sorted(expected.keys() | found.keys()):
-    here = np.shape(expected[name]) if name in expected else None
-    there = np.shape(found[name]) if name in found else None
+    here = np.shape(expected[name]) if name in expected else "none"
+    there = np.shape(found[name]) if name in found else "none"
     if here != there:
-      here = "none" if here is None else here
-      there = "none" if there is None else there
       wrong.append(f"{name}: {here} here, {there} in the file")
   if not wrong:
     return

@@ -1,7 +1,7 @@
 """Builds backbones by name: from the model zoo to a module."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vpt_jax.backbones.model_zoo import BACKBONES, Entry
 from vpt_jax.backbones.swin import Swin
-from vpt_jax.backbones.vit import DinoHead
+from vpt_jax.backbones.vit import DinoHead, ViT
 from vpt_jax.nn.tokens import NORMS
 from vpt_jax.ops import gelu
 from vpt_jax.ops.switch import ATTENTION_FORMS as ATTENTION
@@ -35,7 +35,7 @@ def build(
   image_size: int | tuple[int, int],
   dtype: str,
   ops: Ops = _DEFAULT_OPS,
-) -> nn.Module:
+) -> ViT | Swin:
   """Returns the module of `config.backbone` for images of this size.
 
   Args:
@@ -48,8 +48,9 @@ def build(
     ValueError: unknown name or option, or a size that patches do not tile.
   """
   entry = get(config.name)
+  size: Any = image_size
   if isinstance(image_size, int):
-    image_size = (image_size, image_size)
+    size = (image_size, image_size)
   if entry.module is Swin and ops.attention_form != "auto":
     raise ValueError(
       f"compute.attention={ops.attention_form!r} is not for windows; "
@@ -62,7 +63,7 @@ def build(
     options["norm_order"] = lookup.choose(config.norm, NORMS, "backbone.norm")
   if config.projection:
     options["projection"] = _projection(config.name, entry, ops)
-  return make(config.name, entry, tuple(image_size), **options)
+  return make(config.name, entry, tuple(size), **options)
 
 
 def _gelu(choice: str, entry: Entry) -> str:
@@ -97,7 +98,7 @@ def _projection(name: str, entry: Entry, ops: Ops) -> nn.Module:
 
 def make(
   name: str, entry: Entry, size: tuple[int, int], **options: Any
-) -> nn.Module:
+) -> ViT | Swin:
   """Returns the module of an entry for images of this size.
 
   Args:
@@ -117,14 +118,14 @@ def make(
         f"nearest: {_nearest_side(entry, side)}"
       )
   module = entry.module(image_size=size, **(entry.arch | options))
-  if entry.module is Swin:
+  if isinstance(module, Swin):
     _check_last_grid(name, module)
   return module
 
 
 def _check_last_grid(name: str, module: Swin) -> None:
   """Raises ValueError for windows that would not be squares."""
-  rows, columns = module.spec.grids[-1]
+  rows, columns = cast(tuple[int, int], module.spec.grids[-1])
   if rows != columns and min(rows, columns) < module.window:
     raise ValueError(
       f"image_size={module.image_size} leaves {name!r} a grid that is no "

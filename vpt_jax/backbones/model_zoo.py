@@ -37,7 +37,7 @@ class Entry:
   """
 
   arch: dict[str, Any]
-  module: type[nn.Module] = ViT
+  module: type[ViT] | type[Swin] = ViT
   image_size: int = 224
   url: str = ""
   checksum: str = ""

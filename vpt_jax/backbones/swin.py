@@ -8,7 +8,7 @@ different images when a batch has more than one; here no image sees another.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import cast, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -147,7 +147,7 @@ class WindowAttention(nn.Module):
     key = project("key", to_key, patch)
     value = project("value", to_value, patch)
     prompts = [x for x in (carried, context) if x is not None]
-    biases = [0.0] * len(prompts)
+    biases: Sequence[jax.Array | float] = [0.0] * len(prompts)
     if prompt_bias is not None:
       ends = np.cumsum([x.shape[1] for x in prompts])[:-1]
       biases = jnp.split(prompt_bias, ends)
@@ -286,7 +286,7 @@ class Merge(nn.Module):
   @nn.compact
   def __call__(self, tokens: Tokens) -> Tokens:
     """Returns tokens [B, P + N, D] as [B, P + N / 4, 2 D]."""
-    rows, columns = tokens.grid
+    rows, columns = cast(tuple[int, int], tokens.grid)
     batch, _, width = tokens.x.shape
     merged_rows = rows // 2
     merged_columns = columns // 2
@@ -345,7 +345,8 @@ class Encoder(nn.Module):
 
   def _shift(self, i: int, stage: range) -> int:
     """Returns by how many patches block i of a stage shifts its windows."""
-    is_single_window = min(self.spec.grids[i]) <= self.window
+    grid = cast(tuple[int, int], self.spec.grids[i])
+    is_single_window = min(grid) <= self.window
     is_even = (i - stage.start) % 2 == 0
     return 0 if is_single_window or is_even else self.window // 2
 

@@ -1,6 +1,7 @@
 """Defines the layers that backbones, methods and heads share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -75,7 +76,8 @@ class BatchNorm(nn.Module):
     *rows, _ = x.shape
     axes = tuple(range(len(rows)))
     everything = jnp.ones(len(x))
-    mask = self.scope.root.get_variable("batch", "mask", everything)
+    scope: Any = self.scope  # there is one: the module is being applied
+    mask = scope.root.get_variable("batch", "mask", everything)
     is_real = jnp.expand_dims(mask > 0, range(1, x.ndim))
     is_real = jnp.broadcast_to(is_real, (*rows, 1))
     count = shard_gradients.sum_over_shards(is_real.sum())
@@ -152,13 +154,13 @@ class Head(nn.Module):
 
   Attributes:
     num_classes: K.
-    init: of the classifier's kernel, a key of `HEAD_INITS`.
+    kernel_init: of the classifier's kernel, a key of `HEAD_INITS`.
     hidden_layers: of width D.
     dropout: rate after each hidden layer.
   """
 
   num_classes: int
-  init: str = "kaiming"
+  kernel_init: str = "kaiming"
   hidden_layers: int = 0
   dropout: float = 0.1
 
@@ -173,7 +175,7 @@ class Head(nn.Module):
       x = BatchNorm(name=f"norm_{i}")(nn.relu(x), train)
       x = Dropout(self.dropout)(x, deterministic=not train)
     kernel = self.param(
-      "kernel", HEAD_INITS[self.init], (width, self.num_classes)
+      "kernel", HEAD_INITS[self.kernel_init], (width, self.num_classes)
     )
     bias = self.param(
       "bias", nn.initializers.constant(PRIOR_LOGIT), (self.num_classes,)

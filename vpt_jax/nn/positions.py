@@ -48,10 +48,16 @@ def sincos(grid: Grid, width: int) -> np.ndarray:
   quarter = width // 4
   frequency = 10000.0 ** -(np.arange(quarter) / quarter)
   row, column = np.indices(grid)
-  row = row.reshape(-1, 1) * frequency
-  column = column.reshape(-1, 1) * frequency
+  row_angle = row.reshape(-1, 1) * frequency
+  column_angle = column.reshape(-1, 1) * frequency
   table = np.concatenate(
-    [np.sin(row), np.cos(row), np.sin(column), np.cos(column)], axis=1
+    [
+      np.sin(row_angle),
+      np.cos(row_angle),
+      np.sin(column_angle),
+      np.cos(column_angle),
+    ],
+    axis=1,
   )
   return table[None].astype(np.float32)
 

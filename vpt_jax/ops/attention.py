@@ -11,6 +11,7 @@ than for 197 and 200. On accelerators not measured.
 
 from collections.abc import Callable, Sequence
 import functools
+from typing import cast, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def fast(
   """
   keys = _tokens_and_context(key, num_tokens, axis=2)
   values = _tokens_and_context(value, num_tokens, axis=2)
-  biases = [None] * len(keys)
+  biases: Sequence[jax.Array | None] = [None] * len(keys)
   if bias is not None:
     biases = _tokens_and_context(bias, num_tokens, axis=-1)
   out, _, _ = _softmax_mean(query, keys, values, biases)
@@ -208,6 +209,6 @@ def library(
     key.swapaxes(1, 2),
     value.swapaxes(1, 2),
     scale=1.0,
-    implementation=implementation,
+    implementation=cast(Literal["xla", "cudnn"], implementation),
   )
   return out.swapaxes(1, 2)

@@ -4,6 +4,8 @@ Fast form: a sum of K^2 shifted copies, which XLA fuses into one pass over the
 map. Not measured against XLA's own convolution by groups.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -39,7 +41,7 @@ def fast(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
   _, height, width, _ = x.shape
   rows = height - size + 1
   columns = width - size + 1
-  total = 0
+  total: Any = 0
   for i in range(size):
     for j in range(size):
       total = total + kernel[i, j] * x[:, i : i + rows, j : j + columns]

@@ -24,6 +24,7 @@ import numpy as np
 from vpt_jax import problems
 from vpt_jax.backbones import clip
 from vpt_jax.backbones.model_zoo import Entry
+from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import DinoHead, ViT
 from vpt_jax.problems import zero_shot
 from vpt_jax.utils import trees
@@ -181,7 +182,8 @@ def _encode_names(
       f"head='zero_shot' has {len(names)} class names for "
       f"{num_classes} classes; set config.clip.class_names"
     )
-  tower = clip.TextTower(**entry.text)
+  sizes: Mapping[str, Any] = entry.text
+  tower = clip.TextTower(**sizes)
   ids = jnp.zeros((1, tower.context_length), jnp.int32)
   shapes = jax.eval_shape(tower.init, jax.random.key(0), ids)["params"]
   flat = load.restore(text, trees.flatten(shapes), "text tower")
@@ -241,7 +243,7 @@ def _read_texts(path: str, shape: tuple[int, int]) -> np.ndarray:
   return (features / norm).T
 
 
-def without_prototypes(backbone: ViT) -> ViT:
+def without_prototypes(backbone: ViT | Swin) -> ViT | Swin:
   """Returns DINO's backbone with its projection up to the unit sphere.
 
   Raises:

@@ -163,4 +163,4 @@ def average_precisions(labels: np.ndarray, ranking: np.ndarray) -> list[float]:
 
 def _names(chosen: np.ndarray, names: Sequence[str]) -> str:
   """Returns the names of the classes k with chosen[k], as `a|b`."""
-  return SEPARATOR.join(str(names[k]) for k in np.flatnonzero(chosen))
+  return SEPARATOR.join(str(names[k]) for k in np.flatnonzero(chosen).tolist())

@@ -8,7 +8,7 @@ entropy, counts hits or knows that a label is one integer.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, cast, ClassVar
 
 import jax
 import numpy as np
@@ -134,9 +134,11 @@ class Problem:
       outputs: what the head gives, [N, ...].
       labels: [N, ...].
     """
-    every = np.ones(len(labels), np.float32)
-    sums = self.evaluation_sums(outputs, labels, every)
-    sums, predictions = jax.device_get((sums, self.predict(outputs)))
+    # Functions of jax.numpy take arrays of NumPy as well.
+    given = cast(jax.Array, outputs)
+    every = cast(jax.Array, np.ones(len(labels), np.float32))
+    sums = self.evaluation_sums(given, cast(jax.Array, labels), every)
+    sums, predictions = jax.device_get((sums, self.predict(given)))
     return self.measure(sums, predictions, labels)
 
   def label_text(self, label: Any, class_names: Sequence[str]) -> str:

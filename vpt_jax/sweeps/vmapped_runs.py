@@ -448,7 +448,7 @@ class VmappedRuns:
 
   def evaluate(
     self, state: step_lib.TrainState
-  ) -> tuple[evaluation.Sums, dict[str, np.ndarray]]:
+  ) -> tuple[evaluation.Sums, evaluation.Predictions]:
     """Returns the sums and predictions of all runs on the test images.
 
     Returns:

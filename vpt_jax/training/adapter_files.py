@@ -21,7 +21,9 @@ def save_adapter(path: Path, flat: trees.Flat, meta: Mapping[str, Any]) -> None:
     meta: JSON values, see `run_results.save` for the fields.
   """
   buffer = io.BytesIO()
-  arrays = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items()}
+  arrays: dict[str, Any] = {}
+  for name, leaf in flat.items():
+    arrays[name] = np.asarray(leaf, np.float32)
   np.savez(buffer, meta=json.dumps(meta), **arrays)
   files.write_atomic(path, buffer.getvalue())
 

@@ -29,7 +29,7 @@ class Metrics:
     text = "".join(json.dumps(line) + "\n" for line in kept)
     files.write_atomic(self._path, text.encode())
     self._file = self._path.open("a")
-    self._events = None
+    self._events: Any = None  # of TensorBoard, from the first epoch on
     self._first_event = step + 1
 
   def write(self, values: Mapping[str, float], **only_events: float) -> None:

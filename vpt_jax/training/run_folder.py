@@ -37,7 +37,7 @@ def _of_split(split: Split) -> dict[str, int]:
   return {
     "images": len(split),
     "classes": split.num_classes,
-    "crc32": zlib.crc32(split.labels, zlib.crc32(images)),
+    "crc32": zlib.crc32(split.labels.data, zlib.crc32(images.data)),
   }
 
 

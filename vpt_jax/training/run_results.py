@@ -92,7 +92,7 @@ def record(
     group: see there.
   """
   outcome = None
-  if sums is not None:
+  if sums is not None and predictions is not None:
     outcome = _outcome(job, config, sums, predictions)
     if stage == "search":  # of which there are many
       outcome = dataclasses.replace(outcome, kept=dict.fromkeys(outcome.kept))
@@ -131,7 +131,7 @@ def _outcome(
     metric=metric,
     scores=scores,
     loss=measured["loss"],
-    count=measured["count"],
+    count=len(labels),
     classes=tuple(map(str, job.data.train.class_names)),
     kept=problem.record(labels, predictions),
   )

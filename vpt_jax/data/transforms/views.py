@@ -259,13 +259,15 @@ def crop_at(
   return jnp.where(wide[:, None, None, None], square.swapaxes(1, 2), square)
 
 
-def _resize(image: Any, image_size: tuple[int, int]) -> Any:
+def _resize(
+  image: jax.Array | np.ndarray, image_size: tuple[int, int]
+) -> jax.Array:
   """Resizes uint8 [B, H, W, 3] to float32 [B, *image_size, 3] in [0, 1]."""
-  image = image.astype(jnp.float32) / 255
-  if image.shape[1:3] == tuple(image_size):
-    return image
-  shape = (len(image), *image_size, image.shape[-1])
-  return jax.image.resize(image, shape, "bilinear", antialias=False)
+  pixels: Any = image.astype(jnp.float32) / 255
+  if pixels.shape[1:3] == tuple(image_size):
+    return pixels
+  shape = (len(pixels), *image_size, pixels.shape[-1])
+  return jax.image.resize(pixels, shape, "bilinear", antialias=False)
 
 
 def _normalize(image: jax.Array, name: str) -> jax.Array:
