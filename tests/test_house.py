@@ -44,9 +44,10 @@ def pickles(source):
   """Lines on which arrays may be unpickled."""
   lines = []
   for node in ast.walk(ast.parse(source)):
-    if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-      if not isinstance(node.value, ast.Constant) or node.value.value:
-        lines.append(node.value.lineno)
+    if not isinstance(node, ast.keyword) or node.arg != "allow_pickle":
+      continue
+    if not isinstance(node.value, ast.Constant) or node.value.value:
+      lines.append(node.value.lineno)
   return lines
 
 

@@ -1,4 +1,4 @@
-"""Every family of backbones goes through a whole run, and back by its adapter."""
+"""Every family of backbones goes through a whole run and is loaded again."""
 
 import jax
 import numpy as np

@@ -1,5 +1,6 @@
 """The table of tasks, its splits, and what records are labelled with."""
 
+import itertools
 import re
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_splits_share_no_example(name):
   ordered = sorted(spans(name, "trainval") + spans(name, "test"))
   assert all(
     a.split != b.split or a.stop <= b.first
-    for a, b in zip(ordered, ordered[1:])
+    for a, b in itertools.pairwise(ordered)
   )
   assert spans(name, "trainval") == spans(name, "train") + spans(name, "val")
 

@@ -171,9 +171,11 @@ def test_other_data_in_an_old_workdir_is_refused(config, tmp_path):
 def test_a_workdir_belongs_to_one_process(config, tmp_path):
   from vpt_jax.utils import files
 
-  with files.lock(tmp_path):
-    with pytest.raises(ValueError, match="is in use by another process"):
-      vpt_jax.run(config, tmp_path)
+  with (
+    files.lock(tmp_path),
+    pytest.raises(ValueError, match="is in use by another process"),
+  ):
+    vpt_jax.run(config, tmp_path)
 
 
 def test_divergence_in_the_last_update_of_an_epoch_is_seen(config, tmp_path):
