@@ -66,11 +66,12 @@ def workdir(tmp_path_factory):
     adapter_files.save_adapter(
       folder / name / "adapter.npz",
       flat,
-      {
-        "backbone": {"name": backbone, "sha256": "random"},
-        "config": configs.plain(config),
-        "num_classes": 10,
-      },
+      adapter_files.AdapterMeta(
+        backbone={"name": backbone, "sha256": "random"},
+        config=configs.plain(config),
+        num_classes=10,
+        versions={},
+      ),
     )
   for number in (1, 4, 64):
     for seed in (1, 2):

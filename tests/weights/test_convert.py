@@ -22,6 +22,9 @@ from vpt_jax.utils import trees
 from vpt_jax.weights import convert, file_formats, load
 from vpt_jax.weights.name_maps import EXTRAS
 
+META = adapter_files.AdapterMeta(
+  backbone={}, config={}, num_classes=3, versions={}
+)
 VIT = ViT((16, 16), 4, width=24, depth=2, num_heads=3, mlp_dim=48, gelu="exact")
 CLIP = VIT.clone(gelu="quick", eps=1e-5, patch_bias=False, pre_norm=True)
 SWIN = Swin((32, 32), 8, (2, 1, 2), (1, 2, 4), window=2, mlp_ratio=2.0)
@@ -686,7 +689,7 @@ def test_a_run(tmp_path, capsys):
     for name, array in flat.items()
   }
   file, out = tmp_path / "adapter.npz", tmp_path / "out.npz"
-  adapter_files.save_adapter(file, params | {"method/prompt": np.ones(3)}, {})
+  adapter_files.save_adapter(file, params | {"method/prompt": np.ones(3)}, META)
   assert run(file, out) == 0
   printed = capsys.readouterr().out
   assert "as float16," in printed and "ignored:\n  meta\n  method/" in printed
@@ -696,13 +699,13 @@ def test_a_run(tmp_path, capsys):
     {name: array.astype(np.float16) for name, array in flat.items()},
   )
 
-  adapter_files.save_adapter(file, {"head/bias": np.ones(3)}, {})
+  adapter_files.save_adapter(file, {"head/bias": np.ones(3)}, META)
   assert run(file, out) == 1
   assert "holds no backbone; train it with config.method=full" in (
     capsys.readouterr().err
   )
   del params["backbone/Transformer/encoder_norm/bias"]
-  adapter_files.save_adapter(file, params, {})
+  adapter_files.save_adapter(file, params, META)
   assert run(file, out) == 1
   assert "missing in the checkpoint:\n- Transformer/encoder_norm/bias" in (
     capsys.readouterr().err

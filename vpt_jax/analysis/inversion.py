@@ -205,7 +205,7 @@ def export(
   model, variables, meta = predictor.read_model(adapter, backbone)
   preprocess = predictor.read_preprocess(meta, model)
   decoded = preprocess.read(image)
-  precision = meta["config"]["compute"]["matmul_precision"]
+  precision = meta.config["compute"]["matmul_precision"]
   with jax.default_matmul_precision(precision):
     prepared = preprocess.prepare(decoded[None])
     see = jax.jit(functools.partial(prompted, model))

@@ -91,7 +91,7 @@ def read(path: str, backbone: str = "", data_dir: str = "") -> Adapter:
     ValueError: a damaged file, or another backbone.
   """
   model, variables, meta = predictor.read_model(path, backbone)
-  config = ConfigDict(meta["config"])
+  config = ConfigDict(meta.config)
   if data_dir:
     config.data.dir = data_dir
   preprocess = predictor.read_preprocess(meta, model)

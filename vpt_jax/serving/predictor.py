@@ -14,6 +14,7 @@ from vpt_jax import problems
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.serving import inputs
 from vpt_jax.training import adapter_files, evaluation
+from vpt_jax.training.adapter_files import AdapterMeta
 from vpt_jax.utils import trees
 
 Variables = dict[str, Any]
@@ -34,13 +35,13 @@ class Predictor:
     self,
     model: model_lib.Model,
     variables: Variables,
-    meta: Mapping[str, Any],
+    meta: AdapterMeta,
   ):
-    self.meta = meta
+    self.meta = meta.to_json()
     self.preprocess = read_preprocess(meta, model)
     self._variables = variables
-    self._config = ConfigDict(meta["config"])
-    self._problem = problems.from_config(self._config, meta["num_classes"])
+    self._config = ConfigDict(meta.config)
+    self._problem = problems.from_config(self._config, meta.num_classes)
     self._apply = jax.jit(evaluation.make_apply(model, self.preprocess))
 
   def __call__(self, images: Any, grey: bool = False) -> np.ndarray:
@@ -117,9 +118,7 @@ def load_adapter(path: str | os.PathLike, backbone: str = "") -> Predictor:
   return Predictor(*read_model(path, backbone))
 
 
-def read_preprocess(
-  meta: Mapping[str, Any], model: model_lib.Model
-) -> Preprocess:
+def read_preprocess(meta: AdapterMeta, model: model_lib.Model) -> Preprocess:
   """Returns what happens to an image before an adapter's model sees it.
 
   Files of versions before 0.2 do not say it; then it is what their config asks
@@ -129,15 +128,15 @@ def read_preprocess(
     meta: of the adapter file.
     model: of the adapter.
   """
-  if "preprocess" in meta:
-    return Preprocess.from_json(meta["preprocess"])
-  config = ConfigDict(meta["config"])
+  if meta.preprocess is not None:
+    return Preprocess.from_json(meta.preprocess)
+  config = ConfigDict(meta.config)
   return Preprocess.from_config(config, model.method.input_size)
 
 
 def read_model(
   path: str | os.PathLike, backbone: str = ""
-) -> tuple[model_lib.Model, Variables, dict[str, Any]]:
+) -> tuple[model_lib.Model, Variables, AdapterMeta]:
   """Reads the model of an adapter file.
 
   Args:
@@ -151,9 +150,9 @@ def read_model(
     ValueError: see `load_adapter`.
   """
   saved, meta = adapter_files.read_adapter(path)
-  config = ConfigDict(meta["config"])
+  config = ConfigDict(meta.config)
   config.backbone.checkpoint = backbone or config.backbone.checkpoint
-  model = model_lib.build(config, meta["num_classes"])
+  model = model_lib.build(config, meta.num_classes)
   expected = _expected_shapes(model, config)
   # Where a shape differs the file is refused below, without a backbone.
   if all(expected.get(name) == leaf.shape for name, leaf in saved.items()):
@@ -188,7 +187,7 @@ def _frozen_backbone(
   path: str | os.PathLike,
   config: ConfigDict,
   model: model_lib.Model,
-  meta: Mapping[str, Any],
+  meta: AdapterMeta,
   expected: Mapping[str, tuple[int, ...]],
   saved: trees.Flat,
 ) -> trees.Flat:
@@ -210,6 +209,6 @@ def _frozen_backbone(
   rng = jax.random.PRNGKey(config.seed)
   params, sha256 = model_lib.pretrained(model, config, rng)
   built = {"name": config.backbone.name, "sha256": sha256}
-  adapter_files.check_backbone(str(path), meta["backbone"], built)
+  adapter_files.check_backbone(str(path), meta.backbone, built)
   flat = model_lib.store(trees.flatten(params), config)
   return {name: flat[name] for name in missing}

@@ -166,13 +166,13 @@ def save(
   adapter_files.save_adapter(
     folder / "adapter.npz",
     values,
-    {
-      "backbone": job.backbone,
-      "config": config_lib.plain(config),
-      "num_classes": job.data.train.num_classes,
-      "preprocess": job.preprocess.to_json(),
-      "versions": facts(job)["versions"],
-    },
+    adapter_files.AdapterMeta(
+      backbone=job.backbone,
+      config=config_lib.plain(config),
+      num_classes=job.data.train.num_classes,
+      versions=facts(job)["versions"],
+      preprocess=job.preprocess.to_json(),
+    ),
   )
   test = job.data.test
   # Images without a name are called by their index.
