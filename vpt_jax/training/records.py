@@ -133,36 +133,48 @@ class RunRecord:
     Raises:
       ValueError: fields that every run has are missing.
     """
-    problem = problems.of_run(line)
-    line = {**line, "problem": problem.name}
-    own = [name for name in _names(cls) if name != "outcome"]
-    needed = [*own, "status"]
-    if line.get("status") == "done":
-      scores = [score.name for score in problem.scores]
-      in_outcome = ["metric", "loss", "count", "classes"]
-      needed += [*scores, *in_outcome]
-    missing = [name for name in needed if name not in line]
-    if missing:
-      raise ValueError(
-        f"record {line.get('id')!r} has no {', '.join(missing)}; expected a "
-        f"run's record of schema {SCHEMA}"
-      )
-    fields = {name: line[name] for name in own}
-    if line["status"] != "done":
-      return cls(**fields)
-    outcome = Outcome(
-      metric=line["metric"],
-      scores={name: line[name] for name in scores},
-      loss=line["loss"],
-      count=line["count"],
-      classes=tuple(line["classes"]),
-      kept={
-        name: value
-        for name, value in line.items()
-        if name not in (*needed, "schema")
-      },
+    line = {**line, "problem": problems.of_run(line).name}
+    names = [name for name in _names(cls) if name != "outcome"]
+    _check_there(line, [*names, "status"])
+    outcome = None
+    if line["status"] == "done":
+      outcome = _read_outcome(line, [*names, "status", "schema"])
+    return cls(**{name: line[name] for name in names}, outcome=outcome)
+
+
+def _read_outcome(line: Record, others: Sequence[str]) -> Outcome:
+  """Returns the outcome of a finished run's line.
+
+  Args:
+    line: of the file.
+    others: fields of it that are not of the outcome.
+
+  Raises:
+    ValueError: fields that every outcome has are missing.
+  """
+  scores = [score.name for score in problems.of_run(line).scores]
+  names = [*scores, "metric", "loss", "count", "classes"]
+  _check_there(line, names)
+  kept = dict(line)
+  for name in [*others, *names]:
+    kept.pop(name, None)
+  return Outcome(
+    metric=line["metric"],
+    scores={name: line[name] for name in scores},
+    loss=line["loss"],
+    count=line["count"],
+    classes=tuple(line["classes"]),
+    kept=kept,
+  )
+
+
+def _check_there(line: Record, names: Sequence[str]) -> None:
+  missing = [name for name in names if name not in line]
+  if missing:
+    raise ValueError(
+      f"record {line.get('id')!r} has no {', '.join(missing)}; expected a "
+      f"run's record of schema {SCHEMA}"
     )
-    return cls(**fields, outcome=outcome)
 
 
 def _names(record_class: type) -> list[str]:

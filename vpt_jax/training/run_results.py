@@ -96,7 +96,9 @@ def record(
     outcome = _outcome(job, config, sums, predictions)
     if stage == "search":  # of which there are many
       outcome = dataclasses.replace(outcome, kept=dict.fromkeys(outcome.kept))
-  names = curve_names(job.problem)
+  columns: dict[str, list[float]] = {}
+  for name in curve_names(job.problem):
+    columns[name] = [epoch[name] for epoch in curve]
   about = facts(job)
   run_record = records.RunRecord(
     id=config_lib.digest(config, 12),
@@ -108,7 +110,7 @@ def record(
     seconds=seconds,
     images_per_second=speed,
     group=group,
-    curve={name: [epoch[name] for epoch in curve] for name in names},
+    curve=columns,
     outcome=outcome,
     **{name: about[name] for name in FACTS_OF_RECORDS},
   )
