@@ -203,7 +203,7 @@ class PromptedViT(nn.Module):
     batch, count, width = x.shape
     qkv = layer.qkv(x).reshape(batch, count, 3, layer.num_heads, -1)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, d]
-    if torch.is_tensor(temperature):
+    if not isinstance(temperature, float):
       q = q / temperature.to(q.dtype)
     if self.fused:
       mixed = F.scaled_dot_product_attention(q, k, v)
