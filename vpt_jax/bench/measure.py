@@ -136,7 +136,7 @@ class _Sides:
     found: of each side, see `row`; of one that failed, why.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.workers: dict[str, Worker] = {}
     self.found: dict[str, dict[str, Any]] = {}
 
