@@ -40,11 +40,15 @@ def _loss(
   """
   variables = _variables(train, frozen)
   last_hidden = f"norm_{model.hidden_layers - 1}"
+
+  def is_hidden_feature(module: nn.Module, method: str) -> bool:
+    return module.name == last_hidden and method == "__call__"
+
   logits, state = model.apply(
     variables,
     images,
     mutable=["intermediates", "batch_stats"],
-    capture_intermediates=lambda module, _: module.name == last_hidden,
+    capture_intermediates=is_hidden_feature,
   )
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
   sown = trees.flatten(state["intermediates"])

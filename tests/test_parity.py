@@ -153,19 +153,23 @@ def test_a_difference_in_training_fails(tmp_path, trained, key):
 
 
 @pytest.fixture(scope="module")
-def trained():
-  """Runs the training once for all tests of its comparison."""
-  patch = pytest.MonkeyPatch()
-  results = []
+def results():
+  """What the one training gave, for all tests of its comparison."""
+  return []
 
-  def once(*args, train=running.train):
+
+@pytest.fixture
+def trained(monkeypatch, results):
+  """Runs the training once for all tests of its comparison."""
+  train = running.train
+
+  def once(*args):
     if not results:
       results.append(train(*args))
     return results[0]
 
-  patch.setattr(running, "train", once)
-  yield
-  patch.undo()
+  # Undone after each test: others train something else.
+  monkeypatch.setattr(running, "train", once)
 
 
 @pytest.mark.parametrize(
