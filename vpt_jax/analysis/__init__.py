@@ -1,4 +1,4 @@
-"""What the papers look at, drawn from adapters and records. See README.md."""
+"""Draws what the papers look at, from adapters and records. See README.md."""
 
 import lazy_loader
 

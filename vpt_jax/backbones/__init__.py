@@ -1,4 +1,4 @@
-"""Pretrained vision transformers, by name or as modules. See README.md."""
+"""Offers pretrained vision transformers, by name or as modules."""
 
 import lazy_loader
 

@@ -169,7 +169,7 @@ class JaxSide:
   """The model of vpt_jax on a case's values; see `worker.Side`."""
 
   def __init__(self, case: dict[str, Any]):
-    """A model whose values are read when they are first needed.
+    """Makes a model whose values are read when they are first needed.
 
     Args:
       case: see `measure.Case`, with `file`.

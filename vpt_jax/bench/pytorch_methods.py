@@ -127,7 +127,7 @@ class Projector(nn.Module):
   """x + W2 relu(W1 x)."""
 
   def __init__(self, width: int, hidden: int, dropout: float):
-    """W1 is [width, hidden], W2 [hidden, width]."""
+    """Takes W1 as [width, hidden], W2 as [hidden, width]."""
     super().__init__()
     self.down = nn.Linear(width, hidden, bias=False)
     self.up = nn.Linear(hidden, width, bias=False)
@@ -146,7 +146,7 @@ class VAPT(Shallow):
   """
 
   def __init__(self, arrays: Arrays, dropout: float):
-    """One generator for each block but the first, one projector for all."""
+    """Makes a generator for each block but the first, a projector for all."""
     super().__init__(arrays, dropout)
     width, hidden = arrays["method/project_shared/down/kernel"].shape
     self.project_shared = Projector(width, hidden, dropout)
@@ -173,7 +173,7 @@ class Gated(Shallow):
   RANGE = (0.01, 10.0)  # of temperatures
 
   def __init__(self, arrays: Arrays, dropout: float):
-    """A gate for each block but the last, a temperature for each block."""
+    """Makes a gate for each block but the last, a temperature for each."""
     super().__init__(arrays, dropout)
     gates = arrays["method/gate_logit"].shape
     temperatures = arrays["method/temperature"].shape
@@ -229,7 +229,7 @@ class ResNet10(nn.Module):
   WIDTHS = (16, 16, 32, 64, 128)  # of the stem, then of each block
 
   def __init__(self, features: int):
-    """A stem, four blocks, a dense layer of the mean over places."""
+    """Makes a stem, four blocks, a dense layer of the mean over places."""
     super().__init__()
     self.stem = _conv_3x3(3, self.WIDTHS[0], 2)
     self.stem_norm = nn.BatchNorm2d(self.WIDTHS[0])
@@ -251,7 +251,7 @@ class PGN(Linear):
   """PGN: prompts at the end, each a mixture of a library's vectors."""
 
   def __init__(self, arrays: Arrays, dropout: float):
-    """The library [L, D], and the network that mixes its vectors."""
+    """Takes the library [L, D], and the network that mixes its vectors."""
     super().__init__(arrays, dropout)
     self.library = nn.Parameter(torch.zeros(arrays["method/library"].shape))
     self.generator = ResNet10(len(arrays["method/generator/out/bias"]))

@@ -105,7 +105,7 @@ class PromptedViT(nn.Module):
   """
 
   def __init__(self, arrays: Arrays, method: str, dropout: float, fused: bool):
-    """A model of these arrays' sizes, and with their values.
+    """Makes a model of these arrays' sizes, and with their values.
 
     Args:
       arrays: under the names of vpt_jax.

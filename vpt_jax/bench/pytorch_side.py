@@ -28,7 +28,7 @@ class PytorchSide:
   """
 
   def __init__(self, case: dict[str, Any]):
-    """The model with a case's weights, its images, and an optimizer.
+    """Makes the model with a case's weights, its images, and an optimizer.
 
     Args:
       case: see `measure.Case`.

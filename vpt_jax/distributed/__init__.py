@@ -1,4 +1,4 @@
-"""Several devices and processes make one run. See README.md."""
+"""Makes one run of several devices and processes. See README.md."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What backbones and methods are made of. See README.md."""
+"""Offers what backbones and methods are made of. See README.md."""
 
 import lazy_loader
 

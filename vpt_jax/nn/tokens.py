@@ -149,7 +149,7 @@ class Tokens(flax.struct.PyTreeNode):
     return self.x[:, start:]
 
   def with_prompt(self, prompt: jax.Array | None) -> "Tokens":
-    """Returns the tokens with these prompts [n, P, D] for theirs, or with none.
+    """Returns the tokens with these prompts [n, P, D] instead, or with none.
 
     Each of the n is for B / n images.
     """

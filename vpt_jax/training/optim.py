@@ -25,7 +25,7 @@ BATCH_OF_RATE = 256  # images, for which `config.optim.lr` is meant
 
 
 def _cosine(epoch: np.ndarray, warmup: int, epochs: int) -> np.ndarray:
-  """VPT: linear warm-up, then half a cosine to 0 (it rises again after)."""
+  """Rises linearly, then falls as half a cosine to 0 (VPT's; rises after)."""
   progress = (epoch - warmup) / max(1, epochs - warmup)
   rising = epoch / max(1, warmup)
   falling = (1 + np.cos(np.pi * progress)) / 2
@@ -41,14 +41,14 @@ def _cosine_hardrestart(
 
 
 def _pgn_cosine(epoch: np.ndarray, warmup: int, epochs: int) -> np.ndarray:
-  """PGN: epochs 0 and 1 share a rate; the cosine ends at 1 % of the base."""
+  """Ends a cosine at 1 % of the base (PGN's); epochs 0 and 1 share a rate."""
   rising = np.maximum(epoch, 1) / max(1, warmup)
   falling = 0.01 + 0.99 * _cosine(epoch, warmup, epochs)
   return np.where(epoch < warmup, rising, falling)
 
 
 def _constant(epoch: np.ndarray, warmup: int, epochs: int) -> np.ndarray:
-  """Linear warm-up, then 1."""
+  """Rises linearly, then stays at 1."""
   del epochs
   return np.where(epoch < warmup, epoch / max(1, warmup), 1.0)
 

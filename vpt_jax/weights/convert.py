@@ -115,16 +115,16 @@ def mapping(found: Translated) -> Iterator[str]:
   prefix = re.sub(r"[^./]*$", "", _common_prefix(list(found.origin.values())))
   files: dict[str, set[str]] = {}
   # The values of the inner dict mean nothing: its keys are an ordered set.
-  ours: dict[str, dict[str, None]] = {}
-  for our_name, name in found.origin.items():
+  paths: dict[str, dict[str, None]] = {}
+  for path, name in found.origin.items():
     kind = _starred(name.removeprefix(prefix))
     files.setdefault(kind, set()).add(name)
-    ours.setdefault(kind, {})[_starred(our_name)] = None
+    paths.setdefault(kind, {})[_starred(path)] = None
   heading = f"layout: {found.layout}"
   if prefix:
     heading += f"; names follow {prefix!r}"
   yield heading
-  for kind, names in ours.items():
+  for kind, names in paths.items():
     merged = _merged(list(names))
     if merged != kind:
       yield f"  {kind} -> {merged}{_times(len(files[kind]))}"

@@ -33,12 +33,12 @@ def causes(
 def _other_model(flat: Mapping[str, Any], template: Mapping[str, Any]) -> str:
   """Returns the cause if the file's architecture is another, else ""."""
   file = shape_of(flat)
-  ours = shape_of(template)
-  if file == ours:
+  wanted = shape_of(template)
+  if file == wanted:
     return ""
   cause = (
     f"the file is of another model ({_text(file)}) than this "
-    f"backbone ({_text(ours)})"
+    f"backbone ({_text(wanted)})"
   )
   if "width" in file and "mlp_dim" in file:
     names = factory.fitting(file)

@@ -1,4 +1,4 @@
-"""Checks a conversion: timm's model on the file, and ours on what became of it.
+"""Checks a conversion: timm's model on the file, vpt_jax's on the arrays.
 
 Nothing here knows `name_maps.py`, so that a slip there shows. torch and timm
 are needed (`pip install 'vpt_jax[convert]'`).
@@ -81,7 +81,7 @@ def difference(
   module: ViT | Swin,
   arrays: Mapping[str, np.ndarray],
 ) -> float:
-  """Runs timm's model on the original file, and ours on the converted arrays.
+  """Runs timm's model on the original file, vpt_jax's on the new arrays.
 
   Args:
     path: of the original file.

@@ -83,15 +83,15 @@ def translate(flat: Mapping[str, np.ndarray]) -> Translated:
     renamed = _rename(short, flat[name], rules)
     if not renamed:
       ignored.append(name)
-    for ours, array in renamed:
-      if ours in arrays:
+    for path, array in renamed:
+      if path in arrays:
         raise ValueError(
-          f"the checkpoint holds {ours!r} twice, in two layouts "
-          f"({origin[ours]!r} and {name!r}); it was put "
+          f"the checkpoint holds {path!r} twice, in two layouts "
+          f"({origin[path]!r} and {name!r}); it was put "
           "together wrongly"
         )
-      arrays[ours] = array
-      origin[ours] = name
+      arrays[path] = array
+      origin[path] = name
   _undo_weight_norm(arrays)
   _add_batch_axis(arrays)
   return Translated(arrays, layout, origin, ignored)
@@ -219,13 +219,13 @@ def _stage_starts(
 def _rename(
   name: str, array: np.ndarray, rules: tuple[Rule, ...]
 ) -> list[tuple[str, np.ndarray]]:
-  """Returns our (name, array) of one tensor, three of a fused one.
+  """Returns (path, array) of one tensor, three of a fused one.
 
   Returns:
     [] if it is not needed; the tensor as it is if no rule knows it.
   """
   module, _, leaf = name.replace("in_proj_", "in_proj.").rpartition(".")
-  for pattern, ours, kind in rules:
+  for pattern, replacement, kind in rules:
     whole = kind in ("array", "ignore")
     match = re.fullmatch(pattern, name if whole else module)
     if not match:
@@ -233,22 +233,22 @@ def _rename(
     if kind == "ignore":
       return []
     if kind == "array":
-      return [(match.expand(ours), array)]
+      return [(match.expand(replacement), array)]
     if leaf not in ("weight", "bias"):
       continue
     if kind == "conv" and leaf == "weight" and array.ndim != 4:
       continue
     if kind == "qkv" and len(array) % 3:
       continue
-    our_leaf, transform = _LEAVES["dense" if kind == "qkv" else kind][leaf]
-    path = match.expand(ours)
+    new_leaf, transform = _LEAVES["dense" if kind == "qkv" else kind][leaf]
+    path = match.expand(replacement)
     if kind != "qkv":
-      return [(f"{path}/{our_leaf}", transform(array))]
+      return [(f"{path}/{new_leaf}", transform(array))]
     query, key, value = np.split(array, 3)
     return [
-      (f"{path}/query/{our_leaf}", transform(query)),
-      (f"{path}/key/{our_leaf}", transform(key)),
-      (f"{path}/value/{our_leaf}", transform(value)),
+      (f"{path}/query/{new_leaf}", transform(query)),
+      (f"{path}/key/{new_leaf}", transform(key)),
+      (f"{path}/value/{new_leaf}", transform(value)),
     ]
   return [(name, array)]
 
