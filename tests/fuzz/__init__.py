@@ -1,0 +1,1 @@
+"""Feeds mutated files to all that reads files: `python -m tests.fuzz`."""
