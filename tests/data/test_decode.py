@@ -373,6 +373,32 @@ def test_damage_is_a_value_error_at_most(form):
       assert str(error)
 
 
+@pytest.mark.parametrize("image", ["colour", "palette", "grey of 16 bits"])
+def test_a_flipped_bit_of_a_png_changes_no_pixel(image):
+  """Of a format with checksums, other pixels are never taken without a word.
+
+  Pillow looks at the checksums of the headers only.
+  """
+  if image == "grey of 16 bits":
+    data = png(np.arange(54).reshape(6, 9), 0)
+  else:
+    colour = Image.fromarray(RGB)
+    is_palette = image == "palette"
+    data = encoded(colour.convert("P") if is_palette else colour)
+  want = decode_image(data)
+  refused = 0
+  for place in range(8 * len(data)):
+    flipped = bytearray(data)
+    flipped[place // 8] ^= 1 << place % 8
+    try:
+      got = decode_image(bytes(flipped))
+    except ValueError:
+      refused += 1
+      continue
+    np.testing.assert_array_equal(got, want, err_msg=f"bit {place}")
+  assert refused > 4 * len(data)
+
+
 @pytest.mark.parametrize("side", [14, 20])
 def test_too_many_pixels(monkeypatch, side):
   """Pillow warns of pixels above its limit and raises above twice of it."""

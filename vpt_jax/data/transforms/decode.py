@@ -10,6 +10,7 @@ import io
 import math
 import re
 import struct
+import zlib
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -59,6 +60,8 @@ GREY_RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
 # Formats whose 16-bit grey Pillow has already scaled to all 16 bits.
 SCALED_BY_PILLOW = ("PPM", "JPEG2000")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What pixels are made of: palette, transparency, compressed rows.
+PNG_PIXEL_CHUNKS = (b"PLTE", b"tRNS", b"IDAT")
 TIFF_BITS_PER_SAMPLE = 258
 TIFF_MAX_SAMPLE_VALUE = 281
 
@@ -112,9 +115,9 @@ def decode_image(
     if grey_range is None and is_deep_grey(image):
       if strict:
         raise UnknownGreyRange
-      image.load()
+      _load(image, data)
       grey_range = _grey_range(image, data)
-    image.load()
+    _load(image, data)
     return convert_to_rgb(image, upright, grey_range)
 
 
@@ -166,7 +169,7 @@ def measure_grey(data: bytes) -> int | None:
   with _opened(data) as image:
     if not is_deep_grey(image):
       return None
-    image.load()
+    _load(image, data)
     return _grey_range(image, data)
 
 
@@ -206,6 +209,20 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     if type(error) is ValueError:
       raise
     raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _load(image: Image.Image, data: bytes) -> None:
+  """Reads the pixels of an image from the content of its file.
+
+  Raises:
+    ValueError: a PNG whose pixels do not have their checksum, which Pillow
+      would show all the same.
+  """
+  if image.format == "PNG":
+    for name, content, crc in _png_chunks(data):
+      if name in PNG_PIXEL_CHUNKS and zlib.crc32(name + content) != crc:
+        raise ValueError(f"a damaged PNG: its {name.decode()} has a wrong CRC")
+  image.load()
 
 
 def _grey_range(image: Image.Image, data: bytes = b"") -> int:
@@ -259,16 +276,31 @@ def _first_integer(value: object) -> int | None:
 
 def _png_significant_bits(data: bytes) -> int | None:
   """Returns what the sBIT chunk of a grey PNG says; Pillow skips it."""
-  position = len(PNG_SIGNATURE)
-  while position + 8 <= len(data):
-    length, name = struct.unpack_from(">I4s", data, position)
-    if name == b"sBIT" and length == 1:
-      bits = data[position + 8]
+  for name, content, _ in _png_chunks(data):
+    if name == b"sBIT" and len(content) == 1:
+      bits = content[0]
       return bits if 0 < bits <= 16 else None
     if name == b"IDAT":  # sBIT comes before the pixels
       return None
-    position += 12 + length  # length, name and checksum are 4 bytes each
   return None
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int | None]]:
+  """Yields the name, the content and the CRC-32 of all chunks of a PNG.
+
+  The CRC-32 is None where the file ends before it.
+  """
+  position = len(PNG_SIGNATURE)
+  while position + 8 <= len(data):
+    length, name = struct.unpack_from(">I4s", data, position)
+    # Length, name and CRC-32 are 4 bytes each.
+    start, end = position + 8, position + 8 + length
+    position = end + 4
+    stored = data[end:position]
+    crc = int.from_bytes(stored, "big") if len(stored) == 4 else None
+    yield name, data[start:end], crc
+    if name == b"IEND":
+      return
 
 
 def _scale_grey(image: Image.Image, grey_range: int) -> np.ndarray:
