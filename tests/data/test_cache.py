@@ -18,7 +18,7 @@ from vpt_jax.data import datasets
 from vpt_jax.data.cache import decoding, prepared, writer
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
-from vpt_jax.data.sources import image_files
+from vpt_jax.data.sources import class_folders
 from vpt_jax.data.transforms.preprocess import Preprocess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,7 +224,7 @@ def test_a_deleted_file(tmp_path):
     file = tmp_path / f"photos/{'ab'[i % 2]}/{i}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(made([(8, 8)] * 12).read(i)).save(file)
-  examples = image_files.folder(tmp_path / "photos", "train", 0)
+  examples = class_folders.folder(tmp_path / "photos", "train", 0)
   old = prepare(examples, tmp_path / "cache")
   before = content(old)
   gone = tmp_path / "photos" / examples.names[3]

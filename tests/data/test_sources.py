@@ -10,7 +10,13 @@ import pytest
 
 from tests import images as images_lib
 from vpt_jax.data import datasets, tasks
-from vpt_jax.data.sources import arrays, csv_tables, image_files, parts
+from vpt_jax.data.sources import (
+  arrays,
+  class_folders,
+  csv_tables,
+  image_files,
+  parts,
+)
 
 SIZE = (12, 12)
 
@@ -129,7 +135,7 @@ def test_all_sources_of_the_same_images_agree(tmp_path, load):
 
 
 def test_what_is_not_parted_is_parted_by_the_seed(photos, caplog):
-  opened = lambda split, seed=0: image_files.folder(photos, split, seed)
+  opened = lambda split, seed=0: class_folders.folder(photos, split, seed)
   with caplog.at_level(logging.INFO, "vpt_jax"):
     names = {
       split: list(opened(split).names)
@@ -158,9 +164,9 @@ def test_what_is_not_parted_is_parted_by_the_seed(photos, caplog):
 
 
 def test_another_image_moves_few_others(photos):
-  before = {*image_files.folder(photos, "test", 0).names}
+  before = {*class_folders.folder(photos, "test", 0).names}
   write(photos / "cat/new.png")
-  assert len(before - {*image_files.folder(photos, "test", 0).names}) <= 1
+  assert len(before - {*class_folders.folder(photos, "test", 0).names}) <= 1
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,7 @@ def test_without_val_it_is_a_tenth_of_train(tmp_path):
   for i in range(20):
     write(tmp_path / f"training/{'ab'[i % 2]}/{i}.png", i)
     write(tmp_path / f"test/{'ab'[i % 2]}/{i}.png", i)
-  size = lambda split: len(image_files.folder(tmp_path, split, 0))
+  size = lambda split: len(class_folders.folder(tmp_path, split, 0))
   assert [size(x) for x in ("train", "val", "trainval", "test")] == [
     18,
     2,
@@ -222,8 +228,10 @@ def test_what_is_in_a_folder(photos, caplog):
   (photos / "__MACOSX/cat").mkdir(parents=True)
   write(photos / "cat/deep/er/LAST.JPG")
   with caplog.at_level(logging.INFO, "vpt_jax"):
-    names = image_files.folder(photos, "trainval", 0).names
-    names = {*names, *image_files.folder(photos, "test", 0).names}
+    opened = lambda split: class_folders.folder(
+      photos, split, 0, layout="classes"
+    )
+    names = {*opened("trainval").names, *opened("test").names}
   assert len(names) == 41 and "cat/deep/er/LAST.JPG" in names
   for text in ("4 hidden", "1 .heic", "1 .txt", "1 README outside of classes"):
     assert text in caplog.text
@@ -238,8 +246,8 @@ def test_links_that_lead_round_in_circles(photos):
   (photos / "dog/more").mkdir()
   (photos / "dog/more/back").symlink_to("..")
   found = [
-    *image_files.folder(photos, "trainval", 0).names,
-    *image_files.folder(photos, "test", 0).names,
+    *class_folders.folder(photos, "trainval", 0).names,
+    *class_folders.folder(photos, "test", 0).names,
   ]
   assert len(found) == 41 and "cat/gone.png" in found
 
@@ -248,11 +256,10 @@ def test_classes_may_be_called_like_parts(tmp_path):
   for name in ("train", "bus", "test"):
     for i in range(3):
       write(tmp_path / f"{name}/{i}.png")
-  assert image_files.folder(tmp_path, "train", 0).class_names == (
-    "bus",
-    "test",
-    "train",
-  )
+  found = class_folders.folder(tmp_path, "train", 0, layout="classes")
+  assert found.class_names == ("bus", "test", "train")
+  with pytest.raises(ValueError, match="config.data.layout=classes"):
+    class_folders.folder(tmp_path, "train", 0)
 
 
 def test_a_users_photos_are_upright(tmp_path, load):
@@ -296,7 +303,7 @@ def test_folders_that_cannot_be_used(tmp_path, files, message):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
   with pytest.raises(ValueError, match=message) as error:
-    image_files.folder(tmp_path / "x", "train", 0)
+    class_folders.folder(tmp_path / "x", "train", 0)
   assert str(tmp_path / "x") in str(error.value)
 
 
@@ -369,7 +376,7 @@ def test_labels_are_numbered_in_their_order(tmp_path, labels, numbers, names):
     ("path,label\na.png,1\na,b.png,1\n", "line 3: 3 columns, .* quote a path"),
     ("path,label\na.png, \n", "line 2: .*expected a path, a label"),
     ("path,label\n,1\n", "line 2: .*expected a path, a label"),
-    ("path,label,split\na.png,1,dev\n", "line 2: .*train, val or test"),
+    ("path,label,split\na.png,1,tren\n", "line 2: .*train, val or test"),
     ("path,label\na.png,-1\n", "line 2: label -1 is negative"),
     (
       "path,label\na.png,1\n./a.png,2\n",
@@ -549,7 +556,7 @@ def test_an_npz(tmp_path):
     ({"labels": np.array([-1, 1, 0, 1])}, "labels must be integers from 0 on"),
     ({"labels": np.array([{}] * 4)}, "allow_pickle=False"),
     ({"split": np.array(["train"] * 3)}, "split must be names \\[4\\]"),
-    ({"split": np.array(["train", "dev", "val", "test"])}, "split must be"),
+    ({"split": np.array(["train", "tren", "val", "test"])}, "split must be"),
     ({"split": np.array(["train"] * 3 + [""])}, "split must be"),
     ({"split": np.arange(4)}, "split must be"),
     ({"labels": np.array([0, 0, 1, 1])}, "classes with training images: \\[0"),
@@ -626,10 +633,10 @@ def test_labels_of_a_task_are_in_range(monkeypatch):
 
 
 def test_identity_follows_names_labels_and_files(photos):
-  read = lambda split="train": image_files.folder(photos, split, 0).identity
+  read = lambda split="train": class_folders.folder(photos, split, 0).identity
   first = read()
   assert read() == first != read("test")
-  file = photos / image_files.folder(photos, "train", 0).names[0]
+  file = photos / class_folders.folder(photos, "train", 0).names[0]
   os.utime(file, (1, 1))
   assert (second := read()) != first
   file.write_bytes(file.read_bytes() + b"\0")
@@ -647,7 +654,7 @@ def test_bad_images_of_a_folder(photos, load):
   split = {
     name: split
     for split in ("trainval", "test")
-    for name in image_files.folder(photos, split, 0).names
+    for name in class_folders.folder(photos, split, 0).names
   }
   for name, why in (
     ("cat/00.png", "cannot decode cat/00.png: .*HTML"),

@@ -156,10 +156,7 @@ def _class_names(adapter: Adapter) -> tuple[str, ...]:
     examples = datasets.open_split(
       adapter.config.task,
       data.test_split,
-      source=data.source,
-      folder=data.dir,
-      seed=data.seed,
-      multi_label=adapter.problem.multi_label,
+      **datasets.reading_options(data, adapter.problem.multi_label),
     )
   except (OSError, ValueError):
     return ()
@@ -182,12 +179,9 @@ def test(adapter: Adapter, count: int = 0, seed: int | None = None) -> Images:
     adapter.config.task,
     data.test_split,
     adapter.preprocess,
-    folder=data.dir,
     on_error=data.on_error,
-    source=data.source,
-    seed=data.seed,
     cache_dir=data.cache or None,
-    multi_label=adapter.problem.multi_label,
+    **datasets.reading_options(data, adapter.problem.multi_label),
   )
   chosen = np.arange(len(split))
   if seed is not None:

@@ -31,6 +31,7 @@ from vpt_jax.config.options import (
   whole_number,
 )
 from vpt_jax.data import datasets
+from vpt_jax.data.sources import layouts
 from vpt_jax.data.transforms import resize, views
 from vpt_jax.distributed.sharding import STRATEGIES
 from vpt_jax.methods import registry as methods
@@ -199,6 +200,14 @@ class Data:
     help="Empty: the first of the task's own sources that is there | pack | "
     "json | tfds, or your own images: folder:PATH (class = subfolder) | "
     "csv:PATH (path,label) | npz:PATH | json:PATH (train.json, test.json).",
+  )
+  layout: str = option(
+    "auto",
+    one_of(layouts.LAYOUTS),
+    help="What the folders of folder:PATH mean: classes | parts (train, val "
+    "and test above the classes; other folders are left out) | auto: told by "
+    "their names, and refused where that is not clear.",
+    since="0.2.0",
   )
   seed: int = option(
     0,

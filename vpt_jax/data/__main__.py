@@ -13,6 +13,7 @@ from vpt_jax.data import contact_sheet, datasets, survey, tasks
 from vpt_jax.data.cache import prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Split
+from vpt_jax.data.sources import layouts
 from vpt_jax.data.transforms import resize, views
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils import command_line, text_tables
@@ -112,6 +113,13 @@ def _common_options() -> argparse.ArgumentParser:
     help="images may have several classes (config.problem=multi_label)",
   )
   common.add_argument(
+    "--layout",
+    default="auto",
+    choices=layouts.LAYOUTS,
+    help="config.data.layout: what the folders of folder:PATH mean "
+    "(default: %(default)s)",
+  )
+  common.add_argument(
     "--seed",
     type=int,
     default=0,
@@ -161,6 +169,7 @@ def source_options(args: argparse.Namespace) -> dict[str, Any]:
     "folder": args.data_dir,
     "seed": args.seed,
     "multi_label": args.multi_label,
+    "layout": args.layout,
   }
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from pathlib import Path
 import sys
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,13 @@ from vpt_jax.data import tasks
 from vpt_jax.data.cache import decoding, grey_range, prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples, Split
-from vpt_jax.data.sources import arrays, csv_tables, image_files, tfds
+from vpt_jax.data.sources import (
+  arrays,
+  class_folders,
+  csv_tables,
+  image_files,
+  tfds,
+)
 from vpt_jax.data.sources.arrays import check_images, from_arrays
 from vpt_jax.data.sources.image_files import PACK_LISTS
 from vpt_jax.data.transforms.decode import (
@@ -24,6 +30,9 @@ from vpt_jax.data.transforms.decode import (
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils import lookup
 from vpt_jax.utils.logs import log
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
 
 __all__ = [
   "PACK_LISTS",
@@ -38,30 +47,45 @@ __all__ = [
 ]
 
 
-def _read_folder(
-  path: Path, split: str, seed: int, multi_label: bool
-) -> Examples:
-  if multi_label:
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How a source of the user's own is read, see `open_split`."""
+
+  seed: int
+  multi_label: bool
+  layout: str
+
+
+def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
+  if reading.multi_label:
     raise ValueError(
       f"{path}: folders give every image one class; for images of several "
       "classes name a csv:PATH with labels a|b|c, a json:PATH with lists, or "
       "an npz:PATH with zeros and ones [N, K]"
     )
-  return image_files.folder(path, split, seed)
+  return class_folders.folder(path, split, reading.seed, layout=reading.layout)
 
 
-def _read_json(
-  path: Path, split: str, seed: int, multi_label: bool
-) -> Examples:
-  return image_files.json_splits(path, split, 0, seed, multi_label=multi_label)
+def _read_csv(path: Path, split: str, reading: Reading) -> Examples:
+  return csv_tables.read_csv(path, split, reading.seed, reading.multi_label)
 
 
-# What the user brings: kind -> reader(path, split, seed, multi_label).
-USER: dict[str, Callable[[Path, str, int, bool], Examples]] = {
+def _read_json(path: Path, split: str, reading: Reading) -> Examples:
+  return image_files.json_splits(
+    path, split, 0, reading.seed, multi_label=reading.multi_label
+  )
+
+
+def _read_npz(path: Path, split: str, reading: Reading) -> Examples:
+  return arrays.npz(path, split, reading.seed, reading.multi_label)
+
+
+# What the user brings: kind -> reader(path, split, reading).
+USER: dict[str, Callable[[Path, str, Reading], Examples]] = {
   "folder": _read_folder,
-  "csv": csv_tables.read_csv,
+  "csv": _read_csv,
   "json": _read_json,
-  "npz": arrays.npz,
+  "npz": _read_npz,
 }
 # A larger split is prepared on disk, see `cache.prepared`, not decoded in
 # memory.
@@ -78,6 +102,7 @@ def open_split(
   folder: str | os.PathLike = "data",
   seed: int = 0,
   multi_label: bool = False,
+  layout: str = "auto",
 ) -> Examples:
   """Returns the images of a split, not decoded yet.
 
@@ -90,6 +115,7 @@ def open_split(
     folder: `data.dir`.
     seed: of the division of what is not divided into train, val and test.
     multi_label: images may have several classes: labels are uint8 [N, K].
+    layout: what the folders of `folder:PATH` mean, see `layouts.find_parts`.
 
   Raises:
     ValueError: unknown names, missing or damaged files, labels out of range.
@@ -103,7 +129,8 @@ def open_split(
       raise ValueError(
         f"config.data.source={source!r} has no path; expected {kind}:PATH"
       )
-    examples = reader(Path(path).expanduser(), split, seed, multi_label)
+    reading = Reading(seed, multi_label, layout)
+    examples = reader(Path(path).expanduser(), split, reading)
   elif multi_label:
     raise ValueError(
       f"task {task_name!r} gives every image one class; images of several "
@@ -128,6 +155,24 @@ def _check_range(examples: Examples) -> None:
       f"{examples.names[outside[0]]} is out of range "
       f"0..{examples.num_classes - 1}"
     )
+
+
+def reading_options(
+  data: "ConfigDict", multi_label: bool = False
+) -> dict[str, Any]:
+  """Returns what `open_split` and `load` take of a config's section `data`.
+
+  Args:
+    data: of a resolved config, or of an adapter's, which may be older.
+    multi_label: images may have several classes.
+  """
+  return {
+    "source": data.source,
+    "folder": data.dir,
+    "seed": data.seed,
+    "multi_label": multi_label,
+    "layout": data.get("layout", "auto"),
+  }
 
 
 class SourceFolder(NamedTuple):
@@ -219,7 +264,7 @@ def _open_task(
         path, split, task.num_classes, seed, task.images, task.class_names
       )
     case "folder":
-      return image_files.folder(path, split, seed, task.num_classes)
+      return class_folders.folder(path, split, seed, task.num_classes)
     case _:
       return tfds.examples(task, split, folder)
 
@@ -249,6 +294,7 @@ def load(
   cache_dir: str | os.PathLike | None = None,
   workers: int = 0,
   multi_label: bool = False,
+  layout: str = "auto",
 ) -> Split:
   """Loads the images of a split, decoded.
 
@@ -269,6 +315,7 @@ def load(
       `prepared.default_folder()`.
     workers: threads; 0: `decoding.default_workers`.
     multi_label: see `open_split`.
+    layout: see `open_split`.
 
   Returns:
     The split; its `preprocess` is how it was decoded.
@@ -283,6 +330,7 @@ def load(
     "folder": folder,
     "seed": seed,
     "multi_label": multi_label,
+    "layout": layout,
   }
   examples = open_split(name, split, **where)
   title = cache_title(name, split, source, preprocess)

@@ -66,6 +66,7 @@ def survey_task(
   deep: bool = False,
   workers: int = 0,
   multi_label: bool = False,
+  layout: str = "auto",
 ) -> State:
   """Returns what is there of a task.
 
@@ -81,6 +82,7 @@ def survey_task(
       only looked for, and a few decoded.
     workers: threads that decode; 0: a few more than there are processors.
     multi_label: images may have several classes.
+    layout: see `datasets.open_split`.
   """
   task = None if ":" in source else tasks.get(name)
   if task and not datasets.is_there(task, folder, source):
@@ -96,6 +98,7 @@ def survey_task(
     "folder": folder,
     "seed": seed,
     "multi_label": multi_label,
+    "layout": layout,
   }
   preprocess = datasets.without_normalization(name, source, family, image_size)
   for split in SPLITS:

@@ -45,12 +45,9 @@ def load_data(config: ConfigDict) -> Data:
   load_split = functools.partial(
     datasets.load,
     config.task,
-    folder=data.dir,
     on_error=data.on_error,
-    source=data.source,
-    seed=data.seed,
     cache_dir=data.cache or None,
-    multi_label=problems.of_run(config).multi_label,
+    **datasets.reading_options(data, problems.of_run(config).multi_label),
   )
   train = load_split(data.train_split, preprocess, train=True)
   # 16-bit grey has one range, which the training images decide.

@@ -6,8 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   submod_attrs={
     "arrays": ["check_images", "digits", "from_arrays", "jpeg_npz", "npz"],
+    "class_folders": ["folder"],
     "csv_tables": ["read_csv"],
-    "image_files": ["folder", "json_splits", "pack"],
+    "image_files": ["json_splits", "pack"],
+    "layouts": ["LAYOUTS"],
     "parts": ["NoImages", "select"],
     "tfds": ["examples"],
   },

@@ -1,6 +1,5 @@
-"""Reads sources that are image files: vtab-1k packs, VPT's lists, folders."""
+"""Reads sources that are image files: vtab-1k packs and VPT's lists."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 import dataclasses
 import json
@@ -13,7 +12,7 @@ import numpy as np
 
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import parts as parts_lib
-from vpt_jax.data.sources.parts import Label, NAMES, Parts
+from vpt_jax.data.sources.parts import Label, Parts
 from vpt_jax.utils.logs import log
 
 # The protocol's names of the splits -> lists of a vtab-1k pack.
@@ -216,131 +215,6 @@ def _checked_label(value: Any, multi_label: bool) -> Label | None:
   ):
     return None
   return tuple(values) if multi_label else value
-
-
-def folder(path: Path, split: str, seed: int, num_classes: int = 0) -> Examples:
-  """Reads `folder:PATH`: a subfolder for each class, in sorted order.
-
-  Classes are below train/, val/ and test/ (also training/, validation/,
-  valid/), or without them divided at random by `seed`, 80/10/10 % of each.
-
-  Args:
-    path: the folder.
-    split: train, val, trainval or test.
-    seed: of the division.
-    num_classes: expected K; 0: any above one.
-
-  Raises:
-    ValueError: no such folder, or its classes cannot be trained on.
-  """
-  if not path.is_dir():
-    raise ValueError(
-      f"{path} is no folder; expected folder:PATH with "
-      "PATH/CLASS/IMAGE or PATH/{train,val,test}/CLASS/IMAGE"
-    )
-  path = path.absolute()
-  ignored: Counter[str] = Counter()
-  parts = _parts_of_folder(path, ignored)
-  if ignored:
-    kinds = [f"{count} {kind}" for kind, count in sorted(ignored.items())]
-    log.info("%s: ignored %s", path, ", ".join(kinds))
-  return from_parts(parts, split, path, str(path), seed, num_classes)
-
-
-def _parts_of_folder(path: Path, ignored: Counter[str]) -> Parts:
-  """Returns the rows of a folder by part; "" if it is not divided."""
-  ignored_above: Counter[str] = Counter()
-  tops = _subfolders(path, ignored_above)
-  top_names = [top.name.lower() for top in tops]
-  part_names = [NAMES[name] for name in top_names if name in NAMES]
-  if "train" not in part_names or len(part_names) < len(tops):
-    return {"": _classes_below(path, path, ignored)}
-  parts: Parts = {}
-  for top, part in zip(tops, part_names, strict=True):
-    if part in parts:
-      raise ValueError(f"{path} has two folders for {part}: {top_names}")
-    parts[part] = _classes_below(top, path, ignored)
-  ignored.update(ignored_above)
-  if parts.keys() == {"train"}:
-    return {"": parts["train"]}
-  return parts
-
-
-def _subfolders(path: Path, ignored: Counter[str]) -> list[Path]:
-  """Returns the subfolders, sorted; counts what else there is."""
-  folders = []
-  for entry in sorted(path.iterdir()):
-    if entry.name.startswith((".", "__MACOSX")):
-      ignored["hidden"] += 1
-    elif entry.is_dir():
-      folders.append(entry)
-    else:
-      ignored[f"{entry.suffix or entry.name} outside of classes"] += 1
-  return folders
-
-
-def _classes_below(
-  top: Path, root: Path, ignored: Counter[str]
-) -> list[tuple[str, Label]]:
-  """Returns rows (path below the root, class) of TOP/CLASS/.../IMAGE."""
-  rows: list[tuple[str, Label]] = []
-  empty = []
-  for class_folder in _subfolders(top, ignored):
-    names = sorted(_images_below(class_folder, root, ignored))
-    rows += [(name, class_folder.name) for name in names]
-    if not names:
-      empty.append(class_folder.name)
-  if empty:
-    raise ValueError(
-      f"{top}: {len(empty)} class folders without images, such as "
-      f"{empty[0]!r}; fill or remove them. Images end in "
-      f"{', '.join(sorted(SUFFIXES))}"
-    )
-  if not rows:
-    raise ValueError(f"{top} has no class folders; expected CLASS/IMAGE in it")
-  return rows
-
-
-def _images_below(
-  class_folder: Path, root: Path, ignored: Counter[str]
-) -> Iterator[str]:
-  """Yields images anywhere in a class folder, as paths below the root.
-
-  Links are followed, but no folder is entered twice.
-  """
-  entered = set()
-  for path in (class_folder, *class_folder.parents):
-    entered.add(_identity(path))
-  todo = [str(class_folder)]
-  while todo:
-    for entry in os.scandir(todo.pop()):
-      suffix = os.path.splitext(entry.name)[1].lower()
-      if entry.name.startswith("."):
-        ignored["hidden"] += 1
-      elif os.path.isdir(entry.path):
-        if _identity(entry.path) in entered:
-          ignored["folders that links lead to again"] += 1
-        else:
-          entered.add(_identity(entry.path))
-          todo.append(entry.path)
-      elif suffix in SUFFIXES and _is_file_or_broken_link(entry.path):
-        yield entry.path[len(str(root)) + 1 :]
-      else:
-        ignored[suffix or entry.name] += 1
-
-
-def _identity(path: str | Path) -> tuple[int, int]:
-  """Returns what tells a folder from others, whatever links lead to it."""
-  stat = os.stat(path)
-  return stat.st_dev, stat.st_ino
-
-
-def _is_file_or_broken_link(path: str) -> bool:
-  """Returns True for a file, and for a link to an image that is missing.
-
-  A broken link is an error later; a pipe is no image.
-  """
-  return os.path.isfile(path) or not os.path.exists(path)
 
 
 def from_parts(

@@ -19,10 +19,18 @@ Parts = dict[str, list[tuple[str, Label]]]
 NAMES = {
   "train": "train",
   "training": "train",
+  "trn": "train",
   "val": "val",
   "valid": "val",
   "validation": "val",
+  "dev": "val",
+  "development": "val",
+  "eval": "val",
+  "evaluation": "val",
   "test": "test",
+  "testing": "test",
+  "tst": "test",
+  "holdout": "test",
 }
 
 
