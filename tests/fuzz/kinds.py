@@ -1,16 +1,18 @@
 """Defines what is mutated: sound files of every kind, and who reads them."""
 
 from pathlib import Path
+import shutil
 from typing import Any, Protocol
 
 import numpy as np
+import orbax.checkpoint as ocp
 from PIL import Image
 import safetensors.numpy
 
 from tests import weight_files
 from tests.fuzz import mutations
 from tests.fuzz.outcomes import judge, Outcome
-from tests.fuzz.own_state import make_run, OwnState
+from tests.fuzz.own_state import any_file, damage, make_run, OwnState
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import datasets
 from vpt_jax.data.transforms import decode
@@ -65,6 +67,7 @@ class Checkpoints:
     self._template = cost.shapes(self._model)
     self._files: dict[str, bytes] = {}
     self._want: Arrays = {}
+    self._orbax = Path()
     self._scratch = Path()
 
   def make(self, folder: Path) -> None:
@@ -79,15 +82,20 @@ class Checkpoints:
     parts = _torch_parts(flat)
     (folder / "zip.pth").write_bytes(weight_files.torch_zip(parts))
     (folder / "legacy.pth").write_bytes(weight_files.torch_legacy(parts))
+    ocp.PyTreeCheckpointer().save((folder / "orbax").absolute(), flat)
 
   def open(self, folder: Path, scratch: Path) -> None:
     for path in sorted(folder.iterdir()):
-      self._files[path.name] = path.read_bytes()
+      if path.is_file():
+        self._files[path.name] = path.read_bytes()
+    self._orbax = folder / "orbax"
     self._want = self._load(folder / "npz")
     self._scratch = scratch
 
   def run(self, rng: np.random.Generator) -> Outcome:
-    name = str(rng.choice(list(self._files)))
+    name = str(rng.choice([*self._files, "orbax"]))
+    if name == "orbax":
+      return self._run_folder(rng)
     data = self._files[name]
     is_sealed = name in self.SEALED
     if name == "npz" and rng.random() < 0.4:
@@ -100,6 +108,14 @@ class Checkpoints:
     return judge(
       lambda: same_arrays(self._load(path), self._want), str(path), is_sealed
     )
+
+  def _run_folder(self, rng: np.random.Generator) -> Outcome:
+    """Mutates a file of a folder; of these only some have checksums."""
+    path = self._scratch / "orbax"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(self._orbax, path)
+    damage(any_file(path, rng), rng)
+    return judge(lambda: same_arrays(self._load(path), self._want), str(path))
 
   def _load(self, path: Path) -> Arrays:
     return load.load(path, self._template, self._model.spec).backbone

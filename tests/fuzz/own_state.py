@@ -95,7 +95,7 @@ class OwnState:
     workdir = self._copy("saved")
     folder = workdir / "checkpoints"
     newest = folder / str(STEPS[-1])
-    damage(_any_file(newest, rng), rng)
+    damage(any_file(newest, rng), rng)
 
     def read() -> bool:
       checkpoints = Checkpoints(folder, keep=2)
@@ -110,7 +110,7 @@ class OwnState:
 
   def _cache(self, rng: np.random.Generator) -> Outcome:
     path = self._copy("cache")
-    damage(_any_file(path, rng), rng)
+    damage(any_file(path, rng), rng)
     return judge(
       lambda: _content_of_cache(path) == self._cached, str(path), is_sealed=True
     )
@@ -184,7 +184,7 @@ def _content_of_cache(path: Path) -> tuple[bytes, bytes, Any]:
   return images.tobytes(), split.labels.tobytes(), list(split.names)
 
 
-def _any_file(folder: Path, rng: np.random.Generator) -> Path:
+def any_file(folder: Path, rng: np.random.Generator) -> Path:
   found = sorted(path for path in folder.rglob("*") if path.is_file())
   return found[rng.integers(len(found))]
 
