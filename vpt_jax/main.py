@@ -162,6 +162,7 @@ def train_and_evaluate(
   optimizer = job.optimizer(rate, config.optim.weight_decay)
   first_state = experiment.train_state(config, job.start, optimizer)
   run_folder.claim(workdir, config, job.backbone, fingerprint)
+  identity = run_folder.identity([config], job.backbone, fingerprint)
   state, images_per_second = loop.fit(
     config,
     workdir,
@@ -175,6 +176,7 @@ def train_and_evaluate(
     ),
     rate,
     job.problem,
+    identity,
   )
 
   sums, predictions = evaluation.collect(

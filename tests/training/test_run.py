@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
@@ -21,7 +23,7 @@ from vpt_jax.problems import Classification
 from vpt_jax.training import loop, optim
 from vpt_jax.training import step as step_lib
 from vpt_jax.training.progress import Progress
-from vpt_jax.utils import trees
+from vpt_jax.utils import files, trees
 from vpt_jax.weights import file_formats, load
 
 
@@ -169,13 +171,39 @@ def test_other_data_in_an_old_workdir_is_refused(config, tmp_path):
 
 
 def test_a_workdir_belongs_to_one_process(config, tmp_path):
-  from vpt_jax.utils import files
-
   with (
     files.lock(tmp_path),
     pytest.raises(ValueError, match="is in use by another process"),
   ):
     vpt_jax.run(config, tmp_path)
+
+
+def test_a_workdir_that_is_deleted_under_a_run(config, tmp_path, monkeypatch):
+  """And taken by another config: each file there is of the second run."""
+  workdir = tmp_path / "run"
+  other = ConfigDict(config.to_dict())
+  other.seed = 7
+  results = []
+  epoch_ends = Progress.epoch
+
+  def taken_by_another(self, epoch, values):
+    monkeypatch.setattr(Progress, "epoch", epoch_ends)
+    shutil.rmtree(workdir)
+    results.append(vpt_jax.run(other, workdir))
+    files_of_it.update(contents(workdir))
+
+  def contents(folder):
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in paths}
+
+  files_of_it = {}
+  monkeypatch.setattr(Progress, "epoch", taken_by_another)
+  with pytest.raises(files.Lost, match="was deleted while this process"):
+    vpt_jax.run(config, workdir)
+  assert contents(workdir) == files_of_it
+  assert vpt_jax.run(other, workdir) == results[0]
+  with pytest.raises(ValueError, match="seed: 7 -> 42"):
+    vpt_jax.run(config, workdir)
 
 
 def test_divergence_in_the_last_update_of_an_epoch_is_seen(config, tmp_path):

@@ -187,3 +187,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     files.write_atomic(path, b"new")
   assert path.read_bytes() == b"old"
   assert [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["deleted", "taken"])
+def test_nothing_is_written_into_a_folder_that_was_lost(tmp_path, hold, again):
+  """A folder that is deleted under its owner, and maybe taken by another."""
+  folder = tmp_path / "run"
+  with files.lock(folder):
+    files.write_json(folder / "deep" / "a.json", 1)
+    shutil.rmtree(folder)
+    if again:
+      hold("lock", folder)
+    for path in (folder / "b.json", folder / "deep" / "b.json"):
+      with pytest.raises(files.Lost, match=f"{folder} was deleted while this"):
+        files.write_json(path, 2)
+    files.write_json(tmp_path / "beside.json", 3)
+  assert folder.exists() == again
+  assert not list(tmp_path.rglob("b.json"))

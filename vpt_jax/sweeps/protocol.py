@@ -272,6 +272,7 @@ class Sweep:
         [run.cell for run in group],
         kept,
       )
+      files.check_locks(folder)
       for record in new:
         self.store.add(record)
     shutil.rmtree(folder, ignore_errors=True)

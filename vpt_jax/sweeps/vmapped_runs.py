@@ -30,6 +30,7 @@ from vpt_jax.training import (
   loop,
   optim,
   records,
+  run_folder,
   run_results,
 )
 from vpt_jax.training import step as step_lib
@@ -360,11 +361,14 @@ class VmappedRuns:
     shape = (len(names), len(self.configs), config.epochs)
     curve = np.full(shape, np.nan, np.float32)
     state = self.state
-    saved = checkpoints.Checkpoints(folder / "checkpoints", 1)
+    fingerprint = run_folder.fingerprint(self.job.data)
+    identity = run_folder.identity(self.configs, self.job.backbone, fingerprint)
+    saved = checkpoints.Checkpoints(folder / "checkpoints", 1, identity)
     first = 0
-    if saved.latest is not None:
-      first = saved.latest // steps_per_epoch
-      state, curve = saved.restore((state, curve))
+    restored = saved.restore((state, curve))
+    if restored is not None:
+      steps_done, (state, curve) = restored
+      first = steps_done // steps_per_epoch
     progress = Progress(
       first,
       config.epochs,

@@ -1,6 +1,16 @@
-"""Saves the state of a run and restores it, with orbax."""
+"""Saves the state of a run and restores it, with orbax.
 
+A checkpoint is a folder `N/` for step N, which is there as a whole or not at
+all. It holds the state, `N/default/`, and `N/seal/`: checksums of all arrays,
+and the run that they are of (`state_sums.py`). Versions before 0.2 wrote no
+seal.
+"""
+
+from collections.abc import Mapping
+import errno
+import os
 from pathlib import Path
+import shutil
 from typing import Any
 
 import jax
@@ -8,6 +18,30 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vpt_jax.distributed import processes
+from vpt_jax.training import state_sums
+from vpt_jax.utils import files
+from vpt_jax.utils.logs import log
+
+# What says nothing about a checkpoint: its file could not be opened at all.
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+
+# Part of the name of a checkpoint that is not complete; orbax gives it.
+UNFINISHED = ".orbax-checkpoint-tmp"
+
+WITHOUT_SEAL = """\
+checkpoint %s is of a version that wrote no checksums: it is taken unchecked"""
+
+NONE_LEFT = """\
+no good checkpoint is left in %s: the run starts from the beginning, and ends \
+with the same result as it would have"""
+
+
+class OtherRun(ValueError):
+  """Says that a checkpoint is of another run."""
+
+
+class OtherLayout(ValueError):
+  """Says that a checkpoint is whole, but has other arrays than this version."""
 
 
 class Checkpoints:
@@ -15,71 +49,192 @@ class Checkpoints:
 
   The primary process alone reads and writes: whole arrays, so that they come
   back onto any number of devices and processes.
-
-  Attributes:
-    latest: step of the newest complete checkpoint when this run began; None:
-      there is none.
   """
 
-  def __init__(self, folder: Path, keep: int):
+  def __init__(
+    self, folder: Path, keep: int, run: Mapping[str, str] | None = None
+  ):
     """Opens a folder.
 
     Args:
       folder: of the checkpoints; made if it is not there.
       keep: how many are kept.
+      run: that the states are of, see `run_folder.identity`; checkpoints of
+        another one are not taken.
     """
-    self._manager: ocp.CheckpointManager | None = None
-    newest = None
+    self._folder = folder.absolute()
+    self._keep = keep
+    self._run = dict(run or {})
+    self._orbax: ocp.AsyncCheckpointer | None = None
     if processes.is_primary():
-      folder.mkdir(parents=True, exist_ok=True)
-      self._manager = _manager(folder, keep)
-      newest = self._manager.latest_step()
-    # -1 is sent for none: processes share numbers alone.
-    step = int(
-      processes.broadcast_from_primary(
-        np.int32(-1 if newest is None else newest)
-      )
-    )
-    self.latest = None if step < 0 else step
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._orbax = _orbax_for_primary()
+      for path in self._folder.glob(f"*{UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)  # a kill has left it
 
   def save(self, step: int, state: Any) -> None:
     """Starts to write a copy of a state: the next step donates the state."""
-    if self._manager is None:
+    if self._orbax is None:
       return
+    files.check_locks(self._folder)
+    self._finish(self._orbax)
     # On CPU `device_get` would give views of what is donated.
     copied = jax.tree.map(lambda x: np.array(x, copy=True), state)
-    self._manager.save(step, args=ocp.args.StandardSave(copied))
-
-  def restore(self, like: Any) -> Any:
-    """Returns the latest state, structured and placed on devices as `like`."""
-    host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    if self._manager is not None:
-      host = self._manager.restore(
-        self.latest, args=ocp.args.StandardRestore(host)
-      )
-    return jax.tree.map(
-      _place_like, processes.broadcast_from_primary(host), like
+    seal = state_sums.Seal(self._run, state_sums.describe(copied))
+    self._orbax.save(
+      self._folder / str(step),
+      args=ocp.args.Composite(
+        default=ocp.args.StandardSave(copied),
+        seal=ocp.args.JsonSave(seal.to_json()),
+      ),
     )
+
+  def restore(self, like: Any) -> tuple[int, Any] | None:
+    """Restores the newest checkpoint that is as it was saved.
+
+    One that is not is named in the log, and kept aside under another name.
+
+    Args:
+      like: a state; what is restored has its structure and its devices.
+
+    Returns:
+      (step, state), or None if there is no checkpoint to go on from.
+
+    Raises:
+      OtherLayout: a checkpoint is whole, but of a version with other states.
+      OSError: a checkpoint cannot be opened.
+    """
+    host = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    step = -1  # stands for none: processes share numbers alone
+    if self._orbax is not None:
+      step, host = self._newest_good(self._orbax, host)
+    step = int(processes.broadcast_from_primary(np.int32(step)))
+    if step < 0:
+      return None
+    host = processes.broadcast_from_primary(host)
+    return step, jax.tree.map(_place_like, host, like)
+
+  def _newest_good(
+    self, orbax: ocp.AsyncCheckpointer, like: Any
+  ) -> tuple[int, Any]:
+    """Returns (step, state on the host), or (-1, like) if none is good."""
+    steps = self._steps()
+    for step in reversed(steps):
+      try:
+        return step, self._read(orbax, step, like)
+      except OtherRun as error:
+        self._set_aside("other-run", step, error)
+      except (OtherLayout, MemoryError):
+        raise
+      # A damaged file goes through orbax, tensorstore and json, each of which
+      # has errors of its own.
+      except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+          raise
+        self._set_aside("damaged", step, error)
+    if steps:
+      log.warning(NONE_LEFT, self._folder)
+    return -1, like
+
+  def _read(self, orbax: ocp.AsyncCheckpointer, step: int, like: Any) -> Any:
+    """Returns the state of a step, on the host.
+
+    Raises:
+      OtherRun: it is of another run.
+      OtherLayout: it was saved with other arrays than `like` has.
+      Exception: it is damaged.
+    """
+    path = self._folder / str(step)
+    read_state = ocp.args.Composite(default=ocp.args.StandardRestore(like))
+    if not (path / "seal").exists():
+      log.warning(WITHOUT_SEAL, path)
+      return orbax.restore(path, args=read_state)["default"]
+    read_seal = ocp.args.Composite(seal=ocp.args.JsonRestore())
+    saved = orbax.restore(path, args=read_seal)["seal"]
+    seal = state_sums.Seal.from_json(saved)
+    self._check_run(seal.run)
+    self._check_layout(path, seal.arrays, like)
+    state = orbax.restore(path, args=read_state)["default"]
+    wrong = state_sums.difference(seal.arrays, state_sums.describe(state))
+    if wrong:
+      raise ValueError(wrong)
+    return state
+
+  def _check_run(self, run: Mapping[str, str]) -> None:
+    for name in sorted(run.keys() & self._run.keys()):
+      if run[name] != self._run[name]:
+        raise OtherRun(
+          f"it is of a run with another {name} ({run[name]}, this one has "
+          f"{self._run[name]})"
+        )
+
+  def _check_layout(
+    self, path: Path, saved: state_sums.Arrays, like: Any
+  ) -> None:
+    wanted = state_sums.layout(state_sums.describe(like))
+    found = state_sums.layout(saved)
+    for name in sorted(wanted.keys() | found.keys()):
+      if wanted.get(name) != found.get(name):
+        raise OtherLayout(
+          f"checkpoint {path} is whole, but of a version whose states differ: "
+          f"{name} is {found.get(name)}, expected {wanted.get(name)}; go on "
+          "with that version, or start again in another --workdir"
+        )
+
+  def _set_aside(self, prefix: str, step: int, why: Exception) -> None:
+    """Renames a checkpoint, so that it is neither read nor deleted."""
+    name = f"{prefix}-{step}"
+    count = 1
+    while (self._folder / name).exists():
+      count += 1
+      name = f"{prefix}-{step}-{count}"
+    aside = self._folder / name
+    path = self._folder / str(step)
+    files.check_locks(path)
+    os.rename(path, aside)
+    reason = str(why).strip() or repr(why)
+    log.warning(
+      "checkpoint %s cannot be taken: %s; the one before is taken, this one "
+      "is kept as %s",
+      path,
+      reason.splitlines()[0][:300],
+      aside,
+    )
+
+  def _steps(self) -> list[int]:
+    """Returns the steps of the checkpoints that are there, in order."""
+    names = [path.name for path in self._folder.iterdir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+  def _finish(self, orbax: ocp.AsyncCheckpointer) -> None:
+    """Waits for the newest checkpoint, then deletes those that are too many."""
+    orbax.wait_until_finished()
+    for step in self._steps()[: -self._keep]:
+      path = self._folder / str(step)
+      # Renamed first: a kill leaves no half of a checkpoint.
+      deleted = path.with_name(f"{step}{UNFINISHED}-deleted")
+      os.rename(path, deleted)
+      shutil.rmtree(deleted, ignore_errors=True)
 
   def close(self) -> None:
     """Waits until everything is on disk."""
-    if self._manager is not None:
-      self._manager.wait_until_finished()
-      self._manager.close()
+    if self._orbax is not None:
+      try:
+        files.check_locks(self._folder)
+        self._finish(self._orbax)
+      finally:
+        self._orbax.close()
 
 
-def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-  """Returns orbax's manager for the primary process alone."""
+def _orbax_for_primary() -> ocp.AsyncCheckpointer:
+  """Returns orbax's checkpointer for the primary process alone."""
   alone = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
   )
-  options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep,
-    cleanup_tmp_directories=True,
-    create=False,
-    multiprocessing_options=alone,
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
   )
-  return ocp.CheckpointManager(folder.absolute(), options=options)
+  return ocp.AsyncCheckpointer(handler, multiprocessing_options=alone)
 
 
 def _place_like(value: Any, like: Any) -> Any:

@@ -40,6 +40,7 @@ def fit(
   step: Step,
   rate: Rate,
   problem: Problem,
+  run: Mapping[str, str] | None = None,
 ) -> tuple[TrainState, float | None]:
   """Trains the epochs that are left, from the newest checkpoint on.
 
@@ -52,6 +53,7 @@ def fit(
     step: from `step.make_train_step`.
     rate: learning rate of a step.
     problem: of the sums that `step` gives.
+    run: that this is, see `run_folder.identity`.
 
   Returns:
     (final state, training images per second without compilation; None if
@@ -61,7 +63,9 @@ def fit(
     Diverged: a loss is NaN or infinite; nothing is saved after it.
     processes.Preempted: SIGTERM came; the step before is saved.
   """
-  loop = _Loop(config, workdir, state, frozen, train, step, rate, problem)
+  loop = _Loop(
+    config, workdir, state, frozen, train, step, rate, problem, run or {}
+  )
   try:
     with processes.PreemptionNotice().listening() as preempted:
       for epoch in range(loop.first_epoch, config.epochs):
@@ -91,6 +95,7 @@ class _Loop:
     step: Step,
     rate: Rate,
     problem: Problem,
+    run: Mapping[str, str],
   ):
     """Restores the newest checkpoint, and opens the files; see `fit`."""
     self.state = state
@@ -105,10 +110,9 @@ class _Loop:
     self._rate = rate
     self._problem = problem
     self._checkpoints = Checkpoints(
-      workdir / "checkpoints", config.checkpoint.keep
+      workdir / "checkpoints", config.checkpoint.keep, run
     )
-    if self._checkpoints.latest is not None:
-      self._resume(self._checkpoints.latest)
+    self._resume()
     self._metrics = Metrics(workdir, self._first_step(self.first_epoch))
     self.progress = Progress(
       self.first_epoch,
@@ -121,11 +125,14 @@ class _Loop:
   def _first_step(self, epoch: int) -> int:
     return epoch * len(self._train)
 
-  def _resume(self, step: int) -> None:
-    """Takes up the state of the newest checkpoint, which is of this step."""
+  def _resume(self) -> None:
+    """Takes up the state of the newest checkpoint, if there is one."""
     names = step_lib.metric_names(self._problem)
     metrics = {name: np.zeros(len(self._train), np.float32) for name in names}
-    self.state, metrics = self._checkpoints.restore((self.state, metrics))
+    restored = self._checkpoints.restore((self.state, metrics))
+    if restored is None:
+      return
+    step, (self.state, metrics) = restored
     self.first_epoch, steps_done = divmod(step, len(self._train))
     for i in range(steps_done):
       self._step_metrics.append({name: metrics[name][i] for name in names})

@@ -39,6 +39,7 @@ class Metrics:
       values: of the epoch; `step` is among them.
       **only_events: values for TensorBoard alone, such as speeds.
     """
+    files.check_locks(self._path)
     self._file.write(json.dumps(values) + "\n")
     self._file.flush()
     if self._events is None:

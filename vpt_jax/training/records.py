@@ -191,6 +191,7 @@ class Store:
   def add(self, record: Record) -> None:
     """Appends a record, unless one of its id is there."""
     line = json.dumps({"schema": SCHEMA, **record}, allow_nan=False) + "\n"
+    files.check_locks(self.path)
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with self._locked() as file:
       if record["id"] in {known["id"] for known in self.read()}:

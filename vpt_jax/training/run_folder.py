@@ -1,6 +1,7 @@
 """Keeps a folder to one run: another config, backbone or data are refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
@@ -29,6 +30,35 @@ def fingerprint(data: "Data") -> dict[str, dict[str, int]]:
     of the images, of many images a part.
   """
   return {"train": _of_split(data.train), "test": _of_split(data.test)}
+
+
+def identity(
+  configs: Sequence[ConfigDict],
+  backbone: Mapping[str, str],
+  data: Mapping[str, Any],
+) -> dict[str, str]:
+  """Returns what the files of a run say of whose they are.
+
+  Args:
+    configs: of the run, resolved; of all runs, where some train together.
+    backbone: {name, sha256}.
+    data: their `fingerprint`.
+
+  Returns:
+    {config, backbone, data}: 12 hex digits each. That of one config is the `id`
+    of the run's record.
+  """
+  ids = [config_lib.digest(config, 12) for config in configs]
+  return {
+    "config": ids[0] if len(ids) == 1 else _digest(ids),
+    "backbone": _digest(dict(backbone)),
+    "data": _digest(dict(data)),
+  }
+
+
+def _digest(value: Any) -> str:
+  text = json.dumps(value, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _of_split(split: Split) -> dict[str, int]:

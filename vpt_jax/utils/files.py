@@ -22,8 +22,16 @@ from vpt_jax.utils.logs import log
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
+# Folders that this process has locked -> device and inode of the lock file.
+_held: dict[Path, tuple[int, int] | None] = {}
+
+
 class InUse(ValueError):
   """Says that another process has locked a folder."""
+
+
+class Lost(ValueError):
+  """Says that a folder was deleted while this process had it locked."""
 
 
 @contextlib.contextmanager
@@ -33,6 +41,10 @@ def lock(folder: Path) -> Iterator[None]:
   The lock ends with the context, or with the process, however it ends. Where
   the file system has no locks a warning is logged and nothing is locked.
 
+  A lock is on a file: who deletes the folder deletes the lock, and the next
+  process may take the folder. Writes of this module therefore look first
+  whether the locks of the folders above them are still there.
+
   Args:
     folder: gets a file `.lock`, which stays.
 
@@ -40,17 +52,68 @@ def lock(folder: Path) -> Iterator[None]:
     InUse: another process has locked the folder.
   """
   with contextlib.ExitStack() as stack:
-    _acquire_folder(folder, stack)
+    is_locked = _acquire_folder(folder, stack)
+    if is_locked:
+      stack.enter_context(_noted(folder))
     yield
 
 
-def _acquire_folder(folder: Path, stack: contextlib.ExitStack) -> None:
+@contextlib.contextmanager
+def _noted(folder: Path) -> Iterator[None]:
+  """Notes which file the lock of a folder is on, for `check_locks`."""
+  key = _absolute(folder)
+  # There is one if the folder was deleted, and taken again by this process.
+  before = {path: held for path, held in _held.items() if path == key}
+  _held[key] = _file_id(folder / ".lock")
+  try:
+    yield
+  finally:
+    del _held[key]
+    _held.update(before)
+
+
+def check_locks(path: Path) -> None:
+  """Checks that the folders of a path that are locked are still ours.
+
+  Args:
+    path: of a file or folder that is to be written.
+
+  Raises:
+    Lost: a locked folder at or above it was deleted, or is another one by now.
+  """
+  path = _absolute(path)
+  for folder in (path, *path.parents):
+    if folder not in _held:
+      continue
+    found = _file_id(folder / ".lock")
+    if found is None or found != _held[folder]:
+      raise Lost(
+        f"{folder} was deleted while this process was working in it, and may "
+        "be another one's by now; nothing more is written there. Start again, "
+        "in another folder or when no other process has this one"
+      )
+
+
+def _absolute(path: Path) -> Path:
+  return Path(os.path.abspath(path))
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+  """Returns device and inode of a file; None if it is not there."""
+  try:
+    found = os.stat(path)
+  except OSError:
+    return None
+  return found.st_dev, found.st_ino
+
+
+def _acquire_folder(folder: Path, stack: contextlib.ExitStack) -> bool:
+  """Locks a folder; returns whether the file system has locks."""
   path = folder / ".lock"
   while True:
     folder.mkdir(parents=True, exist_ok=True)
     try:
-      stack.enter_context(_acquired(path, seconds=0))
-      return
+      return stack.enter_context(_acquired(path, seconds=0))
     except FileNotFoundError:
       pass  # The last owner has just deleted the folder: make it again.
     except filelock.Timeout:
@@ -133,7 +196,12 @@ def clear(folder: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-  """Writes a file as a whole or not at all, and makes its folder."""
+  """Writes a file as a whole or not at all, and makes its folder.
+
+  Raises:
+    Lost: see `check_locks`.
+  """
+  check_locks(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
   try:
