@@ -17,6 +17,7 @@ from tests import conftest
 from vpt_jax import main
 from vpt_jax.data import datasets
 from vpt_jax.distributed import processes
+from vpt_jax.utils import signals
 
 
 def config_of(text: str):
@@ -50,12 +51,14 @@ def work(workdir: str, what: str, spec: str = "") -> int:
   for run in runs:
     config = config_of(run)
     subfolder = config.method if len(runs) > 1 else ""
-    result = main.run(config, Path(workdir) / subfolder)
+    folder = Path(workdir) / subfolder
+    main.tell_saved(str(folder))
+    result = main.run(config, folder)
     sys.stdout.write(f"done {result.get('top1')}\n")
     sys.stdout.flush()
   return 0
 
 
 if __name__ == "__main__":
-  processes.exit_on_sigterm()  # as main does
-  sys.exit(main.exit_status(lambda: work(*sys.argv[1:])))
+  signals.listen()  # as main does
+  main.exit_with(main.exit_status(lambda: work(*sys.argv[1:])))

@@ -3,6 +3,7 @@
 import sys
 
 from vpt_jax.analysis import command
+from vpt_jax.utils import command_line
 
 if __name__ == "__main__":
-  sys.exit(command.main(sys.argv[1:]))
+  command_line.leave(command.main(sys.argv[1:]))

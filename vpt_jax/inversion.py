@@ -3,6 +3,7 @@
 import sys
 
 from vpt_jax.analysis import inversion
+from vpt_jax.utils import command_line
 
 if __name__ == "__main__":
-  sys.exit(inversion.main(sys.argv[1:]))
+  command_line.leave(inversion.main(sys.argv[1:]))

@@ -6,15 +6,15 @@ sweeps too.
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import functools
 import json
 import logging
 import os
 from pathlib import Path
-import signal
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ from vpt_jax.training import (
   run_results,
   run_texts,
 )
-from vpt_jax.utils import command_line, files, malloc, trees
+from vpt_jax.utils import command_line, files, malloc, signals, trees
 from vpt_jax.utils.logs import log
 
 EMBEDDED = """\
@@ -264,6 +264,7 @@ def run_command(command: config_lib.Command) -> int:
   config = config_lib.resolve(config)
   workdir = command.workdir or default_workdir(config.task, config)
   log.info("workdir %s", workdir)
+  tell_saved(workdir)
   result = run(config, workdir)
   if not processes.is_primary():
     return 0
@@ -291,6 +292,7 @@ def run_sweep(command: config_lib.Command) -> int:
   name = "sweep" if config.sweep.tasks else config.task
   workdir = command.workdir or default_workdir(name, config)
   log.info("workdir %s", workdir)
+  tell_saved(workdir)
   folder = Path(workdir).expanduser()
   made = protocol.run(config, folder, command.shard)
   log.info(
@@ -309,6 +311,13 @@ def default_workdir(name: str, config: ConfigDict) -> str:
   return os.path.join("runs", run_name)
 
 
+def tell_saved(workdir: str) -> None:
+  """Lets a signal that ends this process say what the workdir holds."""
+  if processes.is_primary():
+    folder = Path(workdir).expanduser()
+    signals.tell_saved(functools.partial(run_texts.saved_text, folder))
+
+
 def exit_status(work: Callable[[], int]) -> int:
   """Returns the exit status of some work; shows on stderr what stops it."""
   try:
@@ -318,19 +327,18 @@ def exit_status(work: Callable[[], int]) -> int:
       raise
     sys.stderr.write(f"error: {explain(error)}\n")
     status = 1
-  except processes.Preempted:
-    sys.stderr.write(
-      "stopped by SIGTERM, everything is saved; the same command resumes\n"
-    )
-    return 128 + signal.SIGTERM
-  except KeyboardInterrupt:
-    sys.stderr.write("interrupted; the same command resumes\n")
-    return 130
-  if status and is_one_of_several():
+  if status == 1 and is_one_of_several():
     # At JAX's exit it would wait for the others, which wait for it.
     sys.stderr.flush()
     os._exit(status)
   return status
+
+
+def exit_with(status: int) -> NoReturn:
+  """Ends this process; one of several waits for the others, as JAX does."""
+  if is_one_of_several():
+    sys.exit(status)
+  command_line.leave(status)
 
 
 def is_one_of_several() -> bool:
@@ -348,8 +356,8 @@ def explain(error: jax.errors.JaxRuntimeError) -> str:
   )
 
 
-def start_process() -> None:
-  """Sets this process up, before JAX starts.
+def start_process() -> int:
+  """Sets this process up, before JAX starts; returns the exit status, 0.
 
   `VPT_JAX_KEEP_MEMORY=0` in the environment leaves the C library's memory
   settings alone.
@@ -357,9 +365,9 @@ def start_process() -> None:
   if os.environ.get("VPT_JAX_KEEP_MEMORY", "1") != "0":
     malloc.keep()
   program_cache.enable()
-  processes.exit_on_sigterm()
+  signals.listen()
+  return 0
 
 
 if __name__ == "__main__":
-  start_process()
-  sys.exit(main(sys.argv))
+  exit_with(exit_status(start_process) or main(sys.argv))

@@ -217,11 +217,16 @@ def test_sigterm_saves_and_the_run_ends_with_the_same_bits(tmp_path):
   begun(tmp_path / "stopped", process)
   process.send_signal(signal.SIGTERM)
   ((_, err),) = ended([process], 143)
-  assert "stopped by SIGTERM, everything is saved" in err
   step = max(
     int(path.name) for path in (tmp_path / "stopped/checkpoints").iterdir()
   )
   assert 0 < step < 40 * 16
+  epoch, more = divmod(step, 16)
+  steps = f" and {more} steps" if more else ""
+  assert (
+    f"stopped by SIGTERM; saved: training up to epoch {epoch}{steps} in "
+    f"{tmp_path}/stopped/checkpoints; the same command resumes\n" in err
+  )
   ended([start(tmp_path / "stopped", LONG)])
   ended([start(tmp_path / "whole", LONG)])
   (adapter, metrics), (want, wanted) = (

@@ -1,5 +1,8 @@
 """The exit status of commands, and how their errors are shown."""
 
+import errno
+import os
+
 import pytest
 
 from vpt_jax.utils import command_line
@@ -26,3 +29,25 @@ def test_a_bug_keeps_its_traceback():
 
   with pytest.raises(KeyError):
     command_line.exit_status(fails)
+
+
+@pytest.mark.parametrize("number", [*command_line.ADVICE])
+def test_what_the_system_refuses_is_said_with_path_and_advice(number, capsys):
+  """Full and read-only disks, permissions, limits: a sentence, never a code."""
+
+  def fails():
+    raise OSError(number, os.strerror(number), "/data/a.json")
+
+  assert command_line.exit_status(fails) == 1
+  err = capsys.readouterr().err
+  start = f"error: /data/a.json: {os.strerror(number)}; "
+  assert err.startswith(start + command_line.ADVICE[number])
+  assert "Errno" not in err and err.count("\n") == 1
+
+
+def test_a_full_disk_without_a_path():
+  error = OSError(errno.ENOSPC, "No space left on device")
+  assert command_line.explain(error) == (
+    "a file whose name is not known: No space left on device; make room on "
+    "this disk, or name a folder on another one; the same command resumes"
+  )

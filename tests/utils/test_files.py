@@ -15,15 +15,19 @@ import time
 
 import pytest
 
-from vpt_jax.utils import files
+from vpt_jax.utils import files, signals
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Holds a lock until it is killed, or until something is written to it.
+# Holds a lock, or a file that it writes, until it is killed, or until something
+# is written to it.
 HOLDER = """
 import pathlib, sys
 from vpt_jax.utils import files
-with files.{lock}(pathlib.Path(sys.argv[1])):
+with files.{lock}(pathlib.Path(sys.argv[1])) as held:
+  if hasattr(held, "write"):
+    held.write(b"half")
+    held.flush()
   print("locked", flush=True)
   sys.stdin.readline()
 """
@@ -204,3 +208,144 @@ def test_nothing_is_written_into_a_folder_that_was_lost(tmp_path, hold, again):
     files.write_json(tmp_path / "beside.json", 3)
   assert folder.exists() == again
   assert not list(tmp_path.rglob("b.json"))
+
+
+STEPS = ["open", "write", "fsync", "flock", "replace", "close"]
+
+
+def interrupt(monkeypatch, step, after, error):
+  """Lets a signal come before or after a step of a write."""
+
+  def interrupted(function):
+    def call(*args, **options):
+      result = function(*args, **options) if after else None
+      del result
+      monkeypatch.undo()
+      raise error
+
+    return call
+
+  if step in ("fsync", "replace"):
+    monkeypatch.setattr(os, step, interrupted(getattr(os, step)))
+  elif step == "flock":
+    monkeypatch.setattr(fcntl, step, interrupted(fcntl.flock))
+  elif step == "open":
+    monkeypatch.setattr(
+      files, "_open_unfinished", interrupted(files._open_unfinished)
+    )
+  else:
+    opened = files._open_unfinished
+
+    def open_unfinished(path):
+      file = opened(path)
+      return Interrupted(file, step, interrupted(getattr(file, step)))
+
+    monkeypatch.setattr(files, "_open_unfinished", open_unfinished)
+
+
+class Interrupted:
+  """An open file of which one method is another one."""
+
+  def __init__(self, file, name, method):
+    self._file = file
+    self._replaced = {name: method}
+
+  def __getattr__(self, name):
+    return self._replaced.get(name) or getattr(self._file, name)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), signals.Preempted()])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_signal_at_any_step_of_a_write(
+  step, after, error, tmp_path, monkeypatch
+):
+  """It stays that signal, the file is old or new, and no part outlives it.
+
+  An `OSError` of the clean-up took its place: status 1 and `[Errno 2]`.
+  """
+  path = tmp_path / "a.json"
+  files.write_atomic(path, b"old")
+  interrupt(monkeypatch, step, after, error)
+  with pytest.raises(type(error)):
+    files.write_atomic(path, b"new")
+  is_done = step == "close" or (step == "replace" and after)
+  assert path.read_bytes() == (b"new" if is_done else b"old")
+  files.sweep(tmp_path)
+  assert [*tmp_path.iterdir()] == [path]
+  files.write_atomic(path, b"newer")
+  assert path.read_bytes() == b"newer"
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path, hold):
+  """When the folder is locked; not what another process is writing."""
+  folder = tmp_path / "run"
+  alive = hold("replacing", folder / "alive.json")
+  dead = hold("replacing", folder / "sub" / "dead.json")
+  dead.kill()
+  dead.wait()
+  strangers = [folder / ".x.vpt_jax-partly", folder / ".mine.tmp"]
+  for path in strangers:
+    path.touch()
+  pattern = f".*{files.UNFINISHED}"
+  assert len([*folder.rglob(pattern)]) == 2
+  with files.lock(folder):
+    (left,) = folder.rglob(pattern)
+  assert left.name.startswith(".alive.json.")
+  assert all(path.exists() for path in strangers)
+  alive.communicate("go on\n")
+  assert (folder / "alive.json").read_bytes() == b"half"
+  assert not [*folder.rglob(pattern)]
+
+
+def test_a_part_that_is_swept_before_it_is_locked_is_begun_anew(
+  tmp_path, monkeypatch
+):
+  """Between opening it and locking it another process sweeps the folder."""
+  swept = []
+  flock = fcntl.flock
+
+  def sweep_before(file, how):
+    if not swept:
+      swept.append(file)
+      files.sweep(tmp_path)
+    return flock(file, how)
+
+  monkeypatch.setattr(fcntl, "flock", sweep_before)
+  files.write_atomic(tmp_path / "a", b"new")
+  assert swept and (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_nothing_is_swept_where_there_are_no_locks(tmp_path, monkeypatch):
+  part = tmp_path / f".a.0123{files.UNFINISHED}"
+  part.touch()
+
+  def flock(file, how):
+    del file, how
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  files.sweep(tmp_path)
+  files.write_atomic(tmp_path / "b", b"new")
+  assert part.exists() and (tmp_path / "b").read_bytes() == b"new"
+
+
+def test_errors_of_the_disk_name_the_file_that_was_to_be_written(tmp_path):
+  """Not the hidden part; also where the system names none, as in a write."""
+  path = tmp_path / "a.json"
+  path.mkdir()
+  with pytest.raises(OSError) as caught:
+    files.write_atomic(path, b"")
+  assert caught.value.filename == str(path)
+  with pytest.raises(OSError) as caught, files.naming(path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  assert caught.value.filename == str(path)
+  long = tmp_path / ("n" * 250)  # at most 255 bytes are a name
+  files.write_atomic(long, b"long")
+  assert long.read_bytes() == b"long"

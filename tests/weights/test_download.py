@@ -17,6 +17,7 @@ import time
 import numpy as np
 import pytest
 
+from vpt_jax.utils import command_line, files, signals
 from vpt_jax.weights import download
 
 ROOT = Path(__file__).parents[2]
@@ -350,3 +351,81 @@ def test_cache_that_cannot_be_written(server, tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(download.FetchError, match="VPT_JAX_CACHE"):
     download.fetch(server.url, cache=tmp_path / "file")
+
+
+def interrupting(function, count, error):
+  """Does what `function` does, but raises at its call of this number."""
+  calls = []
+
+  def call(*args, **options):
+    calls.append(args)
+    if len(calls) == count:
+      raise error
+    return function(*args, **options)
+
+  return call
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), signals.Preempted()])
+@pytest.mark.parametrize(
+  "where,name,count",
+  [
+    (os, "replace", 1),
+    (Path, "unlink", 1),
+    (Path, "unlink", 2),
+    (Path, "write_bytes", 1),
+    (Path, "write_text", 1),
+    (download, "_append", 1),
+    (download, "_append", 2),
+    (download, "verify", 1),
+  ],
+)
+def test_a_signal_at_any_step_of_a_download(
+  server, monkeypatch, where, name, count, error
+):
+  """It stays that signal, and the next call has the whole file."""
+  monkeypatch.setattr(download, "_CHUNK", len(CONTENT) // 2 + 1)
+  with monkeypatch.context() as patch:
+    patch.setattr(where, name, interrupting(getattr(where, name), count, error))
+    with pytest.raises(type(error)):
+      download.fetch(server.url, sums(CONTENT)[0])
+  path = download.fetch(server.url, sums(CONTENT)[0])
+  assert path.read_bytes() == CONTENT
+  assert beside(path) == {"model.npz"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_not_taken_for_the_network(server, monkeypatch, number):
+  """It is said at once, with the path; what has arrived is not asked again."""
+  monkeypatch.setattr(download, "_CHUNK", len(CONTENT) // 2 + 1)
+  full = OSError(number, os.strerror(number))
+  append = download._append
+
+  def fill(file, chunk, part):
+    append(file, chunk, part)
+    with files.naming(part):
+      raise full
+
+  with monkeypatch.context() as patch:
+    patch.setattr(download, "_append", fill)
+    with pytest.raises(OSError) as caught:
+      download.fetch(server.url)
+  path = download.location(server.url)
+  assert f"{path}.part: {os.strerror(number)}; " in (
+    command_line.explain(caught.value)
+  )
+  assert len(server.requests) == 1
+  assert download.fetch(server.url).read_bytes() == CONTENT
+  assert server.requests[1]["Range"] == f"bytes={len(CONTENT) // 2 + 1}-"
+
+
+def test_what_was_begun_is_deleted_when_the_file_comes_otherwise(server):
+  """The user put it there by hand, as the error had said."""
+  server.faults = ["break"] * download.TRIES
+  with pytest.raises(download.FetchError):
+    download.fetch(server.url)
+  path = download.location(server.url)
+  assert beside(path) == {"model.npz.part", "model.npz.part.tag"}
+  path.write_bytes(CONTENT)
+  assert download.fetch(server.url) == path
+  assert beside(path) == {"model.npz"}

@@ -11,7 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
       "PreemptionNotice",
       "broadcast_from_primary",
       "check_same",
-      "exit_on_sigterm",
       "is_primary",
       "join",
     ],

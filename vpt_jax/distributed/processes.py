@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from vpt_jax.utils import signals
+
 # Seconds without a sign of life after which a process counts as lost.
 HEARTBEAT_SECONDS = 30
 # Seconds for which the others wait at the end for the primary process, which
@@ -25,17 +27,8 @@ EXPECTED = (
 )
 
 
-class Preempted(SystemExit):
-  """Ends a process whose machine is taken away (SIGTERM); all is saved.
-
-  Attributes:
-    code: the exit status.
-  """
-
-  code: int
-
-  def __init__(self):
-    super().__init__(128 + signal.SIGTERM)
+# Ends a process whose machine is taken away.
+Preempted = signals.Preempted
 
 
 def join(spec: str) -> None:
@@ -112,19 +105,6 @@ def check_same(numbers: dict[str, Any], what: str) -> None:
     ) from None
 
 
-def exit_on_sigterm() -> None:
-  """Ends this process on SIGTERM wherever it is.
-
-  In training `PreemptionNotice` takes over and saves first. Without a handler
-  the first process of a container would ignore the signal.
-  """
-
-  def stop(*_):
-    raise Preempted
-
-  signal.signal(signal.SIGTERM, stop)
-
-
 class PreemptionNotice:
   """Says whether any process got SIGTERM, at the same step in all processes."""
 
@@ -133,6 +113,7 @@ class PreemptionNotice:
 
   def __call__(self, step: int) -> bool:
     """Returns whether to stop after this step."""
+    signals.alive()
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._received
@@ -145,6 +126,7 @@ class PreemptionNotice:
       return
 
     def receive(*_):
+      signals.alive()
       self._received = True
 
     try:

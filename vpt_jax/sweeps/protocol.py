@@ -348,6 +348,8 @@ def run(
     workdir /= f"shard-{first}-of-{count}"
   path = workdir / "config.json"
   run_folder.check_unchanged(path, config_lib.plain(config))
+  for folder in (workdir, workdir / "runs"):
+    files.sweep(folder)
   files.write_json(path, config_lib.plain(config))
   sweep = Sweep(config, workdir)
   failed = []

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from vpt_jax.distributed import processes
 from vpt_jax.training import state_sums
-from vpt_jax.utils import files
+from vpt_jax.utils import files, signals
 from vpt_jax.utils.logs import log
 
 # What says nothing about a checkpoint: its file could not be opened at all.
@@ -72,6 +72,7 @@ class Checkpoints:
       for path in self._folder.glob(f"*{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)  # a kill has left it
 
+  @signals.saving()
   def save(self, step: int, state: Any) -> None:
     """Starts to write a copy of a state: the next step donates the state."""
     if self._orbax is None:
@@ -216,6 +217,7 @@ class Checkpoints:
       os.rename(path, deleted)
       shutil.rmtree(deleted, ignore_errors=True)
 
+  @signals.saving()
   def close(self) -> None:
     """Waits until everything is on disk."""
     if self._orbax is not None:

@@ -17,7 +17,7 @@ from vpt_jax.training.metrics import Metrics
 from vpt_jax.training.optim import Rate
 from vpt_jax.training.progress import Progress
 from vpt_jax.training.step import Step, TrainState
-from vpt_jax.utils import trees
+from vpt_jax.utils import signals, trees
 from vpt_jax.utils.logs import log
 
 # Losses are looked at this many steps late: they are ready by then, so looking
@@ -211,6 +211,7 @@ class _Loop:
     if is_preempted:
       raise processes.Preempted
 
+  @signals.saving()
   def _save(self, step: int) -> None:
     """Saves the state, with the metrics of the epoch that is not over yet."""
     metrics = {

@@ -9,6 +9,7 @@ import tqdm
 from tqdm.contrib import logging as tqdm_logging
 
 from vpt_jax.problems import Score
+from vpt_jax.utils import signals
 from vpt_jax.utils.logs import log
 
 SECONDS_BETWEEN_LINES = 10
@@ -73,6 +74,7 @@ class Progress:
       loss: of the latest step of which it is known; None: of none is.
       lr: learning rate.
     """
+    signals.alive()
     if loss is not None:
       if self._clock is None:
         self._clock = time.monotonic()

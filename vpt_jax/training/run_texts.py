@@ -1,9 +1,11 @@
 """Writes what a run says on the terminal: its parameters and its result."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vpt_jax import problems
+from vpt_jax.training import metrics, records
 from vpt_jax.utils import text_tables, trees
 
 MOST_NAMED_LEAVES = 100  # of more trainable leaves only the parts are listed
@@ -66,3 +68,47 @@ def result_text(result: Mapping[str, Any]) -> str:
   if result["images_per_second"]:
     lines[-1] += f", {result['images_per_second']:.0f} images/s"
   return "\n".join(lines)
+
+
+def saved_text(workdir: Path) -> str:
+  """Returns what a workdir holds for the same command to go on from; "": none.
+
+  Of a run, a sweep or a condensation, at any moment, also while it is written.
+
+  Args:
+    workdir: need not be there.
+  """
+  parts = []
+  count = len(records.Store(workdir / records.FILE).read())
+  count += len([*workdir.glob("*/result.json")])  # of a condensation
+  if count:
+    parts.append(f"{count} finished {'run' if count == 1 else 'runs'}")
+  newest = None
+  for pattern in ("checkpoints", "*/checkpoints", "groups/*/checkpoints"):
+    for folder in workdir.glob(pattern):
+      steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+      if steps and (newest is None or _changed(folder) > _changed(newest[0])):
+        newest = (folder, max(steps))
+  if newest is not None:
+    parts.append(_training_text(*newest))
+  return ", ".join(parts)
+
+
+def _changed(folder: Path) -> float:
+  return folder.stat().st_mtime
+
+
+def _training_text(checkpoints: Path, step: int) -> str:
+  """Returns how far the training of a run or group is saved."""
+  epoch = 0
+  last_step = 0
+  for line in metrics.read_metrics(checkpoints.parent / metrics.FILE):
+    if line["step"] <= step:
+      epoch = line["epoch"] + 1
+      last_step = line["step"]
+  until = f"step {step}"
+  if epoch:
+    until = f"epoch {epoch}"
+    if step > last_step:
+      until += f" and {step - last_step} steps"
+  return f"training up to {until} in {checkpoints}"

@@ -7,12 +7,13 @@ of it.
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
+import fcntl
 import json
 import os
 from pathlib import Path
+import secrets
 import shutil
-import tempfile
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 
@@ -21,6 +22,10 @@ from vpt_jax.utils.logs import log
 # What a file system without locks answers (buckets, some Lustre do).
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
+# How the name of a file ends that is not complete yet: `.NAME.TOKEN` and this.
+UNFINISHED = ".vpt_jax-part"
+# Letters of NAME that are kept there: names of more than 255 bytes are refused.
+_NAME_LETTERS = 40
 
 # Folders that this process has locked -> device and inode of the lock file.
 _held: dict[Path, tuple[int, int] | None] = {}
@@ -39,7 +44,8 @@ def lock(folder: Path) -> Iterator[None]:
   """Locks a folder for this process, and makes it if it is not there.
 
   The lock ends with the context, or with the process, however it ends. Where
-  the file system has no locks a warning is logged and nothing is locked.
+  the file system has no locks a warning is logged and nothing is locked. What
+  a killed process has left unfinished is deleted, see `sweep`.
 
   A lock is on a file: who deletes the folder deletes the lock, and the next
   process may take the folder. Writes of this module therefore look first
@@ -55,6 +61,7 @@ def lock(folder: Path) -> Iterator[None]:
     is_locked = _acquire_folder(folder, stack)
     if is_locked:
       stack.enter_context(_noted(folder))
+    sweep(folder)
     yield
 
 
@@ -200,28 +207,97 @@ def write_atomic(path: Path, data: bytes) -> None:
 
   Raises:
     Lost: see `check_locks`.
+    OSError: see `replacing`.
+  """
+  with replacing(path) as file:
+    file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+  """Gives a file to write to, which takes the place of `path` at the end.
+
+  Readers see the old file or all of the new one, wherever the context is left
+  by an error or a signal.
+
+  Args:
+    path: of the file; its folder is made.
+
+  Raises:
+    Lost: see `check_locks`.
+    OSError: the disk refuses the file; it names `path`.
   """
   check_locks(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
+  with naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+  with naming(path), _open_unfinished(path) as file:
+    try:
+      yield file
       file.flush()
       os.fsync(file.fileno())
-    # `mkstemp` lets only its owner read; a file should be as `open` makes it.
-    os.chmod(temporary, 0o666 & ~_umask())
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
+      # While the file is locked, so that no other process sweeps it away.
+      os.replace(file.name, path)
+    except BaseException:
+      # A signal may have come after the file had got its name.
+      with contextlib.suppress(OSError):
+        os.unlink(file.name)
+      raise
+
+
+def _open_unfinished(path: Path) -> BinaryIO:
+  """Opens a new hidden file beside `path`, locked as long as it is open.
+
+  The lock tells `sweep` that its writer lives. On file systems without locks
+  there is none.
+  """
+  name = path.name[:_NAME_LETTERS]
+  while True:
+    token = secrets.token_hex(8)
+    unfinished = path.with_name(f".{name}.{token}{UNFINISHED}")
+    file = unfinished.open("xb")
+    try:
+      with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+      is_there = os.fstat(file.fileno()).st_nlink > 0
+    except BaseException:
+      file.close()
+      raise
+    if is_there:
+      return file
+    file.close()  # Another process has swept it before it was locked.
+
+
+def sweep(folder: Path) -> None:
+  """Deletes what killed processes have left unfinished.
+
+  Only files of `replacing` in a folder and in those directly below it, and none
+  that is being written. Where the file system has no locks all stay, as nothing
+  tells whether their writer lives.
+  """
+  for depth in ("", "*/"):
+    for path in folder.glob(f"{depth}.*{UNFINISHED}"):
+      _delete_unless_locked(path)
+
+
+def _delete_unless_locked(path: Path) -> None:
+  if path.is_symlink() or not path.is_file():
+    return
+  # Gone, locked, not ours to write: another process or user looks after it.
+  with contextlib.suppress(OSError), path.open("r+b") as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path.unlink()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Gives errors of the disk within the context the name of the file."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is not None:
+      error.filename = str(path)
+      error.filename2 = None
     raise
-
-
-def _umask() -> int:
-  # It can only be read by setting it.
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import hashlib
 import http.client
+import io
 import os
 from pathlib import Path
 import re
@@ -48,7 +49,9 @@ def fetch(
   """
   _parse(checksum)
   path = location(url, cache)
-  if not path.is_file():
+  if path.is_file():
+    _delete_part(path)
+  else:
     with _part_of(path) as part:
       if not path.is_file():  # Another process may have been faster.
         _download(_https(url), path, part, checksum)
@@ -148,6 +151,15 @@ def _part_of(path: Path) -> Iterator[Path]:
     yield Path(stack.enter_context(own)) / path.name
 
 
+def _delete_part(path: Path) -> None:
+  """Deletes what was begun to be downloaded before the file came otherwise."""
+  if not _beside(path, ".part").exists():
+    return
+  with contextlib.suppress(FetchError), _part_of(path) as part:
+    part.unlink(missing_ok=True)
+    _beside(part, ".tag").unlink(missing_ok=True)
+
+
 def _beside(path: Path, suffix: str) -> Path:
   """Returns the path of a file that belongs to another one."""
   return path.with_name(path.name + suffix)
@@ -158,6 +170,7 @@ def _download(url: str, path: Path, part: Path, checksum: str) -> None:
 
   Raises:
     FetchError: see `fetch`.
+    OSError: the disk is full or fails; what has arrived is kept.
   """
   note = _beside(part, ".tag")
   for attempt in range(1, TRIES + 1):
@@ -165,6 +178,8 @@ def _download(url: str, path: Path, part: Path, checksum: str) -> None:
       _transfer(url, part, note)
       break
     except (OSError, http.client.HTTPException) as error:
+      if getattr(error, "filename", None) == str(part):
+        raise  # It is the disk that fails, not the network.
       why, is_final = _explain(error)
       if is_final or attempt == TRIES:
         raise FetchError(
@@ -178,7 +193,7 @@ def _download(url: str, path: Path, part: Path, checksum: str) -> None:
   try:
     verify(part, checksum, f"it came from {url} and was deleted")
   except FetchError:
-    part.unlink()
+    part.unlink(missing_ok=True)
     raise
   os.replace(part, path)
   log.info("fetched %s (%.1f MB)", path, path.stat().st_size / 1e6)
@@ -217,21 +232,31 @@ def _transfer(url: str, part: Path, note: Path) -> None:
       total = _resumed_total(response, start, tag, note)
     else:  # The whole file: nothing was there, it changed, or no ranges.
       total = response.length
-      note.unlink(missing_ok=True)  # Before the part that it speaks of.
-      part.write_bytes(b"")
-      note.write_text(_tag(response.headers), "utf-8")
+      with files.naming(part):
+        note.unlink(missing_ok=True)  # Before the part that it speaks of.
+        part.write_bytes(b"")
+        note.write_text(_tag(response.headers), "utf-8")
     log.info(
       "fetching %s from byte %d of %s",
       url,
       part.stat().st_size,
       "unknown" if total is None else total,
     )
-    with open(part, "ab") as file:
+    # Unbuffered, so that nothing is left to be written when it is closed.
+    with open(part, "ab", buffering=0) as file:
       while chunk := response.read(_CHUNK):
-        file.write(chunk)
+        _append(file, chunk, part)
   size = part.stat().st_size
   if total is not None and size != total:
     raise ConnectionError(f"broke off after {size} of {total} bytes")
+
+
+def _append(file: io.FileIO, chunk: bytes, part: Path) -> None:
+  """Writes all of a chunk; errors of the disk name the file."""
+  left = memoryview(chunk)
+  with files.naming(part):
+    while left:
+      left = left[file.write(left) :]
 
 
 def _request(
@@ -248,7 +273,7 @@ def _request(
   except urllib.error.HTTPError as error:
     if error.code == 416 and start:
       error.close()
-      note.unlink()
+      note.unlink(missing_ok=True)
       raise ConnectionError("the file at this address is shorter now") from None
     raise
 

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 from importlib import resources
 import math
-import os
 from pathlib import Path
 import re
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 
 from vpt_jax.nn import positions
 from vpt_jax.nn.tokens import Spec
-from vpt_jax.utils import lookup
+from vpt_jax.utils import files, lookup
 from vpt_jax.utils.logs import log
 from vpt_jax.weights import diagnosis, download, file_formats
 from vpt_jax.weights.name_maps import EXTRAS
@@ -337,13 +336,8 @@ def save(
   arrays: dict[str, Any] = {}
   for name, array in flat.items():
     arrays[name] = _stored(name, array, dtype)
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  try:
-    with open(part, "wb") as file:
-      np.savez_compressed(file, **arrays)
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  with files.replacing(path) as file:
+    np.savez_compressed(file, **arrays)
 
 
 def _stored(name: str, array: Any, dtype: Any) -> np.ndarray:

@@ -120,8 +120,10 @@ def prepare(
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     with _exclusive(lock, name), decoding.quiet():
+      files.sweep(path.parent)
       if force or not path.exists():  # another process may have made it
         _build(examples, layout, path, on_error, workers, progress, name, force)
+  _delete_replaced(path, name)
   decoding.check_bad(read_meta(path)["failed"], len(examples), on_error)
   return path
 
@@ -247,13 +249,27 @@ def _exclusive(path: Path, name: str) -> Iterator[None]:
 def _rename(build: Path, path: Path) -> None:
   """Puts a complete folder where readers look for it."""
   _sync(build)
-  old = path.with_name(f".{path.name}.old")
+  old = _replaced(path)
   shutil.rmtree(old, ignore_errors=True)
   if path.exists():
     path.rename(old)
   build.rename(path)
   _sync(path.parent)
   shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(path: Path) -> Path:
+  """Returns where a cache waits to be deleted that another one replaces."""
+  return path.with_name(f".{path.name}.old")
+
+
+def _delete_replaced(path: Path, name: str) -> None:
+  """Deletes what a process left that was killed while it replaced a cache."""
+  if not _replaced(path).exists():
+    return
+  lock = path.with_name(f".{path.name}.lock")
+  with contextlib.suppress(OSError), _exclusive(lock, name):
+    shutil.rmtree(_replaced(path), ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:

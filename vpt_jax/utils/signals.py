@@ -1,0 +1,194 @@
+"""Ends a process by a signal: with its status, and saying what is saved.
+
+Python runs the handler of a signal in the main thread, between two of its own
+instructions. While that thread is in a long call of a library nothing is heard:
+XLA compiles a large model for minutes. A part of the handler that is in C runs
+at once, though, and writes the signal's number to a socket
+(`signal.set_wakeup_fd`), which a thread reads. If the main thread gives no sign
+of life, this watcher ends the process. It saves nothing, and nothing is lost:
+files are written as a whole or not at all.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+
+# How long the main thread may give no sign of life after a signal. Clouds,
+# Kubernetes and SLURM kill after 30 seconds.
+SECONDS = 25.0
+VARIABLE = "VPT_JAX_STOP_SECONDS"
+# Two Ctrl-C within this time are one, which a launcher has passed on as well.
+_SAME_SECONDS = 0.5
+_LOOK_SECONDS = 0.1  # between two looks at the main thread
+
+CAUSES = {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "interrupted"}
+
+
+class Preempted(SystemExit):
+  """Ends a process whose machine is taken away (SIGTERM).
+
+  Attributes:
+    code: the exit status.
+  """
+
+  code: int
+
+  def __init__(self):
+    super().__init__(128 + signal.SIGTERM)
+
+
+class _State:
+  """What this process has told of itself.
+
+  Attributes:
+    sign_of_life: when the main thread gave the last one.
+    saving: a token for each context `saving` that is open.
+    describe_saved: returns what is saved, see `tell_saved`; None: not known.
+  """
+
+  def __init__(self):
+    self.sign_of_life = 0.0
+    self.saving: set[object] = set()
+    self.describe_saved: Callable[[], str] | None = None
+
+
+_state = _State()
+
+
+def alive() -> None:
+  """Says that the main thread gets on: a step is done."""
+  _state.sign_of_life = time.monotonic()
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+  """Keeps the watcher from ending the process within the context."""
+  token = object()
+  try:
+    _state.saving.add(token)
+    yield
+  finally:
+    alive()
+    _state.saving.discard(token)
+
+
+def tell_saved(describe: Callable[[], str] | None) -> None:
+  """Takes a function that returns at any time what is saved, "" for nothing."""
+  _state.describe_saved = describe
+
+
+def message(number: int) -> str:
+  """Returns what the user is told when a signal ends this process."""
+  cause = CAUSES[signal.Signals(number)]
+  if _state.describe_saved is None:
+    return f"{cause}; the same command may be given again"
+  try:
+    saved = _state.describe_saved()
+  except (OSError, ValueError) as error:
+    return f"{cause}; the same command resumes ({error})"
+  if not saved:
+    return f"{cause}; nothing was saved yet, the same command begins again"
+  return f"{cause}; saved: {saved}; the same command resumes"
+
+
+def number_of(error: BaseException | None) -> int | None:
+  """Returns the signal that an exception is of, or is a consequence of.
+
+  Clean-up that a signal began may fail in its turn. Then it is the signal that
+  ends the process nevertheless.
+  """
+  seen: set[int] = set()
+  while error is not None and id(error) not in seen:
+    if isinstance(error, Preempted):
+      return signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt):
+      return signal.SIGINT
+    seen.add(id(error))
+    error = error.__context__
+  return None
+
+
+def listen() -> None:
+  """Ends this process on SIGTERM wherever it is; call it in the main thread.
+
+  In training `PreemptionNotice` takes over and saves first. Without a handler
+  the first process of a container would ignore the signal.
+
+  Raises:
+    ValueError: the variable VPT_JAX_STOP_SECONDS is no number of seconds.
+  """
+
+  def stop(*_):
+    alive()
+    raise Preempted
+
+  seconds = _seconds()
+  signal.signal(signal.SIGTERM, stop)
+  ear, mouth = socket.socketpair()
+  mouth.setblocking(False)
+  signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+  # A forked process shares the socket: what it hears is not for this one.
+  os.register_at_fork(after_in_child=_close_mouth)
+  threading.Thread(
+    target=_watch, args=(ear, mouth, seconds), name="signals", daemon=True
+  ).start()
+
+
+def _seconds() -> float:
+  text = os.environ.get(VARIABLE, "")
+  try:
+    seconds = float(text or SECONDS)
+  except ValueError:
+    seconds = -1.0
+  if not seconds > 0:
+    raise ValueError(
+      f"{VARIABLE}={text} in the environment; expected how many seconds a "
+      f"process may take to hear SIGTERM, more than 0, by default {SECONDS:g}"
+    )
+  return seconds
+
+
+def _close_mouth() -> None:
+  with contextlib.suppress(ValueError):  # Not in the main thread.
+    signal.set_wakeup_fd(-1)
+
+
+def _watch(ear: socket.socket, mouth: socket.socket, seconds: float) -> None:
+  """Ends the process if a signal stays unheard; the watcher's whole life.
+
+  Args:
+    ear: gives a byte for each signal, its number.
+    mouth: its other end, which must stay open as long.
+    seconds: how long the main thread may give no sign of life.
+  """
+  del mouth
+  first: dict[int, float] = {}  # signal -> when it came first
+  while True:
+    ready, _, _ = select.select([ear], [], [], _LOOK_SECONDS if first else None)
+    now = time.monotonic()
+    for number in ear.recv(64) if ready else b"":
+      if number not in CAUSES:
+        continue
+      is_again = now - first.setdefault(number, now) > _SAME_SECONDS
+      if number == signal.SIGINT and is_again:
+        _end(number)
+    if _state.saving:
+      continue
+    for number, came in first.items():
+      silent_since = max(came, _state.sign_of_life)
+      if now - silent_since > seconds:
+        _end(number)
+
+
+def _end(number: int) -> None:
+  """Ends the process at once; nothing of it is cleaned up."""
+  text = f"\n{message(number)}\n"
+  with contextlib.suppress(OSError, ValueError):
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+  os._exit(128 + number)
