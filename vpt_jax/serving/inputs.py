@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,13 +67,14 @@ def decode_image(image: OneImage, preprocess: Preprocess) -> np.ndarray:
     ValueError: no image, or a damaged one.
   """
   if isinstance(image, str | os.PathLike):
-    image = Path(image).read_bytes()
+    image = decode.read_file(image)
   if isinstance(image, bytes):
     return preprocess.decode(image)
   if isinstance(image, Image.Image):
     return decode.convert_to_rgb(
       image, preprocess.upright, preprocess.grey_range
     )
+  decode.check_sides(image.shape[1], image.shape[0])
   return image
 
 

@@ -1,9 +1,8 @@
 """Reads the arrays of checkpoints; formats are told apart by content."""
 
-import io
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 import zipfile
 
 import jax
@@ -12,14 +11,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 
+from vpt_jax.utils import strange_files
 from vpt_jax.weights import pytorch_files
 
 Arrays = dict[str, np.ndarray]
-
-# What npz files and Orbax folders, often compressed, may become: bytes, and for
-# large ones times their size. Zeros compress better, but who saves only zeros?
-_FLOOR = 2**28
-_INFLATED = 50
 
 # First bytes -> what people download instead of weights.
 _LOOKALIKES = (
@@ -111,7 +106,7 @@ def _looks_like(head: bytes) -> str:
 
 def _read_zip(path: Path) -> Arrays:
   """Reads an npz, or PyTorch's format, which is an archive as well."""
-  with pytorch_files.open_zip(path, _FLOOR, _INFLATED) as archive:
+  with strange_files.open_zip(path) as archive:
     names = archive.namelist()
     if not any(name.endswith("data.pkl") for name in names):
       return _read_npz(archive, names)
@@ -122,44 +117,9 @@ def _read_npz(archive: zipfile.ZipFile, names: list[str]) -> Arrays:
   """Reads the arrays of an npz file."""
   arrays = {}
   for name in names:
-    data = pytorch_files.read_member(archive, name)
-    arrays[name.removesuffix(".npy")] = _read_npy(name, data)
+    data = strange_files.read_member(archive, name)
+    arrays[name.removesuffix(".npy")] = strange_files.read_npy(name, data)
   return arrays
-
-
-def _read_npy(name: str, data: bytes) -> np.ndarray:
-  """Reads the content of a .npy file.
-
-  Nothing is allocated for more than it holds.
-  """
-  if not name.endswith(".npy"):
-    raise ValueError(f"{name!r} in the zip archive is no array")
-  stream = io.BytesIO(data)
-  version = np.lib.format.read_magic(stream)
-  if version == (1, 0):
-    header = np.lib.format.read_array_header_1_0(stream)
-  elif version == (2, 0):
-    header = np.lib.format.read_array_header_2_0(stream)
-  else:  # For names in records only.
-    raise ValueError(f"{name!r} is a .npy file of version {version}")
-  shape, is_fortran, dtype = header
-  if dtype.hasobject:
-    raise ValueError(
-      f"{name!r} holds Python objects; pickled content is never loaded"
-    )
-  offset = stream.tell()
-  held = len(data) - offset
-  needed = math.prod(shape) * dtype.itemsize
-  # Elements of no bytes are free, but to copy 10^12 of them takes for ever.
-  is_sound = dtype.itemsize > 0 and min(shape, default=0) >= 0
-  if not is_sound or needed != held:
-    raise ValueError(
-      f"{name!r} holds {held} bytes, not the "
-      f"{needed} of {dtype} in the shape that it declares"
-    )
-  order: Literal["F", "C"] = "F" if is_fortran else "C"
-  array = np.ndarray(shape, dtype, data, offset, order=order)
-  return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _read_safetensors(path: Path) -> Arrays:
@@ -210,5 +170,5 @@ def _check_declared_size(path: Path, tree: Any) -> None:
   needed = 0
   for leaf in jax.tree.leaves(tree):
     needed += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-  if needed > max(_FLOOR, _INFLATED * size):
+  if needed > max(strange_files.FLOOR, strange_files.INFLATED * size):
     raise ValueError(f"its {size} bytes declare arrays of {needed}")

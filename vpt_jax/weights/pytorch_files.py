@@ -10,7 +10,6 @@ import io
 import itertools
 import math
 import mmap
-import os
 from pathlib import Path
 import re
 import sys
@@ -19,6 +18,7 @@ import zipfile
 
 import numpy as np
 
+from vpt_jax.utils import strange_files
 from vpt_jax.weights import unpickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # The first object in a file before 1.6 ...
@@ -62,69 +62,21 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     ) from error
 
 
-@contextlib.contextmanager
-def open_zip(
-  path: str | Path, floor: int = _FLOOR, factor: int = _INFLATED
-) -> Iterator[zipfile.ZipFile]:
-  """Opens an archive that is safe to unpack.
-
-  Args:
-    path: of the file.
-    floor: bytes that it may become in any case.
-    factor: how often its own size it may become.
-
-  Raises:
-    ValueError: it is truncated, or unpacked it would have more than both
-      `floor` bytes and `factor` times the file's size.
-  """
-  if not zipfile.is_zipfile(path):
-    raise ValueError(
-      "truncated: the end of the zip archive is missing, download it again"
-    )
-  with zipfile.ZipFile(path) as archive:
-    infos = archive.infolist()
-    size = os.path.getsize(path)
-    if sum(info.compress_size for info in infos) > size:
-      raise ValueError("members of the zip archive overlap or are cut short")
-    if sum(info.file_size for info in infos) > max(floor, factor * size):
-      raise ValueError(
-        f"its {size} bytes would unpack to a suspiciously large "
-        "amount (a zip bomb)"
-      )
-    yield archive
-
-
-def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-  """Returns the content of a member, never more than the archive declares.
-
-  Raises:
-    ValueError: packed in another way than numpy and torch do, or cut short.
-  """
-  info = archive.getinfo(name)
-  if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-    raise ValueError(f"{name!r} is compressed in an unknown way")
-  with archive.open(info) as file:
-    data = file.read(info.file_size)  # Without a number: as much as comes.
-  if len(data) != info.file_size:
-    raise ValueError(f"{name!r} is shorter than declared")
-  return data
-
-
 def _read_zip(path: str | Path) -> dict[str, np.ndarray]:
   """Reads files since 1.6, and TorchScript's.
 
   They are archives of `ROOT/data.pkl` and `ROOT/data/KEY` for each storage.
   """
-  with open_zip(path) as archive:
+  with strange_files.open_zip(path, _FLOOR, _INFLATED) as archive:
     root = _root(archive)
     order = _byte_order(archive, root)
-    program = read_member(archive, f"{root}data.pkl")
+    program = strange_files.read_member(archive, f"{root}data.pkl")
     tree, _ = unpickle.run(io.BytesIO(program))
     held = sum(info.file_size for info in archive.infolist())
 
     def load(key: str) -> bytes:
       """Returns the numbers of a storage."""
-      return read_member(archive, f"{root}data/{key}")
+      return strange_files.read_member(archive, f"{root}data/{key}")
 
     return _arrays(tree, load, held, order)
 
@@ -145,7 +97,7 @@ def _byte_order(archive: zipfile.ZipFile, root: str) -> str:
   name = f"{root}byteorder"
   if name not in archive.namelist():
     return "little"
-  order = read_member(archive, name).decode()
+  order = strange_files.read_member(archive, name).decode()
   if order not in ("little", "big"):
     raise ValueError("its byte order is neither little nor big")
   return order

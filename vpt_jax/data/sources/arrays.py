@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import os
 from pathlib import Path
-import zipfile
 import zlib
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from vpt_jax.data.examples import Examples, Split
 from vpt_jax.data.sources import parts as parts_lib
 from vpt_jax.data.sources.parts import NAMES, Parts
+from vpt_jax.utils import strange_files
 
 
 def from_arrays(
@@ -80,8 +80,8 @@ def check_images(images: np.ndarray) -> np.ndarray:
       "images must be uint8 [N, H, W, 3] or [N, H, W], got "
       f"{images.dtype} {list(images.shape)}"
     )
-  if not len(images):
-    raise ValueError("no images")
+  if not images.size:
+    raise ValueError(f"no images, or images of no pixels: {list(images.shape)}")
   if images.shape[-1] == 1:
     return np.repeat(images, 3, axis=-1)
   return images
@@ -126,7 +126,10 @@ def jpeg_npz(
   """
   if not path.is_file():
     raise ValueError(f"{path} is missing; set config.data.dir to its folder")
-  arrays = _read_arrays(path, ("jpeg_bytes", "offsets", "labels", "split"))
+  arrays = strange_files.read_npz(
+    path, ("jpeg_bytes", "offsets", "labels", "split")
+  )
+  _check_jpegs(path, arrays)
   data = arrays["jpeg_bytes"].tobytes()
   offsets = arrays["offsets"]
   chosen = np.concatenate(
@@ -140,6 +143,28 @@ def jpeg_npz(
 
   labels = arrays["labels"][chosen].astype(np.int32)
   return _examples(path, chosen, labels, num_classes, read, class_names)
+
+
+def _check_jpegs(path: Path, arrays: dict[str, np.ndarray]) -> None:
+  """Raises ValueError if the arrays of `jpeg_npz` do not fit together."""
+  data, offsets = arrays["jpeg_bytes"], arrays["offsets"]
+  is_whole = data.ndim == 1 and data.dtype == np.uint8
+  for name in ("offsets", "labels"):
+    array = arrays[name]
+    is_whole &= array.ndim == 1 and array.dtype.kind in "iu" and array.size > 0
+  if is_whole:
+    is_whole = offsets[0] == 0 and offsets[-1] == len(data)
+    is_whole &= bool((offsets[:-1] <= offsets[1:]).all())
+  count = len(offsets) - 1 if is_whole else 0
+  for name in ("labels", "split"):
+    is_whole &= arrays[name].shape == (count,)
+  if not is_whole:
+    shapes = [f"{name} {list(array.shape)}" for name, array in arrays.items()]
+    raise ValueError(
+      f"{path} is damaged: {', '.join(shapes)}; expected jpeg_bytes (uint8) "
+      "of N images, offsets [N + 1] in it, labels [N] and split [N]; get the "
+      "file again"
+    )
 
 
 def npz(
@@ -163,10 +188,10 @@ def npz(
   """
   if not path.is_file():
     raise ValueError(f"{path} is missing; expected npz:PATH")
-  arrays = _read_arrays(path, ("images", "labels"), ("split",))
+  arrays = strange_files.read_npz(path, ("images", "labels"), ("split",))
   images = arrays["images"]
   try:
-    check_images(images[:1])
+    check_images(images[:1] if images.ndim else images)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
   if images.ndim == 3:
@@ -221,35 +246,12 @@ def _checked_parts(
   """Returns the part of every image; "" for all if they are not divided."""
   if split is None:
     return [""] * count
-  names = split.ravel().tolist()
+  names = split.ravel().tolist() if split.dtype.kind == "U" else []
   if len(names) != count or not set(names) <= NAMES.keys():
     raise ValueError(
       f"{path}: split must be names [{count}] out of {', '.join(NAMES)}"
     )
   return [NAMES[name] for name in names]
-
-
-def _read_arrays(
-  path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> dict[str, np.ndarray]:
-  """Returns the named arrays of an npz.
-
-  Raises:
-    ValueError: the file cannot be read, or lacks one that is required.
-  """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      wanted = [*required, *(name for name in optional if name in file)]
-      return {name: file[name] for name in wanted}
-  except (
-    OSError,
-    KeyError,
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
-    raise ValueError(f"cannot read {path}: {error}") from None
 
 
 def _examples(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import json
 import os
 from pathlib import Path
 import re
@@ -13,6 +12,8 @@ import numpy as np
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import parts as parts_lib
 from vpt_jax.data.sources.parts import Label, Parts
+from vpt_jax.data.transforms import decode
+from vpt_jax.utils import strange_files
 from vpt_jax.utils.logs import log
 
 # The protocol's names of the splits -> lists of a vtab-1k pack.
@@ -22,6 +23,8 @@ PACK_LISTS = {
   "trainval": "train800val200.txt",
   "test": "test.txt",
 }
+# Bytes of a list that is read: those of VTAB-1k have a few megabytes.
+MOST_LIST = 2**28
 # Endings of image files, in lower case.
 SUFFIXES = frozenset(
   {
@@ -55,7 +58,7 @@ class Files:
 
   def __call__(self, i: int) -> bytes:
     """Returns the content of file i."""
-    return (self.base / self.names[i]).read_bytes()
+    return decode.read_file(self.base / self.names[i])
 
   def missing(self) -> list[str]:
     """Returns the names of files that do not exist."""
@@ -97,7 +100,8 @@ def read_list(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
   Raises:
     ValueError: naming the list and the line.
   """
-  text = path.read_text(encoding="utf-8", errors="surrogateescape")
+  data = strange_files.read_bytes(path, MOST_LIST)
+  text = data.decode(errors="surrogateescape")
   for number, line in enumerate(text.splitlines(), start=1):
     if not line.strip():
       continue
@@ -173,13 +177,13 @@ def read_json(path: Path, multi_label: bool = False) -> list[tuple[str, Label]]:
   """
   try:
     # A list of pairs shows a file that is listed twice.
-    rows = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=tuple)
+    rows = strange_files.read_json(path, pairs=tuple)
   except FileNotFoundError:
     raise ValueError(
       f"{path} is missing; expected train.json, test.json and, "
       "if any, val.json there, each {file: class}"
     ) from None
-  except (OSError, ValueError, RecursionError) as error:
+  except (OSError, ValueError) as error:
     raise ValueError(f"cannot read {path}: {error}") from None
   if not isinstance(rows, tuple) or not rows:
     raise ValueError(

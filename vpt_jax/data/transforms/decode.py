@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import io
 import math
+import os
 import re
 import struct
 import zlib
@@ -15,9 +16,15 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image
 
+from vpt_jax.utils import strange_files
+
 # Formats that Pillow has drawn by other programs (Ghostscript), which an image
 # file should not start.
 VECTOR = ("EPS", "WMF")
+
+# Bytes of an image file: the largest image that is decoded has half of that,
+# with 8 bits of each colour and not compressed.
+MOST_BYTES = 2**29
 
 # (pattern of the first bytes, what they look like), most telling first.
 SIGNATURES = (
@@ -68,6 +75,29 @@ TIFF_MAX_SAMPLE_VALUE = 281
 
 class UnknownGreyRange(Exception):
   """Is raised for 16-bit grey whose range is to be that of a data set."""
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+  """Returns the content of an image file, which is not decoded.
+
+  Raises:
+    ValueError: it is no regular file (but a pipe, say), or too large.
+    OSError: it is not there, or cannot be read.
+  """
+  return strange_files.read_bytes(path, MOST_BYTES)
+
+
+def check_sides(width: int, height: int) -> None:
+  """Raises ValueError for an image without pixels, or with far too many."""
+  if width < 1 or height < 1:
+    raise ValueError(
+      f"{width} x {height} pixels; expected at least one each way"
+    )
+  limit = Image.MAX_IMAGE_PIXELS or math.inf
+  if width * height > limit:  # a small file, gigabytes in RAM
+    raise ValueError(
+      f"{width} x {height} pixels, above Pillow's limit of {limit}"
+    )
 
 
 def decode_image(
@@ -137,20 +167,23 @@ def convert_to_rgb(
   Raises:
     ValueError: pixels without a known range.
   """
+  check_sides(image.width, image.height)
   if image.mode == "F":
     raise ValueError(
       "float pixels, whose range the file does not tell; save "
       "it with 8 or 16 bits"
     )
-  if is_deep_grey(image):
-    grey_range = grey_range or _grey_range(image)
-    rgb = Image.fromarray(_scale_grey(image, grey_range)).convert("RGB")
-  else:
-    rgb = _convert_without_transparency(image)
-  if upright:
-    turn = UPRIGHT.get(_orientation(image))
-    if turn is not None:
-      rgb = rgb.transpose(turn)
+  # An image that a user has opened may be read from its file only now.
+  with _as_value_errors():
+    if is_deep_grey(image):
+      grey_range = grey_range or _grey_range(image)
+      rgb = Image.fromarray(_scale_grey(image, grey_range)).convert("RGB")
+    else:
+      rgb = _convert_without_transparency(image)
+    if upright:
+      turn = UPRIGHT.get(_orientation(image))
+      if turn is not None:
+        rgb = rgb.transpose(turn)
   return np.asarray(rgb)
 
 
@@ -190,21 +223,25 @@ def looks_like(data: bytes) -> str:
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
   """Opens an image; whatever is wrong with it becomes a ValueError."""
-  try:
-    with Image.open(io.BytesIO(data)) as image:
-      limit = Image.MAX_IMAGE_PIXELS or math.inf
-      if image.width * image.height > limit:  # a small file, gigabytes in RAM
-        raise ValueError(
-          f"{image.width} x {image.height} pixels, above "
-          f"Pillow's limit of {limit}"
-        )
+  with _as_value_errors():
+    try:
+      image = Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:
+      raise ValueError(f"not an image: {looks_like(data)}") from None
+    with image:
+      check_sides(image.width, image.height)
       if image.format in VECTOR:
         raise ValueError(f"{image.format} is a drawing: save it as PNG first")
       yield image
+
+
+@contextlib.contextmanager
+def _as_value_errors() -> Iterator[None]:
+  """Makes a ValueError of whatever Pillow raises for a damaged image."""
+  try:
+    yield
   except (MemoryError, UnknownGreyRange):
     raise
-  except Image.UnidentifiedImageError:
-    raise ValueError(f"not an image: {looks_like(data)}") from None
   except Exception as error:  # Pillow's readers raise what damage leads to
     if type(error) is ValueError:
       raise

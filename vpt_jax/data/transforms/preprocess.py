@@ -13,7 +13,6 @@ does without.
 from collections.abc import Mapping
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
@@ -167,7 +166,7 @@ class Preprocess:
       ValueError: naming the file, which is missing, damaged or no image.
     """
     try:
-      return self.fit(self.decode(Path(path).read_bytes()))
+      return self.fit(self.decode(decode.read_file(path)))
     except (OSError, ValueError) as error:
       raise ValueError(f"cannot read image {path}: {error}") from None
 
