@@ -22,6 +22,7 @@ import numpy as np
 
 from vpt_jax import config as config_lib
 from vpt_jax.condensation import stages
+from vpt_jax.data import datasets
 from vpt_jax.distributed import memory, processes, program_cache, sharding
 from vpt_jax.report import result_tables
 from vpt_jax.sweeps import protocol
@@ -73,6 +74,8 @@ def run(
     loop.Diverged: the loss is NaN or infinite.
   """
   config = config_lib.resolve(config, named_task=data is None)
+  if data is not None:
+    data = data.aligned()
   condenses = "condense" in config
   if condenses:
     stages.check(config)
@@ -229,6 +232,10 @@ def log_sizes(job: experiment.Experiment) -> None:
   start = job.start
   pattern = job.config.trainable
   log.info("%s", run_texts.split_table(start.trainable, start.frozen, pattern))
+  for part in ("train", "test"):
+    split = getattr(job.data, part)
+    if split.preprocess is None:  # arrays in memory; of others it was told
+      log.info("%s: %s", part, datasets.summary_of(split))
   log.info(
     "%d training and %d test images, %d classes",
     len(job.data.train),

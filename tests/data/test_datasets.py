@@ -438,7 +438,7 @@ def test_arrays():
   images = np.stack([picture(), picture(seed=1)])
   part = datasets.from_arrays(images, np.array([0, 4], np.uint8))
   np.testing.assert_array_equal(part.images, images)
-  assert (len(part), part.num_classes, part.skipped) == (2, 5, 0)
+  assert (len(part), part.num_classes, part.skipped) == (2, 2, 0)
   assert part.labels.dtype == np.int32
   assert datasets.from_arrays(images, [0, 4], 7).num_classes == 7
   for grey in (images[..., 0], images[..., :1]):
@@ -468,7 +468,7 @@ def test_arrays():
       np.zeros((2, 4, 4), np.uint8),
       [0, 1, 2],
       None,
-      "labels must be integers \\[2\\], got int64 \\[3\\]",
+      "labels must be integers \\[2\\], or names, got int64 \\[3\\]",
     ),
     (np.zeros((2, 4, 4), np.uint8), [[0, 1]], None, "got int64 \\[1, 2\\]"),
     (np.zeros((2, 4, 4), np.uint8), [0.0, 1.0], None, "got float64 \\[2\\]"),
@@ -610,7 +610,7 @@ def counted(n):
   images = np.broadcast_to(
     np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 2, 3)
   )
-  return datasets.from_arrays(images, 2 * np.arange(n))
+  return datasets.from_arrays(images, 2 * np.arange(n), 2 * n)
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 8, 9, 11])

@@ -6,6 +6,7 @@ import pytest
 
 from vpt_jax.data import datasets
 from vpt_jax.data.sources import class_folders, layouts
+from vpt_jax.utils import texts
 
 
 def make(root, *patterns):
@@ -225,10 +226,10 @@ def test_the_roles_of_names():
 
 
 def test_many_names_are_shortened():
-  assert layouts.shortened([*"abcdefghijkl"]) == (
+  assert texts.shortened([*"abcdefghijkl"]) == (
     "a, b, c, d, e, f, g, ... (4 more), l"
   )
-  assert layouts.shortened([*"abc"], most=3) == "a, b, c"
+  assert texts.shortened([*"abc"], most=3) == "a, b, c"
 
 
 def test_the_log_says_what_the_folders_are(tmp_path, caplog):

@@ -57,7 +57,9 @@ def run(config, folder, workdir, **data):
 def assert_as_predicted(probabilities, lines):
   """The class and its probability are those of predictions.csv."""
   assert len(probabilities) == len(lines)
-  expected = [int(line["prediction"]) for line in lines]
+  expected = []
+  for line in lines:
+    expected.append(int(line["prediction"].removeprefix("class_")))
   assert probabilities.argmax(-1).tolist() == expected
   confidence = [float(line["confidence"]) for line in lines]
   np.testing.assert_allclose(probabilities.max(-1), confidence, atol=2e-6)

@@ -65,8 +65,10 @@ def test_a_run_leaves_what_a_researcher_needs(
   assert metrics[0]["lr"] == 0 < metrics[1]["lr"]
   assert all(path.startswith(("method/", "head/")) for path in arrays)
   assert list((workdir / "tensorboard").glob("events*"))
-  table = caplog.messages[0]
-  assert "trainable" in table and "(method|head)/.*" in table
+  counts = "trainval: 1,000 images of 10 classes: 0 (100), 1 (100), 2 (97)"
+  assert caplog.messages[0].startswith(counts)
+  (table,) = [text for text in caplog.messages if "trainable" in text]
+  assert "(method|head)/.*" in table
   assert f"{result['trainable_params']:,}" in table
 
   predict = vpt_jax.load_adapter(workdir / "adapter.npz")

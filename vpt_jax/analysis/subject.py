@@ -44,6 +44,7 @@ class Adapter:
     model, variables: see `predictor.read_model`.
     config: of its run.
     preprocess: what happens to an image before the model sees it.
+    class_names: see `adapter_files.AdapterMeta`.
   """
 
   path: str
@@ -51,6 +52,7 @@ class Adapter:
   variables: Variables
   config: ConfigDict
   preprocess: Preprocess
+  class_names: tuple[str, ...] | None = None
 
   @property
   def problem(self) -> problems.Problem:
@@ -95,7 +97,8 @@ def read(path: str, backbone: str = "", data_dir: str = "") -> Adapter:
   if data_dir:
     config.data.dir = data_dir
   preprocess = predictor.read_preprocess(meta, model)
-  return Adapter(path, model, variables, config, preprocess)
+  names = None if meta.class_names is None else tuple(meta.class_names)
+  return Adapter(path, model, variables, config, preprocess, names)
 
 
 def plain(adapter: Adapter) -> Adapter:
@@ -150,12 +153,15 @@ def files(adapter: Adapter, paths: Sequence[str]) -> Images:
 
 
 def _class_names(adapter: Adapter) -> tuple[str, ...]:
-  """Returns the names of the task's classes, () where its images are away."""
+  """Returns the names of the classes, () where they are not known."""
+  if adapter.class_names is not None:
+    return adapter.class_names
   data = adapter.config.data
   try:
     examples = datasets.open_split(
       adapter.config.task,
       data.test_split,
+      as_text=True,
       **datasets.reading_options(data, adapter.problem.multi_label),
     )
   except (OSError, ValueError):
@@ -181,8 +187,11 @@ def test(adapter: Adapter, count: int = 0, seed: int | None = None) -> Images:
     adapter.preprocess,
     on_error=data.on_error,
     cache_dir=data.cache or None,
+    as_text=adapter.class_names is None,
     **datasets.reading_options(data, adapter.problem.multi_label),
   )
+  if adapter.class_names:
+    split = split.with_classes(adapter.class_names, "the adapter's classes")
   chosen = np.arange(len(split))
   if seed is not None:
     chosen = np.random.default_rng(seed).permutation(chosen)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from vpt_jax.data import tasks
+from vpt_jax.data import class_names, tasks
 from vpt_jax.data.cache import decoding, grey_range, prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples, Split
@@ -54,6 +54,7 @@ class Reading:
   seed: int
   multi_label: bool
   layout: str
+  as_text: bool
 
 
 def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
@@ -63,21 +64,32 @@ def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
       "classes name a csv:PATH with labels a|b|c, a json:PATH with lists, or "
       "an npz:PATH with zeros and ones [N, K]"
     )
-  return class_folders.folder(path, split, reading.seed, layout=reading.layout)
+  return class_folders.folder(
+    path, split, reading.seed, layout=reading.layout, as_text=reading.as_text
+  )
 
 
 def _read_csv(path: Path, split: str, reading: Reading) -> Examples:
-  return csv_tables.read_csv(path, split, reading.seed, reading.multi_label)
+  return csv_tables.read_csv(
+    path, split, reading.seed, reading.multi_label, reading.as_text
+  )
 
 
 def _read_json(path: Path, split: str, reading: Reading) -> Examples:
   return image_files.json_splits(
-    path, split, 0, reading.seed, multi_label=reading.multi_label
+    path,
+    split,
+    0,
+    reading.seed,
+    multi_label=reading.multi_label,
+    as_text=reading.as_text,
   )
 
 
 def _read_npz(path: Path, split: str, reading: Reading) -> Examples:
-  return arrays.npz(path, split, reading.seed, reading.multi_label)
+  return arrays.npz(
+    path, split, reading.seed, reading.multi_label, reading.as_text
+  )
 
 
 # What the user brings: kind -> reader(path, split, reading).
@@ -103,6 +115,7 @@ def open_split(
   seed: int = 0,
   multi_label: bool = False,
   layout: str = "auto",
+  as_text: bool = False,
 ) -> Examples:
   """Returns the images of a split, not decoded yet.
 
@@ -116,6 +129,8 @@ def open_split(
     seed: of the division of what is not divided into train, val and test.
     multi_label: images may have several classes: labels are uint8 [N, K].
     layout: what the folders of `folder:PATH` mean, see `layouts.find_parts`.
+    as_text: of the order of the user's own classes, see
+      `class_names.in_order`.
 
   Raises:
     ValueError: unknown names, missing or damaged files, labels out of range.
@@ -129,7 +144,7 @@ def open_split(
       raise ValueError(
         f"config.data.source={source!r} has no path; expected {kind}:PATH"
       )
-    reading = Reading(seed, multi_label, layout)
+    reading = Reading(seed, multi_label, layout, as_text)
     examples = reader(Path(path).expanduser(), split, reading)
   elif multi_label:
     raise ValueError(
@@ -173,6 +188,11 @@ def reading_options(
     "multi_label": multi_label,
     "layout": data.get("layout", "auto"),
   }
+
+
+def summary_of(split: Examples | Split) -> str:
+  """Returns which classes a split has, and how many images each."""
+  return class_names.summary(split.labels, split.num_classes, split.class_names)
 
 
 class SourceFolder(NamedTuple):
@@ -295,6 +315,7 @@ def load(
   workers: int = 0,
   multi_label: bool = False,
   layout: str = "auto",
+  as_text: bool = False,
 ) -> Split:
   """Loads the images of a split, decoded.
 
@@ -316,6 +337,7 @@ def load(
     workers: threads; 0: `decoding.default_workers`.
     multi_label: see `open_split`.
     layout: see `open_split`.
+    as_text: see `open_split`.
 
   Returns:
     The split; its `preprocess` is how it was decoded.
@@ -331,8 +353,10 @@ def load(
     "seed": seed,
     "multi_label": multi_label,
     "layout": layout,
+    "as_text": as_text,
   }
   examples = open_split(name, split, **where)
+  log.info("%s: %s", split, summary_of(examples))
   title = cache_title(name, split, source, preprocess)
 
   def decode(preprocess: Preprocess) -> Split:

@@ -9,7 +9,9 @@ import math
 
 import numpy as np
 
+from vpt_jax.data import class_names
 from vpt_jax.data.transforms.preprocess import Preprocess
+from vpt_jax.utils import texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,48 @@ class Split:
       groups = [order]
     chosen = [group[: math.ceil(part * len(group))] for group in groups]
     return self.take(np.sort(np.concatenate(chosen)))
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the classes, K; their numbers where there are no names."""
+    return self.class_names or tuple(map(str, range(self.num_classes)))
+
+  def with_classes(self, names: Sequence[str], whose: str) -> "Split":
+    """Returns the split with its classes numbered as others are.
+
+    Args:
+      names: of all classes there, in their order.
+      whose: for the error.
+
+    Raises:
+      ValueError: a class of an image is not among them.
+    """
+    if self.classes == tuple(names):
+      return self
+    numbers = {name: number for number, name in enumerate(names)}
+    occurs = class_names.counts(self.labels, self.num_classes) > 0
+    missing = []
+    for name, has_images in zip(self.classes, occurs.tolist(), strict=True):
+      if has_images and name not in numbers:
+        missing.append(name)
+    if missing:
+      raise ValueError(
+        f"images of class {texts.shortened(missing)} are none of {whose}: "
+        f"{texts.shortened(names)}; where labels are numbers of classes, give "
+        "from_arrays the same num_classes for all parts"
+      )
+    order = np.array([numbers.get(name, -1) for name in self.classes], np.int32)
+    if self.labels.ndim == 1:
+      labels = order[self.labels]
+    else:
+      labels = np.zeros((len(self), len(names)), self.labels.dtype)
+      labels[:, order[occurs]] = self.labels[:, occurs]
+    return dataclasses.replace(
+      self,
+      labels=labels,
+      num_classes=len(names),
+      class_names=tuple(names),
+    )
 
   def take(self, indices: np.ndarray) -> "Split":
     """Returns the images with these numbers, in that order."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vpt_jax.data import datasets, tasks
+from vpt_jax.data import class_names, datasets, tasks
 from vpt_jax.data.cache import decoding, prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
@@ -115,11 +115,11 @@ def survey_task(
     find_faults = functools.partial(
       _layout_and_faults, examples, split in TRAINING_SPLITS, deep, workers
     )
-    layout, faults = datasets.with_grey_range(
+    stored_as, faults = datasets.with_grey_range(
       find_faults, preprocess, examples, name, cache_dir, workers, **where
     )
     title = datasets.cache_title(name, split, source, preprocess)
-    path = prepared.cache_path(examples, layout, cache_dir, title)
+    path = prepared.cache_path(examples, stored_as, cache_dir, title)
     if path.exists():
       state.prepared.append(split)
       faults += _cache_faults(path, deep)
@@ -136,11 +136,7 @@ def survey_task(
 
 def _count_classes(state: State, examples: Examples) -> None:
   """Fills in what the labels of the training images tell."""
-  labels = examples.labels
-  if labels.ndim == 2:  # zeros and ones [N, K]
-    counts = labels.sum(axis=0, dtype=np.int64)
-  else:
-    counts = np.bincount(labels)
+  counts = class_names.counts(examples.labels, examples.num_classes)
   counts = counts[counts > 0]
   state.num_classes = examples.num_classes
   state.classes = len(counts)

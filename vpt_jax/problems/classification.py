@@ -105,7 +105,11 @@ class Classification(Problem):
     predictions: Arrays,
     class_names: tuple[str, ...],
   ) -> str:
-    """Returns lines `path,label,prediction,confidence`, with a header."""
+    """Returns lines `path,label,prediction,confidence`, with a header.
+
+    Labels and predictions are names where they are known, else numbers.
+    """
+    titles = class_names or tuple(map(str, range(self.num_classes)))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "label", "prediction", "confidence"))
@@ -116,7 +120,8 @@ class Classification(Problem):
       predictions["confidence"],
       strict=True,
     ):
-      writer.writerow((name, label, prediction, f"{confidence:.6f}"))
+      classes = (titles[label], titles[prediction])
+      writer.writerow((name, *classes, f"{confidence:.6f}"))
     return text.getvalue()
 
   def record(self, labels: np.ndarray, predictions: Arrays) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Predictor:
   Attributes:
     meta: what the file says of the run.
     preprocess: what happens to an image before the model sees it.
+    class_names: K, in the order of the probabilities; numbers as text where the
+      classes have no names. Files of versions before 0.2 do not hold names.
   """
 
   def __init__(
@@ -39,6 +41,8 @@ class Predictor:
   ):
     self.meta = meta.to_json()
     self.preprocess = read_preprocess(meta, model)
+    numbers = tuple(map(str, range(meta.num_classes)))
+    self.class_names = tuple(meta.class_names or numbers)
     self._variables = variables
     self._config = ConfigDict(meta.config)
     self._problem = problems.from_config(self._config, meta.num_classes)

@@ -1,6 +1,6 @@
 """Saves and reads adapters: npz files of a run's trained parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import io
 import json
@@ -25,6 +25,8 @@ class AdapterMeta:
     preprocess: what happens to an image before the model sees it, see
       `Preprocess.to_json`; None: a file of a version before 0.2, which does not
       say it.
+    class_names: K, or () if they are the numbers from 0 on; None: a file of a
+      version before 0.2, in which names of classes were sorted as text.
   """
 
   backbone: Mapping[str, str]
@@ -32,9 +34,10 @@ class AdapterMeta:
   num_classes: int
   versions: Mapping[str, str]
   preprocess: Mapping[str, Any] | None = None
+  class_names: Sequence[str] | None = None
 
   def to_json(self) -> dict[str, Any]:
-    """Returns the fields; `preprocess` only if it is known."""
+    """Returns the fields; those that may not be known only if they are."""
     meta = {
       "backbone": dict(self.backbone),
       "config": dict(self.config),
@@ -43,6 +46,8 @@ class AdapterMeta:
     }
     if self.preprocess is not None:
       meta["preprocess"] = dict(self.preprocess)
+    if self.class_names is not None:
+      meta["class_names"] = list(self.class_names)
     return meta
 
   @classmethod
@@ -62,6 +67,7 @@ class AdapterMeta:
       num_classes=meta["num_classes"],
       versions=meta.get("versions", {}),
       preprocess=meta.get("preprocess"),
+      class_names=meta.get("class_names"),
     )
 
 

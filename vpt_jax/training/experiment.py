@@ -1,7 +1,6 @@
 """Builds what a run is made of: data, model, parameters, feeds, optimizer."""
 
 import dataclasses
-import functools
 from typing import Any, cast, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import optax
 
 from vpt_jax import model as model_lib
 from vpt_jax import problems
-from vpt_jax.data import datasets, pipeline
+from vpt_jax.data import class_names, datasets, pipeline
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
 from vpt_jax.training import evaluation, optim
@@ -33,6 +32,26 @@ class Data:
   train: datasets.Split
   test: datasets.Split
 
+  def aligned(self) -> "Data":
+    """Returns both splits with the same numbers for the same classes.
+
+    Arrays whose labels are other numbers than 0 .. K - 1 have classes by name,
+    and the test images need not have all of them.
+
+    Raises:
+      ValueError: test images of a class that the training images do not have.
+    """
+    train, test = self.train, self.test
+    if train.class_names == test.class_names:
+      return self
+    if not test.class_names and not class_names.are_numbers(train.class_names):
+      return self  # labels are the numbers of the named classes
+    if not train.class_names and not class_names.are_numbers(test.class_names):
+      return self
+    test = test.with_classes(train.classes, "the training images' classes")
+    test = dataclasses.replace(test, class_names=train.class_names)
+    return Data(train, test)
+
 
 def load_data(config: ConfigDict) -> Data:
   """Returns the splits that a resolved config names."""
@@ -42,18 +61,24 @@ def load_data(config: ConfigDict) -> Data:
   num_classes = len(config.head_groups) or 1
   image_size = model_lib.build(config, num_classes).method.input_size
   preprocess = Preprocess.from_config(config, image_size)
-  load_split = functools.partial(
-    datasets.load,
-    config.task,
-    on_error=data.on_error,
-    cache_dir=data.cache or None,
-    **datasets.reading_options(data, problems.of_run(config).multi_label),
-  )
+  multi_label = problems.of_run(config).multi_label
+
+  def load_split(split: str, preprocess: Preprocess, train: bool):
+    return datasets.load(
+      config.task,
+      split,
+      preprocess,
+      train=train,
+      on_error=data.on_error,
+      cache_dir=data.cache or None,
+      **datasets.reading_options(data, multi_label),
+    )
+
   train = load_split(data.train_split, preprocess, train=True)
   # 16-bit grey has one range, which the training images decide.
   decoded_by = cast(Preprocess, train.preprocess)  # not arrays in memory
   preprocess = dataclasses.replace(preprocess, grey_range=decoded_by.grey_range)
-  test = load_split(data.test_split, preprocess)
+  test = load_split(data.test_split, preprocess, train=False)
   if data.get("train_share", 1) < 1:
     train = train.share(data.train_share, data.seed)
   return Data(train, test)

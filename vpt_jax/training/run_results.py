@@ -174,12 +174,14 @@ def save(
       num_classes=job.data.train.num_classes,
       versions=facts(job)["versions"],
       preprocess=job.preprocess.to_json(),
+      class_names=job.data.train.class_names,
     ),
   )
   test = job.data.test
   # Images without a name are called by their index.
   names = list(test.names) or [str(i) for i in range(len(test))]
+  class_names = job.data.train.class_names or test.class_names
   text = job.problem.write_predictions(
-    names, test.labels, predictions, test.class_names
+    names, test.labels, predictions, class_names
   )
   files.write_atomic(folder / "predictions.csv", text.encode())

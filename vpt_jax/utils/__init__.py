@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "lookup": ["choose"],
     "signals": ["Preempted", "listen", "saving"],
     "text_tables": ["align"],
+    "texts": ["printable", "printable_values", "readable_name"],
     "trees": ["count", "flatten", "match", "merge", "split", "unflatten"],
   },
 )

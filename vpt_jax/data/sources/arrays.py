@@ -1,50 +1,113 @@
 """Reads sources that are arrays: in memory, in an npz, or digits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import dataclasses
 import os
 from pathlib import Path
 import zlib
 
 import numpy as np
 
+from vpt_jax.data import class_names as class_names_lib
 from vpt_jax.data.examples import Examples, Split
 from vpt_jax.data.sources import parts as parts_lib
 from vpt_jax.data.sources.parts import NAMES, Parts
-from vpt_jax.utils import strange_files
+from vpt_jax.utils import strange_files, texts
 
 
 def from_arrays(
-  images: np.ndarray, labels: np.ndarray, num_classes: int | None = None
+  images: np.ndarray,
+  labels: np.ndarray,
+  num_classes: int | None = None,
+  class_names: Sequence[str] = (),
 ) -> Split:
   """Returns a split of arrays in memory.
 
+  Labels are the numbers of classes, 0 .. K - 1. Where neither `num_classes` nor
+  `class_names` says so, and they are other numbers (1 .. K, or 0, 5, 999), or
+  texts, each that occurs is the name of a class; `Data` brings those of train
+  and test together by these names.
+
   Args:
     images: uint8 [N, H, W, 3], or [N, H, W] for grey.
-    labels: integers [N]; where images may have several classes, zeros and
-      ones [N, K].
-    num_classes: K; if not given, the largest label plus one.
+    labels: integers or names [N]; where images may have several classes, zeros
+      and ones [N, K].
+    num_classes: K; if not given, labels tell.
+    class_names: K.
 
   Raises:
     ValueError: wrong type or shape, no image, or a label out of range.
   """
   images = check_images(images)
   labels = np.asarray(labels)
+  names = tuple(map(texts.readable_name, class_names))
+  num_classes = _checked_count(num_classes, names)
   if labels.ndim == 2:
-    return _with_several_classes(images, labels, num_classes)
-  if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    split = _with_several_classes(images, labels, num_classes)
+    return dataclasses.replace(split, class_names=names)
+  if labels.shape != images.shape[:1] or labels.dtype.kind not in "iuU":
     raise ValueError(
-      f"labels must be integers [{len(images)}], got "
+      f"labels must be integers [{len(images)}], or names, got "
       f"{labels.dtype} {list(labels.shape)}"
     )
-  if num_classes is None:
-    num_classes = int(labels.max()) + 1
+  if labels.dtype.kind == "U" or num_classes is None:
+    return _with_named_classes(images, labels, names)
   outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
   if len(outside):
     raise ValueError(
       f"label {labels[outside[0]]} of image {outside[0]} is out of "
       f"range 0..{num_classes - 1}"
     )
-  return Split(images, labels.astype(np.int32), num_classes)
+  return Split(images, labels.astype(np.int32), num_classes, class_names=names)
+
+
+def _checked_count(
+  num_classes: int | None, names: tuple[str, ...]
+) -> int | None:
+  """Returns K, as far as it is given."""
+  if not names:
+    return num_classes
+  if num_classes not in (None, len(names)) or len(set(names)) < len(names):
+    raise ValueError(
+      f"class_names has {len(names)} names, {len(set(names))} different ones; "
+      f"expected {num_classes or 'different ones'}"
+    )
+  return len(names)
+
+
+def _with_named_classes(
+  images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
+) -> Split:
+  """Returns a split of classes that are called as the labels are.
+
+  Args:
+    images: uint8 [N, H, W, 3].
+    labels: integers or names [N].
+    names: of all classes; (): those that occur.
+  """
+  if labels.dtype.kind != "U" and labels.min() < 0:
+    (first, *_) = np.flatnonzero(labels < 0)
+    raise ValueError(
+      f"label {labels[first]} of image {first} is negative; expected numbers "
+      "of classes from 0 on, or names"
+    )
+  found = labels.tolist()
+  if labels.dtype.kind == "U":
+    found = [texts.readable_name(name) for name in found]
+  classes = list(names) or class_names_lib.in_order(set(found))
+  numbers = {name: number for number, name in enumerate(classes)}
+  unknown = [name for name in found if name not in numbers]
+  if unknown:
+    raise ValueError(
+      f"label {unknown[0]!r} is none of class_names, {', '.join(names)}"
+    )
+  are_numbers = classes == list(range(len(classes)))
+  return Split(
+    images,
+    np.array([numbers[name] for name in found], np.int32),
+    len(classes),
+    class_names=() if are_numbers else tuple(map(str, classes)),
+  )
 
 
 def _with_several_classes(
@@ -168,7 +231,11 @@ def _check_jpegs(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def npz(
-  path: Path, split: str, seed: int, multi_label: bool = False
+  path: Path,
+  split: str,
+  seed: int,
+  multi_label: bool = False,
+  as_text: bool = False,
 ) -> Examples:
   """Reads `npz:PATH`: arrays `images` and `labels`, maybe `split`.
 
@@ -182,6 +249,7 @@ def npz(
     split: train, val, trainval or test.
     seed: of the division into parts.
     multi_label: labels are zeros and ones.
+    as_text: of the classes' order, see `class_names.in_order`.
 
   Raises:
     ValueError: the file is missing or damaged, or an array cannot be used.
@@ -210,7 +278,7 @@ def npz(
     if labels.ndim == 2:
       label = tuple(np.flatnonzero(label).tolist())
     parts.setdefault(part, []).append((str(i), label))
-  selected = parts_lib.select(parts, split, str(path), seed)
+  selected = parts_lib.select(parts, split, str(path), seed, as_text=as_text)
   return _examples(
     path,
     np.array([int(name) for name in selected.names]),

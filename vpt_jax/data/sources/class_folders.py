@@ -9,12 +9,11 @@ from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files, layouts
 from vpt_jax.data.sources.image_files import SUFFIXES
 from vpt_jax.data.sources.layouts import Top
-from vpt_jax.data.sources.parts import Label, Parts
+from vpt_jax.data.sources.parts import Label, Parts, TOLD
+from vpt_jax.utils import texts
 from vpt_jax.utils.logs import log
 
 OUTSIDE = "images outside of class folders"
-# Every run opens one of these, which tells what was found.
-TOLD = ("train", "trainval")
 
 
 def folder(
@@ -23,6 +22,7 @@ def folder(
   seed: int,
   num_classes: int = 0,
   layout: str = "auto",
+  as_text: bool = False,
 ) -> Examples:
   """Reads `folder:PATH`: a subfolder for each class.
 
@@ -36,6 +36,7 @@ def folder(
     seed: of the division.
     num_classes: expected K; 0: any above one.
     layout: see `layouts.find_parts`.
+    as_text: of the classes' order, see `class_names.in_order`.
 
   Raises:
     ValueError: no such folder, its classes cannot be trained on, or it may mean
@@ -50,7 +51,13 @@ def folder(
   parts = reader.read()
   reader.tell_ignored()
   return image_files.from_parts(
-    parts, split, reader.root, str(reader.root), seed, num_classes
+    parts,
+    split,
+    reader.root,
+    reader.origin,
+    seed,
+    num_classes,
+    as_text=as_text,
   )
 
 
@@ -59,6 +66,7 @@ class _Reader:
 
   Attributes:
     root: the folder.
+    origin: its name, for errors and the log.
     layout: see `layouts.find_parts`.
     tells: whether the log says what is found.
     ignored: kinds of what is not read, and how often there is such.
@@ -66,6 +74,7 @@ class _Reader:
 
   def __init__(self, root: Path, layout: str, tells: bool):
     self.root = root
+    self.origin = texts.printable(str(root))
     self.layout = layout
     self.tells = tells
     self.ignored: Counter[str] = Counter()
@@ -80,7 +89,7 @@ class _Reader:
     parts = self._labelled_parts(found)
     left_out = [top.name for top in tops if top not in found.values()]
     if left_out:
-      self._tell("left out are the folders %s", layouts.shortened(left_out))
+      self._tell("left out are the folders %s", texts.shortened(left_out))
     if parts.keys() == {"train"}:
       return {"": parts["train"]}
     return parts
@@ -100,9 +109,9 @@ class _Reader:
         inner = self._unwrapped(top)
       if part == layouts.UNLABELLED or (inner.images and not inner.folders):
         self._tell(
-          "images in %s (%d) have no classes and are only for prediction",
+          "images in %s (%s) have no classes and are only for prediction",
           inner.path.relative_to(self.root),
-          inner.images,
+          f"{inner.images:,}",
         )
         continue
       parts[part] = self._classes_below(inner)
@@ -119,7 +128,7 @@ class _Reader:
       (top,) = tops
       raise ValueError(
         f"{self.root} has one folder only, {top.name!r}, and in it are "
-        f"{layouts.shortened(top.folders)}; if these are the classes, or the "
+        f"{texts.shortened(top.folders)}; if these are the classes, or the "
         f"parts, name that one: config.data.source=folder:{top.path}"
       )
 
@@ -219,7 +228,7 @@ class _Reader:
     if outside and self.tells:
       log.warning(
         "%s: %d images are not in a class folder and are not used",
-        self.root,
+        self.origin,
         outside,
       )
     if self.ignored:
@@ -230,7 +239,8 @@ class _Reader:
 
   def _tell(self, message: str, *values: object) -> None:
     if self.tells:
-      log.info(f"%s: {message}", self.root, *values)
+      shown = [texts.printable(str(value)) for value in values]
+      log.info(f"%s: {message}", self.origin, *shown)
 
 
 def _is_hidden(name: str) -> bool:

@@ -8,7 +8,8 @@ import re
 
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files
-from vpt_jax.data.sources.parts import Label, NAMES, Parts
+from vpt_jax.data.sources.parts import Label, NAMES, Parts, TOLD
+from vpt_jax.utils.logs import log
 
 # Between the classes of an image that may have several.
 SEPARATOR = "|"
@@ -18,7 +19,11 @@ Row = tuple[str, str, str]
 
 
 def read_csv(
-  path: Path, split: str, seed: int, multi_label: bool = False
+  path: Path,
+  split: str,
+  seed: int,
+  multi_label: bool = False,
+  as_text: bool = False,
 ) -> Examples:
   """Reads `csv:PATH`: columns path, label and, if there are parts, split.
 
@@ -31,6 +36,7 @@ def read_csv(
     seed: of the division into parts.
     multi_label: a label is any number of classes, `a|b|c`; an empty one is an
       image of none.
+    as_text: of the classes' order, see `class_names.in_order`.
 
   Raises:
     ValueError: naming the file and the line.
@@ -46,7 +52,29 @@ def read_csv(
   labels = _parsed_labels([label for _, label, _ in rows], multi_label)
   for (name, _, part), label in zip(rows, labels, strict=True):
     parts.setdefault(part, []).append((name, label))
-  return image_files.from_parts(parts, split, path.parent, str(path), seed)
+  if split in TOLD:
+    _tell_what_is_one_class([label for _, label, _ in rows], labels, path)
+  return image_files.from_parts(
+    parts, split, path.parent, str(path), seed, as_text=as_text
+  )
+
+
+def _tell_what_is_one_class(
+  texts: list[str], labels: list[Label], path: Path
+) -> None:
+  """Warns of labels that are read as one number: `7` and `007`."""
+  written: dict[Label, set[str]] = {}
+  for text, label in zip(texts, labels, strict=True):
+    if isinstance(label, int):
+      written.setdefault(label, set()).add(text.strip())
+  for label, forms in written.items():
+    if len(forms) > 1:
+      log.warning(
+        "%s: labels %s are read as one class, %s",
+        path,
+        " and ".join(map(repr, sorted(forms))),
+        label,
+      )
 
 
 def _parsed_labels(texts: list[str], multi_label: bool) -> list[Label]:

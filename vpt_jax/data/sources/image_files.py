@@ -13,7 +13,7 @@ from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import parts as parts_lib
 from vpt_jax.data.sources.parts import Label, Parts
 from vpt_jax.data.transforms import decode
-from vpt_jax.utils import strange_files
+from vpt_jax.utils import strange_files, texts
 from vpt_jax.utils.logs import log
 
 # The protocol's names of the splits -> lists of a vtab-1k pack.
@@ -135,12 +135,14 @@ def json_splits(
   images: str = "",
   class_names: tuple[str, ...] = (),
   multi_label: bool = False,
+  as_text: bool = True,
 ) -> Examples:
   """Reads VPT's FGVC lists: train.json, test.json, maybe val.json.
 
   Each is {file: class} or, if images may have several, {file: [class, ...]}.
-  Files are relative to the subfolder `images`. Classes are numbered in their
-  sorted order. Without val.json it is a tenth of every class of train.json.
+  Files are relative to the subfolder `images`. Without val.json it is a tenth
+  of every class of train.json. Classes are numbered in their order as text, as
+  VPT does, or, without `as_text`, as `class_names.in_order` has it.
 
   Raises:
     ValueError: what is missing or wrong, with the file.
@@ -161,7 +163,14 @@ def json_splits(
   if len(known) < sum(len(rows) for rows in parts.values()):
     log.warning("%s: files are in two of %s", folder, ", ".join(parts))
   return from_parts(
-    parts, split, folder / images, str(folder), seed, num_classes, class_names
+    parts,
+    split,
+    folder / images,
+    str(folder),
+    seed,
+    num_classes,
+    class_names,
+    as_text,
   )
 
 
@@ -229,6 +238,7 @@ def from_parts(
   seed: int,
   num_classes: int = 0,
   class_names: tuple[str, ...] = (),
+  as_text: bool = False,
 ) -> Examples:
   """Returns one split of files below `base`; see `parts.select`.
 
@@ -240,8 +250,10 @@ def from_parts(
     seed: of the division into parts.
     num_classes: expected K; 0: any above one.
     class_names: of the classes; () takes what the labels say.
+    as_text: of the classes' order, see `class_names.in_order`.
   """
-  selected = parts_lib.select(parts, split, origin, seed, num_classes)
+  origin = texts.printable(origin)
+  selected = parts_lib.select(parts, split, origin, seed, num_classes, as_text)
   return _from_files(
     selected.names,
     selected.labels,
@@ -268,11 +280,11 @@ def _from_files(
     except (OSError, ValueError):  # reported when it is read
       lines.append(f"{name}\0{label}")
   return Examples(
-    names,
+    [texts.printable(name) for name in names],
     labels,
     num_classes,
     Files(base, names),
-    origin,
+    texts.printable(origin),
     parts_lib.digest("\n".join(lines)),
     class_names,
   )

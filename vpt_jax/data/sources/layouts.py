@@ -12,6 +12,7 @@ import re
 from typing import NamedTuple
 
 from vpt_jax.data.sources.parts import NAMES
+from vpt_jax.utils import texts
 
 # Values of `config.data.layout`.
 LAYOUTS = ("auto", "classes", "parts")
@@ -65,7 +66,6 @@ _KINDS_OF_FILES = frozenset(
     "trimaps",
   }
 )
-MOST_SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +191,8 @@ def _check_all_are_parts(
     parts = [name for name, role in roles.items() if role.part]
     raise refusal(
       root,
-      f"has folders named like parts ({shortened(parts)}) beside others "
-      f"({shortened(strangers)})",
+      f"has folders named like parts ({texts.shortened(parts)}) beside others "
+      f"({texts.shortened(strangers)})",
       tops,
     )
   rests = {role.rest for role in roles.values()}
@@ -225,7 +225,8 @@ def check_classes(root: Path, tops: Sequence[Top]) -> None:
     raise refusal(
       root,
       f"has {len(above)} folders without images of their own, in which there "
-      f"are the same folders, {shortened(shared)}; either may be the classes",
+      f"are the same folders, {texts.shortened(shared)}; either may be the "
+      "classes",
       tops,
     )
 
@@ -277,15 +278,15 @@ def is_wrapper(top: Top) -> bool:
 
 def refusal(root: Path, why: str, tops: Sequence[Top] = ()) -> ValueError:
   """Returns the error for folders that may mean several things."""
-  seen = ""
+  what = f"{root} {why}."
   if tops:
-    seen = f" Seen: {shortened([_described(top) for top in tops])}."
+    what += f" Seen: {texts.shortened([_described(top) for top in tops])}."
   return ValueError(
-    f"{root} {why}.{seen} Say what is meant: config.data.layout=classes (each "
-    "folder is a class, with all images below it), config.data.layout=parts "
-    "(train, val and test are above the classes, other folders are left out), "
-    "or name a table of the images, config.data.source=csv:FILE with columns "
-    "path,label,split"
+    f"{texts.printable(what)} Say what is meant: config.data.layout="
+    "classes (each folder is a class, with all images below it), "
+    "config.data.layout=parts (train, val and test are above the classes, "
+    "other folders are left out), or name a table of the images, "
+    "config.data.source=csv:FILE with columns path,label,split"
   )
 
 
@@ -295,18 +296,5 @@ def _described(top: Top) -> str:
   if top.images:
     inside.append(f"{top.images:,} images")
   if top.folders:
-    inside.append(f"folders {shortened(top.folders, most=4)}")
+    inside.append(f"folders {texts.shortened(top.folders, most=4)}")
   return f"{top.name} ({'; '.join(inside) or 'nothing that is read'})"
-
-
-def shortened(names: Sequence[str], most: int = MOST_SHOWN) -> str:
-  """Returns names as text, the ones in the middle counted where there are many.
-
-  Args:
-    names: any number of them.
-    most: how many are shown.
-  """
-  if len(names) <= most:
-    return ", ".join(names)
-  head = list(names[: most - 1])
-  return ", ".join([*head, f"... ({len(names) - most} more)", names[-1]])

@@ -4,9 +4,12 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 
+from vpt_jax.data import class_names as class_names_lib
+from vpt_jax.utils import texts
 from vpt_jax.utils.logs import log
 
 # The class of an image, or all of its classes where it may have several.
@@ -34,13 +37,17 @@ NAMES = {
 }
 
 
+# Of the splits of a run these are opened once: what is told, is told there.
+TOLD = ("train", "trainval")
+
+
 class NoImages(ValueError):
   """A source has images, but none for this split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """The rows of a split, with classes numbered in their sorted order.
+  """The rows of a split, with classes numbered in their order.
 
   Attributes:
     names: of the N images.
@@ -63,7 +70,12 @@ def of(split: str) -> tuple[str, ...]:
 
 
 def select(
-  parts: Parts, split: str, origin: str, seed: int, num_classes: int = 0
+  parts: Parts,
+  split: str,
+  origin: str,
+  seed: int,
+  num_classes: int = 0,
+  as_text: bool = False,
 ) -> Selection:
   """Selects the rows of a split.
 
@@ -75,14 +87,21 @@ def select(
     origin: what the rows are from, for errors.
     seed: of the division.
     num_classes: expected K; 0: any above one.
+    as_text: of the classes' order, see `class_names.in_order`.
 
   Raises:
     NoImages: there are none for this split.
     ValueError: one class only, or one without training images.
   """
+  parts = _with_readable_classes(parts)
   if "val" not in parts:
     parts = _with_val(parts, origin, seed)
-  numbers = _numbered_classes(parts.get("train", []), origin, num_classes)
+  found = _classes_in(parts.get("train", []))
+  _check_classes(found, origin, num_classes)
+  if split in TOLD:
+    _warn_of_similar(found, origin)
+  classes = class_names_lib.in_order(found, as_text)
+  numbers = {name: number for number, name in enumerate(classes)}
   _check_classes_are_trained(parts, numbers, origin)
   rows = []
   for part in of(split):
@@ -93,7 +112,6 @@ def select(
       f"{origin} has no images for {split}, only for {', '.join(there)}; "
       "config.data.train_split and test_split name the parts that are used"
     )
-  classes = list(numbers)
   are_numbers = classes == list(range(len(classes)))
   return Selection(
     [name for name, _ in rows],
@@ -127,24 +145,60 @@ def _with_val(parts: Parts, origin: str, seed: int) -> Parts:
   return divided
 
 
-def _numbered_classes(
-  rows: Iterable[tuple[str, Label]], origin: str, num_classes: int
-) -> dict[Class, int]:
-  """Returns {class: number} of all classes that have training images."""
+def _with_readable_classes(parts: Parts) -> Parts:
+  """Returns the rows with classes' names as `texts.readable_name` has them."""
+  known: dict[Label, Label] = {}
+  readable: Parts = {}
+  for part, rows in parts.items():
+    readable[part] = []
+    for name, label in rows:
+      if label not in known:
+        known[label] = _readable(label)
+      readable[part].append((name, known[label]))
+  return readable
+
+
+def _readable(label: Label) -> Label:
+  if isinstance(label, str):
+    return texts.readable_name(label)
+  if isinstance(label, tuple):
+    names = []
+    for name in label:
+      names.append(texts.readable_name(name) if isinstance(name, str) else name)
+    return tuple(names)
+  return label
+
+
+def _classes_in(rows: Iterable[tuple[str, Label]]) -> set[Any]:
+  """Returns the classes of rows, all integers or all names."""
   found: set[Class] = set()
   for _, label in rows:
     found.update(classes_of(label))
-  classes = sorted(found)
-  if len(classes) < 2:
+  return found
+
+
+def _check_classes(found: set[Any], origin: str, num_classes: int) -> None:
+  """Raises ValueError for too few classes, or another number of them."""
+  if len(found) < 2:
     raise ValueError(
-      f"{origin}: classes with training images: {classes}; expected two or more"
+      f"{origin}: classes with training images: {sorted(found)}; expected two "
+      "or more"
     )
-  if num_classes and len(classes) != num_classes:
+  if num_classes and len(found) != num_classes:
     raise ValueError(
-      f"{origin}: {len(classes)} classes have training images, "
+      f"{origin}: {len(found)} classes have training images, "
       f"expected {num_classes}"
     )
-  return {name: number for number, name in enumerate(classes)}
+
+
+def _warn_of_similar(found: set[Any], origin: str) -> None:
+  """Logs names that are two classes and may be meant to be one."""
+  for names in class_names_lib.similar(sorted(map(str, found))):
+    log.warning(
+      "%s: %s are different classes; if they should be one, give them one name",
+      origin,
+      " and ".join(map(repr, names)),
+    )
 
 
 def _check_classes_are_trained(
