@@ -543,7 +543,10 @@ def test_records(tmp_path):
   [
     (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is damaged"),
     (lambda path: path.write_bytes(path.read_bytes() + b"x"), "is damaged"),
-    (lambda path: path.write_bytes(path.read_bytes() * 2), "6 records that"),
+    (
+      lambda path: path.write_bytes(path.read_bytes() * 2),
+      "more than 3 rec",
+    ),
     (lambda path: path.write_bytes(b"\xff" * 100), "is damaged"),
     (lambda path: path.write_bytes(b""), "cannot read"),
     (lambda path: path.unlink(), "cannot read"),

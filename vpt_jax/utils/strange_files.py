@@ -61,6 +61,22 @@ def _kind(mode: int) -> str:
   return "no file"
 
 
+def check(path: str | os.PathLike, most: float = math.inf) -> int:
+  """Returns the bytes of a regular file; see `read_bytes`."""
+  with open_regular(path) as file:
+    return _checked_size(path, file, most)
+
+
+def _checked_size(path: str | os.PathLike, file: BinaryIO, most: float) -> int:
+  """Returns the bytes of an open file, which may have `most` of them."""
+  size = os.fstat(file.fileno()).st_size
+  if size > most:
+    raise ValueError(
+      f"{path} has {size:,} bytes; expected at most {most:,} in such a file"
+    )
+  return size
+
+
 def read_bytes(path: str | os.PathLike, most: int) -> bytes:
   """Returns the content of a regular file of at most so many bytes.
 
@@ -69,12 +85,7 @@ def read_bytes(path: str | os.PathLike, most: int) -> bytes:
     OSError: it is not there, or cannot be read.
   """
   with open_regular(path) as file:
-    size = os.fstat(file.fileno()).st_size
-    if size > most:
-      raise ValueError(
-        f"{path} has {size:,} bytes; expected at most {most:,} in such a file"
-      )
-    return file.read(size)
+    return file.read(_checked_size(path, file, most))
 
 
 def read_json(

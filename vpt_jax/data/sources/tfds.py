@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vpt_jax.data.examples import Examples
-from vpt_jax.data.sources import parts, tfds_labels, tfrecord
+from vpt_jax.data.sources import parts, tfds_guard, tfds_labels, tfrecord
 from vpt_jax.data.tasks import Slice, Task
 from vpt_jax.utils import extras
 from vpt_jax.utils.logs import log
@@ -108,6 +108,8 @@ def examples(task: Task, split: str, folder: str | os.PathLike) -> Examples:
     )
   stored = Stored(find(task, folder))
   chosen = spans(task, split, stored.counts)
+  splits = {s.split for s in chosen}
+  stored.check_shards(splits)
   rows: list[tuple[str, int]] = []  # (stored split, number in it)
   for name, first, stop in chosen:
     rows += [(name, i) for i in range(first, stop)]
@@ -123,10 +125,15 @@ def examples(task: Task, split: str, folder: str | os.PathLike) -> Examples:
 
   def read(i: int) -> bytes | np.ndarray:
     image = stored.value(*rows[i], "image")
+    if not isinstance(image, bytes | np.ndarray):
+      name, number = rows[i]
+      raise ValueError(
+        f"{stored.path}: the image of {name}[{number}] is {image!r:.40}; "
+        "expected an encoded image: prepare it again"
+      )
     return image if task.scale == 1 else _scaled(image, task.scale)
 
   which = " + ".join(f"{s.split}[{s.first}:{s.stop}]" for s in chosen)
-  splits = {s.split for s in chosen}
   identity = (
     f"tfds {stored.name} {which} {task.label} x{task.scale} "
     f"{stored.fingerprint(splits)}"
@@ -149,7 +156,8 @@ def _label(stored: "Stored", split: str, i: int, task: Task) -> int:
   record = {feature: stored.value(split, i, feature)}
   try:
     label = label_of(record)
-  except ValueError as error:
+  # What is stored may be of any type and shape.
+  except (ValueError, TypeError, LookupError, OverflowError) as error:
     raise ValueError(f"{stored.path}: {split}[{i}]: {error}") from None
   if not 0 <= label < task.num_classes:
     raise ValueError(
@@ -249,7 +257,6 @@ class Stored:
 
   def __init__(self, path: Path):
     try:  # slow to import, seldom needed
-      from google.protobuf import json_format
       import tensorflow_datasets as tfds
     except ImportError as error:
       purpose = f"reading {path}, which tensorflow-datasets prepared,"
@@ -257,16 +264,11 @@ class Stored:
 
     self.path = path
     try:
+      tfds_guard.check_folder(path)
       self._info = tfds.builder_from_directory(path).info
       self._types = self._info.features.get_serialized_info()
-    except (
-      OSError,
-      ValueError,
-      KeyError,
-      TypeError,
-      AttributeError,
-      json_format.Error,
-    ) as error:
+    # Bytes from anywhere go through two libraries, with errors of their own.
+    except Exception as error:
       raise ValueError(
         f"{path} is damaged, prepare it again: {error}"
       ) from None
@@ -312,8 +314,6 @@ class Stored:
     Raises:
       ValueError: no such feature, or a damaged file.
     """
-    from google.protobuf import message
-
     parser = self._parser(key)
     try:
       # Riegeli, below array_record, has RuntimeError for most that goes wrong,
@@ -324,11 +324,25 @@ class Stored:
       value = parser.parse_example(record)[key]
       if value is None:
         raise RuntimeError("the example does not have it")
-    except (OSError, RuntimeError, KeyError, message.Error) as error:
+    # Bytes from anywhere go through three libraries, with their own errors.
+    except Exception as error:
       raise ValueError(
         f"cannot read {key!r} of {split}[{i}] of {self.path}: {error}"
       ) from None
     return value
+
+  def check_shards(self, splits: set[str]) -> None:
+    """Raises ValueError if the files of these splits are not as stated."""
+    for split in sorted(splits):
+      info = self._info.splits[split]
+      try:
+        tfds_guard.check_shards(
+          self.path, split, info.filepaths, info.num_examples
+        )
+      except OSError as error:
+        raise ValueError(
+          f"{self.path} is damaged, prepare it again: {error}"
+        ) from None
 
   def fingerprint(self, splits: set[str]) -> str:
     """Returns digits that change when the files of these splits do."""

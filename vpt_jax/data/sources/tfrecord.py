@@ -11,6 +11,8 @@ import struct
 
 import numpy as np
 
+from vpt_jax.utils import strange_files
+
 LENGTH = struct.Struct("<Q")
 CHECKSUM_BYTES = 4
 HEADER_BYTES = LENGTH.size + CHECKSUM_BYTES
@@ -62,13 +64,16 @@ class Records:
     """Returns the bytes of a file, and where its N records start [N + 1]."""
     path = self._paths[file_number]
     try:
-      with path.open("rb") as file:
+      with strange_files.open_regular(path) as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
       raise ValueError(f"cannot read {path}: {error}") from None
-    offsets = _record_offsets(data)
-    found = len(offsets) - 1
     expected = self._lengths[file_number]
+    # One more than expected, at most: it is enough to see the damage.
+    offsets = _record_offsets(data, expected + 1)
+    found = len(offsets) - 1
+    if found > expected:
+      raise ValueError(f"{path} is damaged: more than {expected} records")
     if offsets[-1] != len(data) or found != expected:
       raise ValueError(
         f"{path} is damaged: {found} records that end at byte {offsets[-1]}; "
@@ -77,10 +82,10 @@ class Records:
     return data, np.array(offsets)
 
 
-def _record_offsets(data: mmap.mmap) -> list[int]:
-  """Returns where every record starts, and where the last one ends."""
+def _record_offsets(data: mmap.mmap, most: int) -> list[int]:
+  """Returns where records start, at most so many, and where the last ends."""
   offsets = [0]
-  while offsets[-1] + HEADER_BYTES <= len(data):
+  while offsets[-1] + HEADER_BYTES <= len(data) and len(offsets) <= most:
     (length,) = LENGTH.unpack_from(data, offsets[-1])
     offsets.append(offsets[-1] + HEADER_BYTES + length + FOOTER_BYTES)
   return offsets
