@@ -22,7 +22,7 @@ import numpy as np
 
 from vpt_jax import config as config_lib
 from vpt_jax.condensation import stages
-from vpt_jax.data import datasets
+from vpt_jax.data import datasets, own_sources
 from vpt_jax.distributed import memory, processes, program_cache, sharding
 from vpt_jax.report import result_tables
 from vpt_jax.sweeps import protocol
@@ -43,6 +43,10 @@ from vpt_jax.utils.logs import log
 EMBEDDED = """\
 no task named: takes the embedded data (scikit-learn's digits) and backbone \
 %s; name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
+
+OWN_ON_EMBEDDED = """\
+no task named: takes your images, %s, and the embedded backbone %s; a real one,
+ViT-B/16 IN-21k, is taken by --config=%s:eurosat --config.task="""
 
 OUT_OF_MEMORY = """\
 out of memory. In another workdir take a smaller config.batch_size (of a sweep:
@@ -265,7 +269,8 @@ def run_command(command: config_lib.Command) -> int:
   if not processes.is_primary():
     log.setLevel(logging.WARNING)
   if config.task == "digits" and ":" not in command.path:
-    log.info(EMBEDDED, config.backbone.name, command.path)
+    config = name_nothing(command)
+    command = command._replace(config=config)
   if config.mode == "sweep":
     return run_sweep(command)
   config = config_lib.resolve(config)
@@ -285,6 +290,22 @@ def run_command(command: config_lib.Command) -> int:
   return 0
 
 
+def name_nothing(command: config_lib.Command) -> ConfigDict:
+  """Returns the config of a command line that names no task, and says so.
+
+  Images of the user's own have their own name, not that of the embedded data.
+  """
+  config = command.config
+  source = own_sources.canonical(config.data.source)
+  if not own_sources.is_own(source):
+    log.info(EMBEDDED, config.backbone.name, command.path)
+    return config
+  config = ConfigDict(config.to_dict())
+  config.task = own_sources.name_of(source)
+  log.info(OWN_ON_EMBEDDED, source, config.backbone.name, command.path)
+  return config
+
+
 def run_sweep(command: config_lib.Command) -> int:
   """Runs a sweep and prints its table; returns the exit status."""
   config = command.config
@@ -297,6 +318,9 @@ def run_sweep(command: config_lib.Command) -> int:
     )
   config_lib.check_values(config)
   name = "sweep" if config.sweep.tasks else config.task
+  source = own_sources.canonical(config.data.source)
+  if not name and own_sources.is_own(source):
+    name = own_sources.name_of(source)
   workdir = command.workdir or default_workdir(name, config)
   log.info("workdir %s", workdir)
   tell_saved(workdir)

@@ -389,7 +389,7 @@ def test_real_images_as_pack_folder_and_csv(config, tmp_path):
 
 
 def test_predictions(config, everywhere):
-  config.data.source = f"csv:{everywhere}/list.csv"
+  config.task, config.data.source = "", f"csv:{everywhere}/list.csv"
   config.epochs, config.method = 1, "linear"
   config.optim.warmup_epochs = 0
   result = vpt_jax.run(config, everywhere / "run")
@@ -415,7 +415,7 @@ def test_predictions(config, everywhere):
 
 
 def test_the_config_says_what_was_done(config, everywhere):
-  config.data.source = f"folder:{everywhere}/images"
+  config.task, config.data.source = "", f"folder:{everywhere}/images"
   config.data.preprocess = "fgvc"
   config.epochs = 1
   config.optim.warmup_epochs = 0

@@ -46,6 +46,7 @@ def run(config, folder, workdir, **data):
   config.epochs = 2
   config.optim.warmup_epochs = 1
   config.batch_size = 8
+  config.task = ""
   config.data.source = f"folder:{folder}"
   config.data.update(data)
   vpt_jax.run(config, workdir)

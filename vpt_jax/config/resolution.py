@@ -1,14 +1,12 @@
 """Makes a checked config of what a user wrote: `resolve`."""
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from vpt_jax import model as model_lib
 from vpt_jax.backbones import factory as backbones
 from vpt_jax.config import sections
 from vpt_jax.config.options import check_fields, refusal
-from vpt_jax.data import datasets, tasks
+from vpt_jax.data import datasets, own_sources, tasks
 from vpt_jax.data.transforms import views
 from vpt_jax.methods import registry as methods
 from vpt_jax.utils import lookup
@@ -91,15 +89,23 @@ def name_task(config: ConfigDict, named_task: bool) -> None:
   """Checks the task's name; images of the user's own get one by their file.
 
   Raises:
-    ValueError: an unknown task, or an unknown kind of source.
+    ValueError: an unknown task, an unknown kind of source, or images of the
+      user's own under the name of a known task.
   """
-  source = config.data.source
-  if ":" in source:
-    kind, _, path = source.partition(":")
-    lookup.choose(kind, datasets.USER, "data.source")
-    if not path:
-      raise refusal("data.source", source, f"{kind}:PATH, with a path")
-    config.task = config.task or Path(path).stem
+  source = own_sources.canonical(config.data.source)
+  config.data.source = source
+  if own_sources.is_own(source):
+    own_name = own_sources.name_of(source)
+    config.task = config.task or own_name
+    is_known = config.task in tasks.TASKS and config.task != own_name
+    if is_known and not config.data.own_copy:
+      raise ValueError(
+        f"config.task={config.task!r} is the name of a known task, but "
+        f"config.data.source={source!r} are images of your own. Leave the name "
+        f"to them, config.task= (which gives {own_name!r}), or choose another "
+        "one; or, if they are a copy of this task's images, say so: "
+        "config.data.own_copy=True"
+      )
   elif named_task:
     tasks.get(config.task)
 

@@ -68,7 +68,8 @@ class General:
   task: str = option(
     "",
     help="The data set, a name in vpt_jax/data/tasks.py. With images of your "
-    "own (data.source) it is only a name for the results.",
+    "own (data.source) it is only a name for the results; empty: their file's "
+    "or folder's.",
   )
   method: str = option(
     "vapt",
@@ -199,7 +200,14 @@ class Data:
     "",
     help="Empty: the first of the task's own sources that is there | pack | "
     "json | tfds, or your own images: folder:PATH (class = subfolder) | "
-    "csv:PATH (path,label) | npz:PATH | json:PATH (train.json, test.json).",
+    "csv:PATH (path,label) | npz:PATH | json:PATH (train.json, test.json); or "
+    "a path alone, where it says which of them it is.",
+  )
+  own_copy: bool = option(
+    False,
+    help="Whether images of your own (data.source) are a copy of those of "
+    "`task`, a known one, so that results may have its name.",
+    since="0.2.0",
   )
   layout: str = option(
     "auto",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vpt_jax.data import contact_sheet, datasets, survey, tasks
+from vpt_jax.data import contact_sheet, datasets, own_sources, survey, tasks
 from vpt_jax.data.cache import prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Split
@@ -149,8 +149,8 @@ def _common_options() -> argparse.ArgumentParser:
 
 def task_names(args: argparse.Namespace) -> list[str]:
   """Returns the tasks that are meant; a user's images are one of any name."""
-  if ":" in args.source:
-    return [Path(args.source.partition(":")[2]).stem]
+  if own_sources.is_own(args.source):
+    return [own_sources.name_of(args.source)]
   if args.task == "all" and args.command != "show":
     return list(tasks.TASKS)
   if not args.task:
@@ -259,7 +259,7 @@ def check(args: argparse.Namespace) -> int:
     )
   rows: list[tuple[str, ...]] = [HEAD]
   for name, state in states.items():
-    suite = "" if ":" in args.source else tasks.TASKS[name].suite
+    suite = "" if own_sources.is_own(args.source) else tasks.TASKS[name].suite
     rows.append((name, suite, *_cells(state)))
   sys.stdout.write(text_tables.align(rows) + "\n")
   for name, state in states.items():
@@ -358,6 +358,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(args: argparse.Namespace) -> int:
   try:
+    args.source = own_sources.canonical(args.source)
     return COMMANDS[args.command](args)
   except ImportError as error:  # what only some sources need
     raise ValueError(str(error)) from error

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from vpt_jax.data import class_names, tasks
+from vpt_jax.data import class_names, own_sources, tasks
 from vpt_jax.data.cache import decoding, grey_range, prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples, Split
@@ -28,7 +28,6 @@ from vpt_jax.data.transforms.decode import (
   UnknownGreyRange,
 )
 from vpt_jax.data.transforms.preprocess import Preprocess
-from vpt_jax.utils import lookup
 from vpt_jax.utils.logs import log
 
 if TYPE_CHECKING:
@@ -137,13 +136,10 @@ def open_split(
   """
   if split not in PACK_LISTS:
     raise ValueError(f"unknown split {split!r}; known: {', '.join(PACK_LISTS)}")
-  kind, colon, path = source.partition(":")
-  if colon:
-    reader = USER[lookup.choose(kind, USER, "data.source")]
-    if not path:
-      raise ValueError(
-        f"config.data.source={source!r} has no path; expected {kind}:PATH"
-      )
+  source = own_sources.canonical(source)
+  if own_sources.is_own(source):
+    kind, _, path = source.partition(":")
+    reader = USER[kind]
     reading = Reading(seed, multi_label, layout, as_text)
     examples = reader(Path(path).expanduser(), split, reading)
   elif multi_label:
@@ -345,6 +341,7 @@ def load(
   Raises:
     ValueError: unknown names, missing or damaged files, labels out of range.
   """
+  source = own_sources.canonical(source)
   if on_error not in ("raise", "skip"):
     raise ValueError(f"data.on_error={on_error!r}; expected 'raise' or 'skip'")
   where: dict[str, Any] = {
@@ -448,20 +445,22 @@ def without_normalization(
     image_size,
     normalize="none",
     family=family or own_family(name, source),
-    upright=":" in source,
+    upright=own_sources.is_own(source),
   )
 
 
 def own_family(name: str, source: str) -> str:
   """Returns the preprocessing that a config gets which names none."""
-  return "vtab" if ":" in source else tasks.get(name).preprocess
+  if own_sources.is_own(source):
+    return "vtab"
+  return tasks.get(name).preprocess
 
 
 def cache_title(
   name: str, split: str, source: str, preprocess: Preprocess
 ) -> str:
   """Returns what a cache's folder begins with, for people to read."""
-  if ":" in source:
-    name = Path(source.partition(":")[2]).stem
+  if own_sources.is_own(source):
+    name = own_sources.name_of(source)
   size = max(preprocess.image_size)
   return f"{name}-{split}-{preprocess.family}{size}"

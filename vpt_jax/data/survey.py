@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vpt_jax.data import class_names, datasets, tasks
+from vpt_jax.data import class_names, datasets, own_sources, tasks
 from vpt_jax.data.cache import decoding, prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
@@ -84,7 +84,8 @@ def survey_task(
     multi_label: images may have several classes.
     layout: see `datasets.open_split`.
   """
-  task = None if ":" in source else tasks.get(name)
+  source = own_sources.canonical(source)
+  task = None if own_sources.is_own(source) else tasks.get(name)
   if task and not datasets.is_there(task, folder, source):
     # tfds does without the lists that FGVC tasks ask for.
     by_hand = task.manual and (task.source != "json" or not task.tfds)

@@ -17,6 +17,7 @@ from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
+from vpt_jax.data import own_sources
 from vpt_jax.data.transforms import decode, resize
 from vpt_jax.utils import lookup
 
@@ -71,7 +72,7 @@ class Preprocess:
       normalize=data.normalize,
       family=data.preprocess,
       # A source with a path, such as folder:PATH, is the user's own.
-      upright=":" in data.source,
+      upright=own_sources.is_own(data.source),
     )
 
   def of_split(self, split: "Split") -> "Preprocess":
