@@ -387,7 +387,7 @@ def test_labels_are_numbered_in_their_order(tmp_path, labels, numbers, names):
     ("path,label\n", "classes with training images: \\[\\]"),
     ("path,label\na\0.png,1\n", "line 2: .*expected a path"),
     ('path,label\n"a.png,1\n', "unexpected end of data"),
-    (b"path,label\n\xff.png,1\n", "utf-8"),
+    (b"path,label\n\xff.png,1\n", "Save the table as UTF-8"),
     ("path,label\n" + "x" * 200000 + ",1\n", "field larger than"),
   ],
 )
@@ -451,7 +451,7 @@ GOOD = {"a.png": 0, "b.png": 1}
   [
     ("", "cannot read .*train.json: Expecting value"),
     ("{", "cannot read"),
-    ("[" * 100000, "cannot read .*recursion"),
+    ("[" * 100000, "cannot read .*nested too deep"),
     (b"\xff", "cannot read .*utf-8"),
     ("9" * 5000, "cannot read"),
     ("{}", "with one file at least"),

@@ -217,6 +217,13 @@ class Data:
     "their names, and refused where that is not clear.",
     since="0.2.0",
   )
+  columns: str = option(
+    "",
+    help="The columns of csv:PATH that have images, labels and, if there are "
+    "any, parts: their names, as in image,breed,fold, or their numbers from 1 "
+    "on, where there is no heading. Empty: told by the usual names.",
+    since="0.2.0",
+  )
   seed: int = option(
     0,
     between(0, LARGEST_SEED),

@@ -120,6 +120,12 @@ def _common_options() -> argparse.ArgumentParser:
     "(default: %(default)s)",
   )
   common.add_argument(
+    "--columns",
+    default="",
+    help="config.data.columns: which columns of csv:PATH have images, labels "
+    "and, if any, parts (default: those with the usual names)",
+  )
+  common.add_argument(
     "--seed",
     type=int,
     default=0,
@@ -170,6 +176,7 @@ def source_options(args: argparse.Namespace) -> dict[str, Any]:
     "seed": args.seed,
     "multi_label": args.multi_label,
     "layout": args.layout,
+    "columns": args.columns,
   }
 
 

@@ -54,6 +54,7 @@ class Reading:
   multi_label: bool
   layout: str
   as_text: bool
+  columns: str
 
 
 def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
@@ -70,7 +71,12 @@ def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
 
 def _read_csv(path: Path, split: str, reading: Reading) -> Examples:
   return csv_tables.read_csv(
-    path, split, reading.seed, reading.multi_label, reading.as_text
+    path,
+    split,
+    reading.seed,
+    reading.multi_label,
+    reading.as_text,
+    reading.columns,
   )
 
 
@@ -115,6 +121,7 @@ def open_split(
   multi_label: bool = False,
   layout: str = "auto",
   as_text: bool = False,
+  columns: str = "",
 ) -> Examples:
   """Returns the images of a split, not decoded yet.
 
@@ -130,6 +137,7 @@ def open_split(
     layout: what the folders of `folder:PATH` mean, see `layouts.find_parts`.
     as_text: of the order of the user's own classes, see
       `class_names.in_order`.
+    columns: of `csv:PATH`, see `table_columns.find`.
 
   Raises:
     ValueError: unknown names, missing or damaged files, labels out of range.
@@ -140,7 +148,7 @@ def open_split(
   if own_sources.is_own(source):
     kind, _, path = source.partition(":")
     reader = USER[kind]
-    reading = Reading(seed, multi_label, layout, as_text)
+    reading = Reading(seed, multi_label, layout, as_text, columns)
     examples = reader(Path(path).expanduser(), split, reading)
   elif multi_label:
     raise ValueError(
@@ -183,6 +191,7 @@ def reading_options(
     "seed": data.seed,
     "multi_label": multi_label,
     "layout": data.get("layout", "auto"),
+    "columns": data.get("columns", ""),
   }
 
 
@@ -312,6 +321,7 @@ def load(
   multi_label: bool = False,
   layout: str = "auto",
   as_text: bool = False,
+  columns: str = "",
 ) -> Split:
   """Loads the images of a split, decoded.
 
@@ -334,6 +344,7 @@ def load(
     multi_label: see `open_split`.
     layout: see `open_split`.
     as_text: see `open_split`.
+    columns: see `open_split`.
 
   Returns:
     The split; its `preprocess` is how it was decoded.
@@ -351,6 +362,7 @@ def load(
     "multi_label": multi_label,
     "layout": layout,
     "as_text": as_text,
+    "columns": columns,
   }
   examples = open_split(name, split, **where)
   log.info("%s: %s", split, summary_of(examples))

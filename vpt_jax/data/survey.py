@@ -67,6 +67,7 @@ def survey_task(
   workers: int = 0,
   multi_label: bool = False,
   layout: str = "auto",
+  columns: str = "",
 ) -> State:
   """Returns what is there of a task.
 
@@ -83,6 +84,7 @@ def survey_task(
     workers: threads that decode; 0: a few more than there are processors.
     multi_label: images may have several classes.
     layout: see `datasets.open_split`.
+    columns: see `datasets.open_split`.
   """
   source = own_sources.canonical(source)
   task = None if own_sources.is_own(source) else tasks.get(name)
@@ -100,6 +102,7 @@ def survey_task(
     "seed": seed,
     "multi_label": multi_label,
     "layout": layout,
+    "columns": columns,
   }
   preprocess = datasets.without_normalization(name, source, family, image_size)
   for split in SPLITS:

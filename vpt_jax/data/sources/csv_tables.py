@@ -1,21 +1,39 @@
 """Reads a source that is a CSV of paths and labels."""
 
-from collections.abc import Iterable
 import csv
 import os
 from pathlib import Path
 import re
+from typing import NamedTuple
 
 from vpt_jax.data.examples import Examples
-from vpt_jax.data.sources import image_files
-from vpt_jax.data.sources.parts import Label, NAMES, Parts, TOLD
+from vpt_jax.data.sources import (
+  image_files,
+  table_columns,
+  table_paths,
+  table_texts,
+)
+from vpt_jax.data.sources.parts import Label, Parts, TOLD
+from vpt_jax.data.sources.table_columns import Columns
 from vpt_jax.utils.logs import log
 
 # Between the classes of an image that may have several.
 SEPARATOR = "|"
 
-# (path, label, part), as text.
-Row = tuple[str, str, str]
+# Of Hugging Face's folders of images.
+METADATA = "metadata.csv"
+
+# Between the cells of a row -> what to call it.
+DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+
+
+class Row(NamedTuple):
+  """An image of a table: its path, label and part, as text, and its line."""
+
+  name: str
+  label: str
+  part: str
+  where: str
 
 
 def read_csv(
@@ -24,39 +42,110 @@ def read_csv(
   seed: int,
   multi_label: bool = False,
   as_text: bool = False,
+  columns: str = "",
 ) -> Examples:
   """Reads `csv:PATH`: columns path, label and, if there are parts, split.
 
   Paths are relative to the CSV's folder, or absolute. Classes are integers or
-  names. Without a column split the rows are divided as those of a folder.
+  names. Without a column split the rows are divided as those of a folder. For
+  other names of columns, other text and other paths see `table_columns`,
+  `table_texts` and `table_paths`.
 
   Args:
-    path: of the CSV.
+    path: of the CSV, or of a folder of Hugging Face's, see `_tables`.
     split: train, val, trainval or test.
     seed: of the division into parts.
     multi_label: a label is any number of classes, `a|b|c`; an empty one is an
       image of none.
     as_text: of the classes' order, see `class_names.in_order`.
+    columns: `config.data.columns`, see `table_columns.find`.
 
   Raises:
     ValueError: naming the file and the line.
   """
-  try:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-      rows = _read_rows(file, path.parent, multi_label)
-  except FileNotFoundError:
-    raise ValueError(f"{path} is missing; expected csv:PATH") from None
-  except (OSError, ValueError, csv.Error) as error:
-    raise ValueError(f"{path}: {error}") from None
+  rows: list[Row] = []
+  for table, part in _tables(path):
+    try:
+      rows += _read_table(table, path, part, multi_label, columns)
+    except FileNotFoundError:
+      raise ValueError(f"{table} is missing; expected csv:PATH") from None
+    except (OSError, ValueError, csv.Error) as error:
+      raise ValueError(f"{table}: {error}") from None
+  base = path if path.is_dir() else path.parent
   parts: Parts = {}
-  labels = _parsed_labels([label for _, label, _ in rows], multi_label)
-  for (name, _, part), label in zip(rows, labels, strict=True):
-    parts.setdefault(part, []).append((name, label))
+  labels = _parsed_labels([row.label for row in rows], multi_label)
+  for row, label in zip(rows, labels, strict=True):
+    parts.setdefault(row.part, []).append((row.name, label))
   if split in TOLD:
-    _tell_what_is_one_class([label for _, label, _ in rows], labels, path)
+    _tell_what_is_one_class([row.label for row in rows], labels, path)
   return image_files.from_parts(
-    parts, split, path.parent, str(path), seed, as_text=as_text
+    parts, split, base, str(path), seed, as_text=as_text
   )
+
+
+def _tables(path: Path) -> list[tuple[Path, str]]:
+  """Returns (table, part) of a path; "" where the table itself tells parts.
+
+  A folder is one of Hugging Face's, with a `metadata.csv` in it or, for each
+  part, in its folder.
+  """
+  if not path.is_dir():
+    return [(path, "")]
+  tables = []
+  for folder in sorted(path.iterdir()):
+    part = table_columns.part_of(folder.name)
+    if part and (folder / METADATA).exists():
+      tables.append((folder / METADATA, part))
+  parts = [part for _, part in tables]
+  has_own = (path / METADATA).exists()
+  if tables and not has_own and len(set(parts)) == len(parts):
+    return tables
+  if has_own and not tables:
+    return [(path / METADATA, "")]
+  there = sorted(table.name for table in path.glob("*.csv"))
+  raise ValueError(
+    f"{path} is a folder with {', '.join(there) or 'no table'} in it, and "
+    f"{', '.join(str(table) for table, _ in tables) or 'none'} below; expected "
+    f"csv:PATH of one table, or a folder with {METADATA} in it or in "
+    "each of train, validation and test"
+  )
+
+
+def _read_table(
+  table: Path, path: Path, part: str, multi_label: bool, columns: str
+) -> list[Row]:
+  """Returns the rows of a table.
+
+  Args:
+    table: its path.
+    path: of the source: the table, or a folder above it.
+    part: of all rows; "": each row tells its own, or none does.
+    multi_label: see `read_csv`.
+    columns: see `read_csv`.
+
+  Raises:
+    ValueError: naming the line.
+  """
+  base = table.parent
+  text = table_texts.read(table)
+  finder = table_paths.Finder(base)
+  found = table_columns.find(text.content, columns, finder.exists)
+  rows = _read_rows(text.content, found, multi_label)
+  names = finder.all([row.name for row in rows])
+  if text.is_guessed:
+    names = [table_paths.undo_guess(base, name) for name in names]
+    log.warning(
+      "%s is no UTF-8 and was read as %s (Latin-1): see whether the names of "
+      "the classes are right",
+      table,
+      text.encoding,
+    )
+  above = "" if table == path else os.path.relpath(base, path)
+  placed = []
+  for row, name in zip(rows, names, strict=True):
+    name = name if above in ("", ".") else os.path.join(above, name)
+    placed.append(row._replace(name=name, part=row.part or part))
+  return _without_repetitions(placed, path if above else base)
 
 
 def _tell_what_is_one_class(
@@ -92,56 +181,61 @@ def _parsed_labels(texts: list[str], multi_label: bool) -> list[Label]:
   return labels
 
 
-def _read_rows(
-  lines: Iterable[str], base: Path, multi_label: bool
-) -> list[Row]:
-  """Returns the rows, each path once.
+def _read_rows(text: str, columns: Columns, multi_label: bool) -> list[Row]:
+  """Returns the rows below the heading.
 
   Raises:
     ValueError: naming the line.
   """
-  reader = csv.reader(lines, skipinitialspace=True, strict=True)
-  head = [name.strip().lower() for name in next(reader, [])]
-  if not {"path", "label"} <= set(head):
-    raise ValueError(
-      f"the first line is {head}; expected 'path,label' or 'path,label,split'"
-    )
-  rows: dict[str, Row] = {}
-  for cells in reader:
-    if not cells:  # an empty line
+  rows = []
+  heading: list[str] = []
+  for number, row in enumerate(table_texts.rows(text, columns.delimiter)):
+    if number == 0 and columns.heading:
+      heading = [cell.strip().lower() for cell in row.cells]
       continue
-    where = f"line {reader.line_num}"
-    row = _read_row(head, cells, where, multi_label)
-    name, label, part = row
-    first = rows.setdefault(os.path.normpath(base / name), row)
-    if first[1:] != (label, part):
-      raise ValueError(
-        f"{where}: {name!r} has label {label!r}, part {part!r}; "
-        f"further up it has {first[1]!r}, {first[2]!r}"
-      )
-  return list(rows.values())
+    rows.append(_read_row(heading, row, columns, multi_label))
+  return rows
 
 
 def _read_row(
-  head: list[str], cells: list[str], where: str, multi_label: bool
+  heading: list[str], row: table_texts.Row, columns: Columns, multi_label: bool
 ) -> Row:
-  if len(cells) != len(head):
+  where = f"line {row.line}"
+  cells = row.cells
+  if len(cells) != columns.width:
     raise ValueError(
-      f"{where}: {len(cells)} columns, expected {len(head)}; "
-      "quote a path that has a comma"
+      f"{where}: {len(cells)} columns, expected {columns.width}; "
+      f"quote a path that has {DELIMITERS[columns.delimiter]}"
     )
-  row = dict(zip(head, cells, strict=True))
-  name = row["path"]
-  label = row["label"].strip()
+  name = cells[columns.path]
+  label = cells[columns.label].strip()
   part: str | None = ""
-  if "split" in row:
-    part = NAMES.get(row["split"].strip().lower())
+  if columns.part is not None:
+    part = table_columns.part_of(cells[columns.part])
   has_label = bool(label) or multi_label
   if not name or "\0" in name or not has_label or part is None:
+    shown = dict(zip(heading, cells, strict=True)) if heading else cells
     raise ValueError(
-      f"{where}: {row}; expected a path, a label and, if "
+      f"{where}: {shown}; expected a path, a label and, if "
       "there is a split, train, val or test"
     )
   if re.fullmatch("-[0-9]+", label):
     raise ValueError(f"{where}: label {label} is negative")
-  return name, label, part
+  return Row(name, label, part, where)
+
+
+def _without_repetitions(rows: list[Row], base: Path) -> list[Row]:
+  """Returns the rows, each file once.
+
+  Raises:
+    ValueError: a file with two labels or parts, naming the line.
+  """
+  kept: dict[str, Row] = {}
+  for row in rows:
+    first = kept.setdefault(os.path.normpath(base / row.name), row)
+    if (first.label, first.part) != (row.label, row.part):
+      raise ValueError(
+        f"{row.where}: {row.name!r} has label {row.label!r}, part "
+        f"{row.part!r}; further up it has {first.label!r}, {first.part!r}"
+      )
+  return list(kept.values())
