@@ -266,3 +266,99 @@ def test_a_sheet_of_a_few_images_and_long_names():
   assert (text[:, step + 10 + contact_sheet.TILE :] == 255).all()
   assert (text[:, step : step + contact_sheet.TILE] < 128).any()
   assert (pixels[:, -10:] == 255).all()
+
+
+# What training would meet at its end.
+
+
+def write_parts(root, **classes_of_part):
+  """ROOT/PART/CLASS/I.png, all different; {part: {class: count}}."""
+  number = 0
+  for part, classes in classes_of_part.items():
+    for name, count in classes.items():
+      (root / part / name).mkdir(parents=True)
+      for i in range(count):
+        number += 1
+        image = Image.new("RGB", (4, 4), (number, 0, 0))
+        image.save(root / part / name / f"{i}.png")
+  return root
+
+
+def test_check_says_which_classes_there_are(run, tmp_path):
+  """Names and counts of the classes, of all parts."""
+  root = write_parts(
+    tmp_path / "x", Train={"cat": 3, "dog": 2}, Test={"cat": 1}
+  )
+  status, out, _ = run(f"check --source={root}")
+  assert status == 0
+  assert "x: train: 3 images of 2 classes: cat (2), dog (1)" in out
+  assert "x: val: 2 images of 2 classes: cat (1), dog (1)" in out
+  assert "x: test: 1 images of 1 classes: cat (1); without images: dog" in out
+
+
+def test_check_finds_classes_without_images(run, tmp_path):
+  root = write_parts(
+    tmp_path / "x", train={"cat": 3, "dog": 0}, test={"cat": 1}
+  )
+  status, out, _ = run(f"check --source=folder:{root}")
+  assert status == 1
+  assert out.count("1 class folders without images, such as 'dog'") == 1
+
+
+def test_check_tells_a_layout_that_is_not_clear(run, tmp_path):
+  root = write_parts(tmp_path / "x", train={"a": 3, "b": 3}, more={"a": 3})
+  status, out, _ = run(f"check --source={root}")
+  assert status == 1 and "config.data.layout=classes" in out
+  status, out, _ = run(f"check --source={root} --layout=parts")
+  assert status == 0 and "of 2 classes: a (1), b (1)" in out
+
+
+def test_check_finds_images_that_parts_share(run, tmp_path):
+  """The same bytes in two parts, or of two classes, are counted and named."""
+  root = write_parts(
+    tmp_path / "x",
+    train={"a": 4, "b": 4},
+    val={"a": 2, "b": 2},
+    test={"a": 3, "b": 3},
+  )
+  status, out, _ = run(f"check --source={root}")
+  assert status == 0 and "same bytes" not in out
+  for source, target in (
+    ("train/a/0.png", "test/a/0.png"),
+    ("train/a/1.png", "test/a/again.png"),
+    ("train/b/0.png", "train/a/other.png"),
+  ):
+    (root / target).write_bytes((root / source).read_bytes())
+  status, out, _ = run(f"check --source={root}")
+  assert status == 0
+  assert (
+    "x: 2 of 7 images of test have the same bytes as images of train, such as "
+    "test/a/0.png and train/a/0.png"
+  ) in out
+  assert "1 images have the same bytes as one of another class" in out
+  assert "images of val have the same bytes" not in out
+
+
+def test_check_compares_arrays_if_it_reads_all(run, tmp_path):
+  images = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4)
+  images[5] = images[0]
+  np.savez(
+    tmp_path / "x.npz",
+    images=images,
+    labels=[0, 1] * 3,
+    split=["train"] * 2 + ["val"] * 2 + ["test"] * 2,
+  )
+  source = f"--source={tmp_path}/x.npz"
+  assert "same bytes" not in run(f"check {source}")[1]
+  _, out, _ = run(f"check {source} --deep")
+  assert "1 of 2 images of test have the same bytes as images of train" in out
+
+
+def test_a_deep_check_names_all_damaged_images(run, tmp_path):
+  root = write_parts(tmp_path / "x", train={"a": 30, "b": 30}, test={"a": 2})
+  for name in ("a/3.png", "b/4.png", "b/17.png"):
+    (root / "train" / name).write_bytes(b"<html>" + name.encode())
+  status, out, _ = run(f"check --source={root} --deep")
+  assert status == 1
+  for name in ("a/3.png", "b/4.png", "b/17.png"):
+    assert f"train/{name}" in out

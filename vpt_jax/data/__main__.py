@@ -70,7 +70,11 @@ def parser() -> argparse.ArgumentParser:
     help="what is there, what is missing, what is broken",
   )
   command.add_argument("task", nargs="?", default="all", metavar="TASK|all")
-  command.add_argument("--deep", action="store_true", help="decode every image")
+  command.add_argument(
+    "--deep",
+    action="store_true",
+    help="decode every image, and name all that are damaged",
+  )
 
   command = commands.add_parser(
     "show", parents=[common], help="draw samples of a split"
@@ -270,6 +274,9 @@ def check(args: argparse.Namespace) -> int:
     rows.append((name, suite, *_cells(state)))
   sys.stdout.write(text_tables.align(rows) + "\n")
   for name, state in states.items():
+    if len(states) == 1:
+      for split, summary in state.summaries.items():
+        sys.stdout.write(f"{name}: {split}: {summary}\n")
     for note in state.notes:
       sys.stdout.write(f"{name}: {note}\n")
   if len(states) > 1:  # the steps of all tasks would be pages

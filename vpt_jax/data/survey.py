@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from vpt_jax.data import class_names, datasets, own_sources, tasks
+from vpt_jax.data import (
+  class_names,
+  datasets,
+  own_sources,
+  shared_files,
+  tasks,
+)
 from vpt_jax.data.cache import decoding, prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
@@ -25,6 +31,7 @@ SPLITS = ("train", "val", "trainval", "test")
 TRAINING_SPLITS = ("train", "trainval")
 # Images of a split that are decoded even in a quick survey.
 SAMPLE = 8
+MOST_LISTED = 50
 
 
 @dataclasses.dataclass
@@ -40,7 +47,8 @@ class State:
     smallest: training images of the rarest class.
     largest: training images of the most frequent class.
     prepared: splits that have a cache.
-    notes: what is broken, or differs from the table of tasks.
+    summaries: of splits, which classes there are and how many images each.
+    notes: what is broken, differs from the table of tasks, or should be known.
   """
 
   state: str = READY
@@ -51,6 +59,7 @@ class State:
   smallest: int = 0
   largest: int = 0
   prepared: list[str] = dataclasses.field(default_factory=list)
+  summaries: dict[str, str] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -80,7 +89,8 @@ def survey_task(
     image_size: (height, width) that the backbone sees.
     cache_dir: that holds the prepared caches; None: the default.
     deep: decodes every image and reads all of the caches; otherwise files are
-      only looked for, and a few decoded.
+      only looked for, and a few decoded. The user's own files of the same size
+      are compared in any case.
     workers: threads that decode; 0: a few more than there are processors.
     multi_label: images may have several classes.
     layout: see `datasets.open_split`.
@@ -105,17 +115,11 @@ def survey_task(
     "columns": columns,
   }
   preprocess = datasets.without_normalization(name, source, family, image_size)
-  for split in SPLITS:
-    try:
-      examples = datasets.open_split(name, split, **where)
-    except parts.NoImages:
-      continue
-    except ImportError as error:
-      return State(MANUAL, str(error))
-    except (OSError, ValueError) as error:
-      state.state = BROKEN
-      state.notes.append(f"{split}: {error}")
-      continue
+  try:
+    opened = _open_splits(name, where, state)
+  except ImportError as error:
+    return State(MANUAL, str(error))
+  for split, examples in opened.items():
     find_faults = functools.partial(
       _layout_and_faults, examples, split in TRAINING_SPLITS, deep, workers
     )
@@ -133,9 +137,42 @@ def survey_task(
     state.images[split] = len(examples)
     if split == "train":
       _count_classes(state, examples)
+  opened.pop("trainval", None)  # it is what two others are
+  for split, examples in opened.items():
+    state.summaries[split] = datasets.summary_of(examples)
   if task:
     state.notes += _differences(task, state)
+  if deep or not task:  # published sets are as they are
+    state.notes += shared_files.notes(opened, deep)
   return state
+
+
+def _open_splits(
+  name: str, where: dict[str, Any], state: State
+) -> dict[str, Examples]:
+  """Returns the splits that can be opened; notes why others cannot.
+
+  Args:
+    name: of the task.
+    where: see `datasets.open_split`.
+    state: is broken if there is an error.
+
+  Raises:
+    ImportError: reading them needs a package that is not there.
+  """
+  opened = {}
+  errors = set()
+  for split in SPLITS:
+    try:
+      opened[split] = datasets.open_split(name, split, **where)
+    except parts.NoImages:
+      continue
+    except (OSError, ValueError) as error:
+      state.state = BROKEN
+      if str(error) not in errors:  # most are those of all splits
+        state.notes.append(f"{split}: {error}")
+      errors.add(str(error))
+  return opened
 
 
 def _count_classes(state: State, examples: Examples) -> None:
@@ -183,8 +220,18 @@ def _image_faults(
   if bad:
     yield (
       f"{len(bad)} of {len(examples)} images that were decoded are bad: "
-      f"{bad[0]}"
+      f"{_listed(bad)}"
     )
+
+
+def _listed(texts: list[str]) -> str:
+  """Returns texts in lines of their own, unless it is one."""
+  if len(texts) == 1:
+    return texts[0]
+  lines = texts[:MOST_LISTED]
+  if len(texts) > MOST_LISTED:
+    lines.append(f"... ({len(texts) - MOST_LISTED} more)")
+  return "".join(f"\n  {line}" for line in lines)
 
 
 def _cache_faults(path: Path, deep: bool) -> list[str]:

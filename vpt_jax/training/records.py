@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vpt_jax import problems
-from vpt_jax.utils import files
+from vpt_jax.utils import files, texts
 
 SCHEMA = 1
 FILE = "records.jsonl"
@@ -247,7 +247,8 @@ def _parsed(line: bytes, where: str) -> Record:
       f"{where}: expected a record of schema {SCHEMA}, as this version of "
       "vpt_jax writes"
     )
-  return record
+  # Versions before 0.2 kept names of files that are no UTF-8 as they are.
+  return texts.printable_values(record)
 
 
 def find(paths: Sequence[str | os.PathLike]) -> list[Record]:
