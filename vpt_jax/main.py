@@ -77,6 +77,7 @@ def run(
     ValueError: a config, file or folder that can't be used, saying why.
     loop.Diverged: the loss is NaN or infinite.
   """
+  processes.check_not_forked()
   config = config_lib.resolve(config, named_task=data is None)
   if data is not None:
     data = data.aligned()
@@ -226,9 +227,9 @@ def check_same_in_all_processes(
 
   It comes before they wait for each other where one of them would never come.
   """
-  number = np.uint32(int(config_lib.digest(config), 16))
-  processes.check_same({"sha256": number}, "config")
-  processes.check_same(jax.tree.map(np.uint32, fingerprint), "data")
+  difference = config_lib.difference
+  processes.check_same(config_lib.plain(config), "config", difference)
+  processes.check_same(fingerprint, "data", difference)
 
 
 def log_sizes(job: experiment.Experiment) -> None:

@@ -147,8 +147,15 @@ def test_processes_that_are_not_alike_are_told(differ, tmp_path):
         images=np.zeros((len(labels), 8, 8, 3), np.uint8),
       )
     both.append(start(tmp_path / "run", what, 1, f"{spec}{i}", cwd=home))
+  lines = {
+    "config": ["data.train_split: 'train' -> 'trainval'"],
+    "data": ["train.images: 360 -> 450", "train.crc32: "],
+  }
   for _, err in ended(both, 1):
-    assert f"the processes do not have the same {differ}" in err
+    assert f"error: the processes do not have the same {differ}" in err
+    assert "In the first one -> in number 1:\n" in err
+    for line in lines[differ]:
+      assert f"\n  {line}" in err
 
 
 def test_a_sweep_takes_one_process(tmp_path):
@@ -270,6 +277,117 @@ def test_a_process_that_is_lost_ends_the_others(count, lost, tmp_path):
 def test_addresses_that_cannot_be(spec):
   with pytest.raises(ValueError, match=r"expected 'auto'.*HOST:PORT,N,I"):
     processes.join(spec)
+
+
+@pytest.mark.parametrize("host", ["", "localhost"])
+def test_a_port_that_is_taken_is_said(host):
+  """JAX ended with a segmentation fault."""
+  with socket.socket() as taken:
+    taken.bind((host, 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    message = f"cannot listen on port {port} .Address already in use.; end"
+    with pytest.raises(ValueError, match=message):
+      processes.join(f"localhost:{port},2,0")
+
+
+@pytest.mark.parametrize("port", [70000, 99999999999])
+def test_a_port_that_cannot_be(port):
+  with pytest.raises(ValueError, match=f"cannot listen on port {port} .*65535"):
+    processes.join(f"localhost:{port},2,0")
+
+
+ALONE = """
+import sys
+from vpt_jax import main
+from vpt_jax.distributed import processes
+processes.START_SECONDS = 1
+def work():
+  processes.join(sys.argv[1])
+  return 0
+main.exit_with(main.exit_status(work))
+"""
+
+
+@pytest.mark.parametrize(
+  "number,who",
+  [
+    (0, "not all 2 processes were there"),
+    (1, "no answer from the first"),
+  ],
+)
+def test_processes_that_do_not_come_are_not_waited_for_for_ever(number, who):
+  """Nor is the process aborted, with pages of C++, as JAX does it."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    spec = f"localhost:{free.getsockname()[1]},2,{number}"
+  done = subprocess.run(
+    [sys.executable, "-c", ALONE, spec],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+    check=False,
+  )
+  assert done.returncode == 1, done.stderr
+  assert f"error: --distributed={spec}: {who}" in done.stderr
+  assert "stack trace" not in done.stderr
+
+
+FORKS = """
+import multiprocessing, sys
+import numpy as np
+from tests import conftest
+import vpt_jax
+config = conftest.config.__wrapped__()
+config.epochs, config.optim.warmup_epochs = 1, 0
+workdir = sys.argv[1]
+image = np.zeros((8, 8, 3), np.uint8)
+
+def predicts(_):
+  return predict(image).shape
+
+def loads(_):
+  return vpt_jax.load_adapter(workdir + "/adapter.npz")(image).shape
+
+def trains(_):
+  return vpt_jax.run(config, workdir + "/again")
+
+def result(work, method):
+  with multiprocessing.get_context(method).Pool(1) as pool:
+    try:
+      return pool.map(work, [0])[0]
+    except ValueError as error:
+      return error
+
+if __name__ == "__main__":
+  vpt_jax.run(config, workdir)
+  predict = vpt_jax.load_adapter(workdir + "/adapter.npz")
+  for work in (predicts, loads, trains):
+    print(result(work, "fork"))
+  print(result(loads, "spawn"), predict(image).shape)
+"""
+
+
+def test_a_fork_of_a_process_that_has_started_jax_is_told(tmp_path):
+  """It would wait for ever. What the error advises, 'spawn', works."""
+  script = tmp_path / "forks.py"
+  script.write_text(FORKS)
+  done = subprocess.run(
+    [sys.executable, str(script), str(tmp_path / "run")],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=TIMEOUT,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  *told, works = done.stdout.splitlines()
+  assert len(told) == 3 and works == "(10,) (10,)"
+  for line in told:
+    assert "is a fork of one that has started JAX" in line
+    assert "multiprocessing.get_context('spawn')" in line
 
 
 def collectives(text):

@@ -304,6 +304,21 @@ def test_what_a_killed_process_left_is_swept(tmp_path, hold):
   assert not [*folder.rglob(pattern)]
 
 
+def test_what_a_killed_process_left_is_swept_by_the_next_write(tmp_path, hold):
+  """Of the same file, in a folder that nobody locks; not of others."""
+  path = tmp_path / "a[1].npz"
+  for name in (path, tmp_path / "b"):
+    dead = hold("replacing", name)
+    dead.kill()
+    dead.wait()
+  alive = hold("replacing", path)
+  files.write_atomic(path, b"new")
+  left = sorted(x.name for x in tmp_path.iterdir() if x != path)
+  assert [name.split(".")[1] for name in left] == ["a[1]", "b"]
+  alive.communicate("go on\n")
+  assert path.read_bytes() == b"half"
+
+
 def test_a_part_that_is_swept_before_it_is_locked_is_begun_anew(
   tmp_path, monkeypatch
 ):

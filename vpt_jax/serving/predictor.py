@@ -12,6 +12,7 @@ import numpy as np
 from vpt_jax import model as model_lib
 from vpt_jax import problems
 from vpt_jax.data.transforms.preprocess import Preprocess
+from vpt_jax.distributed import processes
 from vpt_jax.serving import inputs
 from vpt_jax.training import adapter_files, evaluation
 from vpt_jax.training.adapter_files import AdapterMeta
@@ -62,8 +63,10 @@ class Predictor:
       float32 [K] of one image, [N, K] of several.
 
     Raises:
-      ValueError: an image that cannot be read, or an array of another shape.
+      ValueError: an image that cannot be read, an array of another shape, or a
+        process that was forked after the adapter was loaded.
     """
+    processes.check_not_forked()
     parts, is_single = inputs.split_images(images, grey)
     size = min(len(parts), self._config.batch_size)
     outputs = []
@@ -153,6 +156,7 @@ def read_model(
   Raises:
     ValueError: see `load_adapter`.
   """
+  processes.check_not_forked()
   saved, meta = adapter_files.read_adapter(path)
   config = ConfigDict(meta.config)
   config.backbone.checkpoint = backbone or config.backbone.checkpoint

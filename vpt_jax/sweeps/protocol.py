@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import config as config_lib
-from vpt_jax.distributed import memory
+from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import searches, vmapped_runs
 from vpt_jax.sweeps.searches import Cell
 from vpt_jax.training import adapter_files, experiment, records, run_folder
@@ -331,6 +331,7 @@ def run(
     ValueError: a config that cannot be used; or, after all others are done,
       tasks that could not be.
   """
+  processes.check_not_forked()
   check(config)
   tasks = tuple(config.sweep.tasks) or (config.task,)
   # All configs of all tasks are checked before anything runs.

@@ -51,8 +51,14 @@ def exit_status(work: Callable[[], int]) -> int:
       sys.stderr.write(f"error: {explain(error)}\n")
     if number is None:
       return 1
+    # Libraries that are cut off in their middle complain when they are deleted.
+    sys.unraisablehook = _say_nothing
     sys.stderr.write(f"{signals.message(number)}\n")
     return 128 + number
+
+
+def _say_nothing(_: object) -> None:
+  """Takes the place of what writes exceptions that nobody can catch."""
 
 
 def explain(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 from pathlib import Path
@@ -218,7 +219,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   """Gives a file to write to, which takes the place of `path` at the end.
 
   Readers see the old file or all of the new one, wherever the context is left
-  by an error or a signal.
+  by an error or a signal. What a killed process has left of the same file is
+  deleted.
 
   Args:
     path: of the file; its folder is made.
@@ -230,6 +232,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
   check_locks(path)
   with naming(path):
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(_unfinished(path, "*")):
+      _delete_unless_locked(left)
   with naming(path), _open_unfinished(path) as file:
     try:
       yield file
@@ -250,11 +254,8 @@ def _open_unfinished(path: Path) -> BinaryIO:
   The lock tells `sweep` that its writer lives. On file systems without locks
   there is none.
   """
-  name = path.name[:_NAME_LETTERS]
   while True:
-    token = secrets.token_hex(8)
-    unfinished = path.with_name(f".{name}.{token}{UNFINISHED}")
-    file = unfinished.open("xb")
+    file = path.with_name(_unfinished(path, secrets.token_hex(8))).open("xb")
     try:
       with contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -265,6 +266,14 @@ def _open_unfinished(path: Path) -> BinaryIO:
     if is_there:
       return file
     file.close()  # Another process has swept it before it was locked.
+
+
+def _unfinished(path: Path, token: str) -> str:
+  """Returns the name of a file until it is complete; of "*" a glob pattern."""
+  name = path.name[:_NAME_LETTERS]
+  if token == "*":
+    name = glob.escape(name)
+  return f".{name}.{token}{UNFINISHED}"
 
 
 def sweep(folder: Path) -> None:
