@@ -24,6 +24,7 @@ from vpt_jax.ops.switch import ATTENTION_FORMS, KINDS, Ops
 from vpt_jax.problems import heads
 from vpt_jax.utils import lookup, trees
 from vpt_jax.weights import file_formats, load
+from vpt_jax.weights.agreement import Told
 
 
 class Model(nn.Module):
@@ -341,8 +342,15 @@ def _variables(model: Model, rng: jax.Array) -> dict[str, Any]:
   return variables
 
 
-def load_backbone(model: Model, config: ConfigDict) -> load.Loaded | None:
+def load_backbone(
+  model: Model, config: ConfigDict, told: Told | None = None
+) -> load.Loaded | None:
   """Returns the checkpoint that a config names; None for "random".
+
+  Args:
+    model: whose backbone it is of.
+    config: names the checkpoint.
+    told: what is said of the checkpoint; None: what the config says.
 
   Raises:
     ValueError: the checkpoint is missing, damaged or does not fit.
@@ -370,6 +378,19 @@ def load_backbone(model: Model, config: ConfigDict) -> load.Loaded | None:
     model.backbone.spec,
     resize=getattr(model.backbone, "resize", "linear"),
     checksum="" if config.backbone.checkpoint else entry.checksum,
+    told=told or _told(config),
+  )
+
+
+def _told(config: ConfigDict) -> Told:
+  """Returns what a config says of the checkpoint that it names."""
+  backbone = config.backbone
+  is_own = bool(backbone.checkpoint)
+  return Told(
+    gelu=not is_own or backbone.gelu not in ("", "torch"),
+    eps=not is_own or backbone.get("eps", 0.0) > 0,
+    pool=bool(config.pool),
+    grid=tuple(backbone.get("grid", ())) or None,
   )
 
 
@@ -379,6 +400,7 @@ def pretrained(
   rng: jax.Array,
   class_names: Sequence[str] = (),
   loaded: load.Loaded | None = None,
+  told: Told | None = None,
 ) -> tuple[dict[str, Any], str]:
   """Returns initialised parameters with the backbone's from its checkpoint.
 
@@ -388,6 +410,7 @@ def pretrained(
     rng: key of the initial values.
     class_names: of the task, for head='zero_shot'.
     loaded: the checkpoint, if it was read before.
+    told: see `load_backbone`.
 
   Returns:
     (parameters, sha256 of the checkpoint or "random").
@@ -396,7 +419,7 @@ def pretrained(
     ValueError: see `load_backbone`.
   """
   if loaded is None:
-    loaded = load_backbone(model, config)
+    loaded = load_backbone(model, config, told)
   if loaded is None:
     return init(model, rng), "random"
   fresh = init(model, rng, ["method", "head"])

@@ -222,6 +222,11 @@ WRONG = {
   "layer scale": (
     timm(FLAT) | {"blocks.0.ls1.gamma": np.zeros(48)},
     VIT,
+    "can't be used: it is a ViT with layer scale .*blocks.0.ls1.gamma in it",
+  ),
+  "a part more": (
+    timm(FLAT) | {"blocks.0.gate.weight": np.zeros(48)},
+    VIT,
     "parts that this backbone does not have",
   ),
   "no bias": (

@@ -113,7 +113,6 @@ def with_head(flat):
     | HEAD
     | {
       "pre_logits/kernel": np.zeros((48, 48)),
-      "MAPHead_0/probe": np.zeros((1, 1, 48)),
     }
   )
 

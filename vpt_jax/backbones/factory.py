@@ -57,8 +57,9 @@ def build(
       f"{config.name!r} needs 'auto'"
     )
   options: dict[str, Any] = {"dtype": jnp.dtype(dtype), "ops": ops}
-  if config.gelu:
-    options["gelu"] = _gelu(config.gelu, entry)
+  options["gelu"] = gelu_of(config)
+  if config.get("eps"):
+    options["eps"] = config.eps
   if config.norm:
     options["norm_order"] = lookup.choose(config.norm, NORMS, "backbone.norm")
   if config.projection:
@@ -66,15 +67,21 @@ def build(
   return make(config.name, entry, tuple(size), **options)
 
 
-def _gelu(choice: str, entry: Entry) -> str:
-  """Returns the GELU that `config.backbone.gelu` chooses.
+def gelu_of(config: ConfigDict) -> str:
+  """Returns the GELU that a section `config.backbone` chooses.
 
   `torch` is what the published code runs: the exact one for models that were
   trained with the tanh form, their own for all others.
+
+  Raises:
+    ValueError: an unknown name.
   """
-  if choice != "torch":
-    return lookup.choose(choice, gelu.NAMES, "backbone.gelu")
+  entry = get(config.name)
   trained_with = entry.arch.get("gelu", entry.module.gelu)
+  if not config.gelu:
+    return trained_with
+  if config.gelu != "torch":
+    return lookup.choose(config.gelu, gelu.NAMES, "backbone.gelu")
   return "exact" if trained_with == "tanh" else trained_with
 
 

@@ -197,6 +197,16 @@ def whole_number(name: str, value: Any) -> None:
     raise refusal(name, value, "integers of at least 0")
 
 
+def rows_and_columns(name: str, value: Any) -> None:
+  """Checks () or two integers of at least 1, as in (9, 16)."""
+  expected = "() or (rows, columns), as in (9, 16)"
+  if len(value) not in (0, 2):
+    raise refusal(name, value, expected)
+  for side in value:
+    if not _has_type(side, int) or side < 1:
+      raise refusal(name, value, expected)
+
+
 def text(name: str, value: Any) -> None:
   """Checks that an item of a tuple is a text."""
   if not isinstance(value, str):

@@ -9,7 +9,9 @@ from vpt_jax.config.options import check_fields, refusal
 from vpt_jax.data import datasets, own_sources, tasks
 from vpt_jax.data.transforms import views
 from vpt_jax.methods import registry as methods
+from vpt_jax.ops import gelu
 from vpt_jax.utils import lookup
+from vpt_jax.weights import facts
 
 
 def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
@@ -32,6 +34,7 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   add_missing_fields(config)
   check_values(config)
   name_task(config, named_task)
+  choose_network(config)
   choose_preprocessing(config, named_task)
   if not config.trainable:
     config.trainable = methods.get(config.method).trainable
@@ -108,6 +111,34 @@ def name_task(config: ConfigDict, named_task: bool) -> None:
       )
   elif named_task:
     tasks.get(config.task)
+
+
+def choose_network(config: ConfigDict) -> None:
+  """Fills in what a config beside the user's own checkpoint says of it.
+
+  What the config of the run says goes first. Files at addresses are not
+  fetched for this: where it matters, they are refused when they are read.
+
+  Raises:
+    ValueError: the config beside it is damaged.
+  """
+  backbone = config.backbone
+  path = backbone.checkpoint
+  if path in ("", "random") or "://" in path or path.startswith("package:"):
+    return
+  known = facts.of(Path(path).expanduser())
+  is_open = backbone.gelu in ("", "torch")
+  if is_open and known.gelu in gelu.NAMES:
+    if known.gelu != backbones.gelu_of(backbone):
+      backbone.gelu = known.gelu
+  entry = backbones.get(backbone.name)
+  own_eps = entry.arch.get("eps", entry.module.eps)
+  if not backbone.eps and known.eps and known.eps != own_eps:
+    backbone.eps = known.eps
+  patch_size = entry.arch.get("patch_size", entry.module.patch_size)
+  grid = facts.grid_of(known, patch_size)
+  if not backbone.grid and grid is not None and grid[0] != grid[1]:
+    backbone.grid = grid
 
 
 def choose_preprocessing(config: ConfigDict, named_task: bool) -> None:

@@ -26,6 +26,7 @@ from vpt_jax.config.options import (
   policies,
   rate,
   regex,
+  rows_and_columns,
   share,
   text,
   whole_number,
@@ -165,7 +166,23 @@ class Backbone:
     one_of(("torch", *gelu.NAMES), or_empty=True),
     help="tanh | exact | quick; empty: what the weights were trained with; "
     "torch: exact in place of tanh, as the papers' code runs weights that "
-    "were trained in JAX.",
+    "were trained in JAX. With empty and torch a config beside the checkpoint "
+    "(config.json, open_clip_config.json) goes first.",
+  )
+  eps: float = option(
+    0.0,
+    at_least(0),
+    help="Added to the variance in the norms. 0: what the config beside the "
+    "checkpoint says, else the backbone's own.",
+    since="0.2.0",
+  )
+  grid: tuple = option(
+    (),
+    rows_and_columns,
+    help="Rows and columns of the checkpoint's positions, as in (9, 16), where "
+    "they are on no square grid and no config beside it says so. Empty: as "
+    "that config says, else a square.",
+    since="0.2.0",
   )
   norm: str = option(
     "",

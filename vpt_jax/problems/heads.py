@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import problems
-from vpt_jax.backbones import clip
+from vpt_jax.backbones import clip, factory
 from vpt_jax.backbones.model_zoo import Entry
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import DinoHead, ViT
@@ -183,7 +183,8 @@ def _encode_names(
       f"{num_classes} classes; set config.clip.class_names"
     )
   sizes: Mapping[str, Any] = entry.text
-  tower = clip.TextTower(**sizes)
+  # Both towers of a CLIP have the same activation.
+  tower = clip.TextTower(**sizes, gelu=factory.gelu_of(config.backbone))
   ids = jnp.zeros((1, tower.context_length), jnp.int32)
   shapes = jax.eval_shape(tower.init, jax.random.key(0), ids)["params"]
   flat = load.restore(text, trees.flatten(shapes), "text tower")

@@ -17,6 +17,7 @@ from vpt_jax.serving import inputs
 from vpt_jax.training import adapter_files, evaluation
 from vpt_jax.training.adapter_files import AdapterMeta
 from vpt_jax.utils import trees
+from vpt_jax.weights.agreement import Told
 
 Variables = dict[str, Any]
 
@@ -215,7 +216,10 @@ def _frozen_backbone(
   config = ConfigDict(config.to_dict())
   config.head = "linear"  # the trained one is in the file
   rng = jax.random.PRNGKey(config.seed)
-  params, sha256 = model_lib.pretrained(model, config, rng)
+  # The run was checked when it began, and the file is compared below.
+  grid = tuple(config.backbone.get("grid", ())) or None
+  told = Told(grid=grid, all=True)
+  params, sha256 = model_lib.pretrained(model, config, rng, told=told)
   built = {"name": config.backbone.name, "sha256": sha256}
   adapter_files.check_backbone(str(path), meta.backbone, built)
   flat = model_lib.store(trees.flatten(params), config)

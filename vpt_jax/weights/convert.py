@@ -6,6 +6,7 @@ python -m vpt_jax.backbones.convert IN --to OUT.npz
 import argparse
 import collections
 from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 from pathlib import Path
 import re
 import sys
@@ -16,13 +17,15 @@ import numpy as np
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.nn import cost
+from vpt_jax.ops.gelu import NAMES
 from vpt_jax.utils import command_line, trees
-from vpt_jax.weights import file_formats, identify, load, timm_check
+from vpt_jax.weights import facts, file_formats, identify, load, timm_check
+from vpt_jax.weights.agreement import Told
+from vpt_jax.weights.facts import Facts
 from vpt_jax.weights.name_maps import EXTRAS
 from vpt_jax.weights.translate import (
   Arrays,
   split_class_position,
-  translate,
   Translated,
 )
 
@@ -40,7 +43,9 @@ def convert(
   source: str,
   backbone: str = "",
   heads: int = 0,
-) -> tuple[Arrays, ViT | Swin, Translated]:
+  beside: Facts = facts.NOTHING,
+  gelu: str = "",
+) -> tuple[Arrays, ViT | Swin, Translated, Facts]:
   """Returns the arrays of a file in any known layout under our names.
 
   Args:
@@ -48,19 +53,26 @@ def convert(
     source: name of the file, for errors.
     backbone: see `identify.module_of`.
     heads: see `identify.module_of`.
+    beside: what the config beside the file says.
+    gelu: the activation, if the user said it.
 
   Returns:
     (backbone's parameters and extras, a module with these parameters, what was
-    found in the file).
+    found in the file, what the arrays do not say).
 
   Raises:
     ValueError: unknown layout, or arrays that make no whole backbone.
   """
   flat, left_out = _without_adapter(flat, source)
   try:
-    found = translate(flat)
+    told = Told(gelu=bool(gelu))
+    found, known = load.understood(flat, beside, told)
+    if gelu:
+      known = dataclasses.replace(known, gelu=gelu)
     found.ignored.extend(left_out)
-    arrays = split_class_position(found, None)
+    patch_size = load.patch_size(found.arrays)
+    grid = facts.grid_of(known, patch_size)
+    arrays = split_class_position(found, None, grid)
     # Fine-tuned with mean pooling: `load.fit` looks where that norm is to go.
     is_pooled = _FINAL_NORM not in arrays
     own = {}
@@ -72,7 +84,7 @@ def convert(
         own[name.replace("fc_norm", "encoder_norm")] = array
       else:
         own[name] = array
-    module = identify.module_of(own, backbone, heads)
+    module = identify.module_of(own, backbone, heads, known)
   except ValueError as error:
     raise ValueError(f"{source} cannot be converted: {error}") from error
   out = load.restore(own, cost.shapes(module), source)
@@ -81,7 +93,21 @@ def convert(
       name.replace("encoder_norm", "fc_norm"): array
       for name, array in out.items()
     }
-  return dict(sorted((out | extras).items())), module, found
+  arrays = dict(sorted((out | extras).items()))
+  return arrays, module, found, _facts(module, known)
+
+
+def _facts(module: ViT | Swin, known: Facts) -> Facts:
+  """Returns what the arrays of a module do not say."""
+  heads = module.num_heads if isinstance(module, ViT) else 0
+  return Facts(
+    gelu=module.gelu,
+    eps=module.eps,
+    heads=heads,
+    image_size=module.image_size if isinstance(module, ViT) else (),
+    mean=known.mean,
+    std=known.std,
+  )
 
 
 def _without_adapter(
@@ -128,7 +154,8 @@ def mapping(found: Translated) -> Iterator[str]:
     merged = _merged(list(names))
     if merged != kind:
       yield f"  {kind} -> {merged}{_times(len(files[kind]))}"
-  ignored = collections.Counter(map(_starred, found.ignored))
+  left_out = found.ignored + found.heads
+  ignored = collections.Counter(map(_starred, left_out))
   if ignored:
     yield "ignored:"
   for name, count in ignored.items():
@@ -200,6 +227,12 @@ def parser() -> argparse.ArgumentParser:
     help="attention heads of a ViT that is no entry",
   )
   out.add_argument(
+    "--gelu",
+    default="",
+    choices=NAMES,
+    help="the activation, needed of a CLIP where no config beside IN says it",
+  )
+  out.add_argument(
     "--dtype",
     choices=DTYPES,
     help="how floats are stored; default: float16 "
@@ -228,7 +261,14 @@ def _run(args: argparse.Namespace) -> int:
   """Writes the npz; prints what became what and the file's sha256."""
   with load.local(args.input, "", None) as path:
     flat = file_formats.read(path)
-    arrays, module, found = convert(flat, args.input, args.backbone, args.heads)
+    arrays, module, found, known = convert(
+      flat,
+      args.input,
+      args.backbone,
+      args.heads,
+      facts.beside(path),
+      args.gelu,
+    )
     for line in mapping(found):
       sys.stdout.write(f"{line}\n")
     verdict = "not verified, as asked for"
@@ -239,7 +279,7 @@ def _run(args: argparse.Namespace) -> int:
   if not dtype:
     is_small = "meta" in flat or _fits_float16(arrays)
     dtype = "float16" if is_small else "float32"
-  load.save(args.to, arrays, DTYPES[dtype])
+  load.save(args.to, arrays, DTYPES[dtype], known)
   sys.stdout.write(
     f"{args.to}: {trees.count(arrays):,} numbers as {dtype}, "
     f"sha256:{load.sha256(args.to)}\n"

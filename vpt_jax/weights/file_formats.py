@@ -122,6 +122,26 @@ def _read_npz(archive: zipfile.ZipFile, names: list[str]) -> Arrays:
   return arrays
 
 
+def read_from_npz(path: Path, name: str) -> np.ndarray | None:
+  """Returns one array of an npz file; None if it is another file or has none.
+
+  Raises:
+    ValueError: a damaged file.
+  """
+  with open(path, "rb") as file:
+    if file.read(2) != b"PK":
+      return None
+  try:
+    with strange_files.open_zip(path) as archive:
+      member = f"{name}.npy"
+      if member not in archive.namelist():
+        return None
+      data = strange_files.read_member(archive, member)
+      return strange_files.read_npy(member, data)
+  except Exception as error:  # As in `read`.
+    raise unreadable(path, str(error) or repr(error)) from error
+
+
 def _read_safetensors(path: Path) -> Arrays:
   """Reads the tensors of a safetensors file."""
   arrays = {}

@@ -10,7 +10,9 @@ from vpt_jax.backbones import factory
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.nn import positions
-from vpt_jax.weights import diagnosis
+from vpt_jax.ops.gelu import NAMES
+from vpt_jax.weights import agreement, diagnosis, facts
+from vpt_jax.weights.facts import Facts
 from vpt_jax.weights.translate import side
 
 Arrays = Mapping[str, np.ndarray]
@@ -25,7 +27,12 @@ _NEEDED = {"patch_size", "width", "depth", "mlp_dim"}
 _SINCOS_TOLERANCE = 1e-3
 
 
-def module_of(arrays: Arrays, backbone: str = "", heads: int = 0) -> ViT | Swin:
+def module_of(
+  arrays: Arrays,
+  backbone: str = "",
+  heads: int = 0,
+  known: Facts = facts.NOTHING,
+) -> ViT | Swin:
   """Returns the module that has these parameters.
 
   It is for images of the size that they were trained on.
@@ -35,10 +42,11 @@ def module_of(arrays: Arrays, backbone: str = "", heads: int = 0) -> ViT | Swin:
       positions are of an n x n grid.
     backbone: entry of the model zoo; "": as the arrays say.
     heads: of a ViT; 0: as the entry, the arrays or the model zoo say.
+    known: of the file, beside its arrays.
 
   Raises:
-    ValueError: no whole transformer, unknown name, or the number of heads is
-      not known.
+    ValueError: no whole transformer, unknown name, or the number of heads or
+      CLIP's activation is not known.
   """
   shape = diagnosis.shape_of(arrays)
   tables = _bias_tables(arrays)
@@ -51,11 +59,14 @@ def module_of(arrays: Arrays, backbone: str = "", heads: int = 0) -> ViT | Swin:
   if tables:
     module = _swin(arrays, shape, tables)
   else:
-    module = _vit(arrays, shape, heads or _heads(arrays, shape, backbone))
+    heads = heads or known.heads or _heads(arrays, shape, backbone)
+    module = _vit(arrays, shape, heads, known)
   if not backbone:
     return module
   entry = factory.get(backbone)
-  return factory.make(backbone, entry, module.image_size, gelu=module.gelu)
+  return factory.make(
+    backbone, entry, module.image_size, gelu=module.gelu, eps=module.eps
+  )
 
 
 def _bias_tables(arrays: Arrays) -> dict[int, tuple[int, ...]]:
@@ -101,17 +112,37 @@ def _swin(
   )
 
 
-def _vit(arrays: Arrays, shape: Mapping[str, Any], heads: int) -> ViT:
-  """Returns the ViT of a shape, or CLIP's visual tower."""
-  image_side = shape["patch_size"] * _grid_side(arrays)
+def _vit(
+  arrays: Arrays, shape: Mapping[str, Any], heads: int, known: Facts
+) -> ViT:
+  """Returns the ViT of a shape, or CLIP's visual tower.
+
+  Raises:
+    ValueError: nothing says CLIP's activation.
+  """
+  grid = facts.grid_of(known, shape["patch_size"])
+  if grid is None:
+    grid = (_grid_side(arrays), _grid_side(arrays))
+  rows, columns = grid
+  patch_size = shape["patch_size"]
   is_clip = "embedding_norm/scale" in arrays
+  if is_clip and not known.gelu:
+    raise ValueError(
+      f"{agreement.UNKNOWN_CLIP}. Say it with --gelu quick or --gelu exact, or "
+      "put the model's config.json or open_clip_config.json beside the file"
+    )
+  gelu = known.gelu or "exact"
+  if gelu not in NAMES:
+    raise ValueError(
+      f"its activation is {gelu!r}; backbones have {', '.join(NAMES)}"
+    )
   return ViT(
-    image_size=(image_side, image_side),
+    image_size=(rows * patch_size, columns * patch_size),
     **shape,
     num_heads=heads,
     num_cls=1 if "cls" in arrays else 0,
-    gelu="quick" if is_clip else "exact",
-    eps=1e-5 if is_clip else 1e-6,
+    gelu=gelu,
+    eps=known.eps or (1e-5 if is_clip else 1e-6),
     patch_bias="embedding/bias" in arrays,
     pre_norm=is_clip,
   )

@@ -22,13 +22,23 @@ from vpt_jax.nn import positions
 from vpt_jax.nn.tokens import Spec
 from vpt_jax.utils import files, lookup
 from vpt_jax.utils.logs import log
-from vpt_jax.weights import diagnosis, download, file_formats
+from vpt_jax.weights import (
+  agreement,
+  diagnosis,
+  download,
+  facts,
+  families,
+  file_formats,
+)
+from vpt_jax.weights.agreement import Told
+from vpt_jax.weights.facts import Facts
 from vpt_jax.weights.name_maps import EXTRAS
 from vpt_jax.weights.translate import (
   Arrays,
   side,
   split_class_position,
   translate,
+  Translated,
 )
 
 _POSITIONS = "pos_embedding"
@@ -60,6 +70,7 @@ def load(
   resize: str = "linear",
   checksum: str = "",
   cache: str | Path | None = None,
+  told: Told = agreement.NOTHING,
 ) -> Loaded:
   """Reads a checkpoint that fits a backbone exactly.
 
@@ -71,6 +82,7 @@ def load(
     resize: how positions are resized to another grid, see `positions.resize`.
     checksum: `sha256:HEX` or `md5:HEX` of the file, see `download.verify`.
     cache: folder for fetched files, see `download.fetch`.
+    told: what the user said of the file.
 
   Raises:
     ValueError: no such file, damaged, another checksum, or not this backbone.
@@ -82,7 +94,8 @@ def load(
     beside = stack.enter_context(futures.ThreadPoolExecutor(1))
     digest = beside.submit(sha256, path)
     flat = file_formats.read(path)
-    backbone, extras = fit(flat, template, source, spec, resize)
+    known = facts.beside(path)
+    backbone, extras = fit(flat, template, source, spec, resize, known, told)
     return Loaded(backbone, extras, digest.result())
 
 
@@ -130,6 +143,8 @@ def fit(
   source: str,
   spec: Spec,
   resize: str = "linear",
+  beside: Facts = facts.NOTHING,
+  told: Told = agreement.NOTHING,
 ) -> tuple[Arrays, Arrays]:
   """Returns what a file in any known layout holds of a backbone.
 
@@ -139,6 +154,8 @@ def fit(
     source: name of the checkpoint, for errors.
     spec: of the backbone.
     resize: see `load`.
+    beside: what the config beside the file says.
+    told: see `load`.
 
   Returns:
     (the backbone's parameters, what else the file holds; see `Loaded`).
@@ -148,12 +165,16 @@ def fit(
   """
   grid = spec.grids[0]
   try:
-    found = translate(flat)
-    arrays = split_class_position(found, grid)
+    found, known = understood(flat, beside, told)
+    file_grid = told.grid or facts.grid_of(known, patch_size(found.arrays))
+    arrays = split_class_position(found, grid, file_grid)
+    _check_grid(arrays, file_grid, told, known)
   except ValueError as error:
     raise ValueError(f"checkpoint {source} can't be used: {error}") from error
   if found.ignored:
     log.info("ignored in the checkpoint: %s", _kinds(found.ignored))
+  if found.heads:
+    log.info("heads in the checkpoint, left out: %s", _kinds(found.heads))
   arrays = _with_final_norm(arrays, spec)
   extras: dict[str, np.ndarray] = {}
   own: dict[str, np.ndarray] = {}
@@ -162,7 +183,58 @@ def fit(
     is_extra = name.startswith(EXTRAS) and name not in template
     part = extras if is_extra else own
     part[name] = array
-  return restore(own, template, source, grid, resize), extras
+  restored = restore(own, template, source, grid, resize, file_grid)
+  try:
+    agreement.check(known, told, spec, template, arrays)
+  except ValueError as error:
+    raise ValueError(f"checkpoint {source} can't be used: {error}") from error
+  return restored, extras
+
+
+def understood(
+  flat: Mapping[str, np.ndarray], beside: Facts, told: Told
+) -> tuple[Translated, Facts]:
+  """Returns a file's arrays under our names, and what is known beside them.
+
+  Args:
+    flat: see `fit`.
+    beside: what the config beside the file says.
+    told: what the user said.
+
+  Raises:
+    ValueError: no known layout, or a network that cannot be run.
+  """
+  flat, of_file = facts.take(flat)
+  families.refuse(flat.keys(), may_pool=told.pool or told.all)
+  found = translate(flat)
+  if of_file is not None:  # `convert` looked at all of this.
+    return found, of_file
+  if told.all:
+    return found, facts.NOTHING
+  by_names = facts.by_names(found.layout, flat.keys())
+  return found, facts.merged(beside, by_names)
+
+
+def patch_size(arrays: Mapping[str, Any]) -> int:
+  """Returns the side of a patch, 0 if there is no embedding of patches."""
+  return diagnosis.shape_of(arrays).get("patch_size", 0)
+
+
+def _check_grid(
+  arrays: Arrays, file_grid: tuple[int, int] | None, told: Told, known: Facts
+) -> None:
+  """Raises ValueError if there are other positions than a known grid has."""
+  table = arrays.get(_POSITIONS)
+  if table is None or table.ndim != 3 or file_grid is None:
+    return
+  rows, columns = file_grid
+  count = table.shape[1]
+  if count != rows * columns:
+    where = "config.backbone.grid" if told.grid else known.source
+    raise ValueError(
+      f"{where} says a grid of {rows} x {columns} patches, but the file has "
+      f"{count} positions; correct it (config.backbone.grid=(rows, columns))"
+    )
 
 
 def _with_final_norm(arrays: Arrays, spec: Spec) -> Arrays:
@@ -193,6 +265,7 @@ def restore(
   source: str,
   grid: tuple[int, int] | None = None,
   resize: str = "linear",
+  file_grid: tuple[int, int] | None = None,
 ) -> Arrays:
   """Returns the arrays that `template` asks for, never only a part of them.
 
@@ -203,6 +276,7 @@ def restore(
     grid: (rows, columns) of the backbone; n n positions of another resolution
       are taken for an n x n grid and resized to it.
     resize: see `positions.resize`.
+    file_grid: of the file's positions, if it is known.
 
   Returns:
     float32 arrays with the keys of `template`.
@@ -215,7 +289,7 @@ def restore(
   for name, array in flat.items():
     arrays[name] = file_formats.float32(np.asarray(array))
   if grid is not None:
-    _resize_positions(arrays, grid, resize)
+    _resize_positions(arrays, grid, resize, file_grid)
   _split_heads(arrays, template)
 
   differences = _differences(arrays, template)
@@ -238,18 +312,26 @@ def restore(
 
 
 def _resize_positions(
-  arrays: Arrays, grid: tuple[int, int], resize: str
+  arrays: Arrays,
+  grid: tuple[int, int],
+  resize: str,
+  file_grid: tuple[int, int] | None,
 ) -> None:
-  """Resizes positions [1, n n, D] of another grid, in place.
+  """Resizes positions [1, h w, D] of another grid, in place.
 
-  Positions that are no square grid stay as they are: their shape is an error.
+  Where nothing says their grid, n n of them are taken for an n x n grid; others
+  stay as they are: their shape is an error.
   """
   table = arrays.get(_POSITIONS)
   if table is None or table.ndim != 3 or len(table) != 1:
     return
-  n = side(table.shape[1])
-  if n and (n, n) != tuple(grid):
-    arrays[_POSITIONS] = positions.resize(table, (n, n), grid, resize)
+  count = table.shape[1]
+  if file_grid is None and side(count):
+    file_grid = (side(count), side(count))
+  if file_grid is None or count != math.prod(file_grid):
+    return
+  if file_grid != tuple(grid):
+    arrays[_POSITIONS] = positions.resize(table, file_grid, grid, resize)
 
 
 def _split_heads(arrays: Arrays, template: Mapping[str, Any]) -> None:
@@ -317,17 +399,21 @@ def _kinds(names: Iterable[str]) -> str:
 
 
 def save(
-  path: str | Path, flat: Mapping[str, Any], dtype: Any = np.float16
+  path: str | Path,
+  flat: Mapping[str, Any],
+  dtype: Any = np.float16,
+  known: Facts = facts.NOTHING,
 ) -> None:
   """Writes a backbone's parameters as npz; `load` reads it again.
 
-  The file appears at once and whole. Like other checkpoints it does not say
-  how its positions lie: n n of them are taken for an n x n grid when loaded.
+  The file appears at once and whole.
 
   Args:
     path: of the file.
     flat: path -> array.
     dtype: how floats are stored.
+    known: what the arrays do not say, to be kept in the file. Where it names
+      no image size, n n positions are taken for an n x n grid when loaded.
 
   Raises:
     ValueError: a number is too large for `dtype`.
@@ -336,6 +422,8 @@ def save(
   arrays: dict[str, Any] = {}
   for name, array in flat.items():
     arrays[name] = _stored(name, array, dtype)
+  if known != facts.NOTHING:
+    arrays[facts.FACTS] = known.to_array()
   with files.replacing(path) as file:
     np.savez_compressed(file, **arrays)
 

@@ -8,7 +8,11 @@ the rules. Kinds are
   norm, dense, conv   modules with a `weight` and a `bias`
   qkv                 a fused dense module: query, key and value in this order
   array               a tensor that is taken as it is
-  ignore              a tensor that a backbone does not need
+  ignore              a tensor that changes no output; in place of our name
+                      stands the reason
+
+An array that changes what a backbone computes is never on the list of those
+that are ignored: it has a name of ours, or the file is refused.
 
 The backbone's own parameters come out without a prefix; beside them may be
 `head/` (a classifier), `projection/` (CLIP, DINO), `text/` (CLIP's text tower)
@@ -18,6 +22,33 @@ and `logit_scale`.
 Rule = tuple[str, str, str]
 
 EXTRAS = ("head/", "projection/", "text/", "logit_scale")
+
+# Why arrays are ignored.
+_OF_WINDOWS = "made anew from the windows' sizes"
+_OF_PRETRAINING = "of the pretraining alone"
+_OTHER_POOLING = "features are pooled in another way"
+
+# First part of the name of what stands behind a backbone. What no rule takes of
+# these is left out, with a line in the log.
+HEADS = (
+  r"(?:\w+_)?(?:heads?|classifier|fc|linear|neck|projector|predictor|"
+  r"last_layer)(?:_\w+)?"
+)
+# What pools by itself is no head: it changes the feature.
+POOLING = r"(?:.*[./])?(?:probe|latent|attention|attn|q|kv)(?:[./].*)?"
+# The classifier itself, a dense module, where the file has one of these.
+CLASSIFIER = r"(?:heads?|classifier|fc)(?:\.(?:head|fc|classifier))?(?:\.\d+)?"
+# First part of the name of what stands beside a backbone: other networks, and
+# what only training needs.
+BESIDE = (
+  r"(?:\w+_)?(?:momentum|ema|student|optim|opt|optimizer|scheduler|scaler|"
+  r"loss|criterion|queue|center|decoder)(?:_\w+)?|"
+  r"epochs?|steps?|global_step|iter|iteration|rng\w*|best_\w+|"
+  r"text\w*|txt|t|b|logit_scale|logit_bias|token_embedding|"
+  r"positional_embedding|transformer|ln_final"
+)
+# Parts of a name that only wrap others.
+WRAPPERS = ("module", "model", "state_dict", "params", "net", "network")
 
 _BLOCK = r"Transformer/encoderblock_\1/"
 _ATTENTION = _BLOCK + "MultiHeadDotProductAttention_0/"
@@ -58,7 +89,7 @@ _TIMM = (
     _ATTENTION + "relative_position_bias",
     "array",
   ),
-  (r".*\.(attn_mask|relative_position_index)", "", "ignore"),
+  (r".*\.(attn_mask|relative_position_index)", _OF_WINDOWS, "ignore"),
   (r"merge\.(\d+)\.norm", r"Transformer/merge_\1/norm", "norm"),
   (r"merge\.(\d+)\.reduction", r"Transformer/merge_\1/reduction", "dense"),
   (r"norm", "Transformer/encoder_norm", "norm"),
@@ -68,8 +99,9 @@ _TIMM = (
   (r"head\.mlp\.2", "projection/Dense_1", "dense"),
   (r"head\.mlp\.4", "projection/Dense_2", "dense"),
   (r"head\.last_layer\.weight_([gv])", r"projection/prototypes/\1", "array"),
-  # MoCo v3's projector, the decoder of a whole MAE, SigLIP's pooling.
-  (r"head\.\d+\..*|mask_token|decoder_.*|attn_pool\..*", "", "ignore"),
+  (r"mask_token|decoder_.*", _OF_PRETRAINING, "ignore"),
+  # Only where the user chose another pooling, see `families.py`.
+  (r"attn_pool\..*", _OTHER_POOLING, "ignore"),
 )
 
 
@@ -96,7 +128,11 @@ _OPENAI_CLIP = (
   (r"ln_final", "text/Transformer/encoder_norm", "norm"),
   (r"text_projection", "text/projection/kernel", "array"),
   (r"logit_scale", "logit_scale", "array"),
-  (r"(visual\.)?(input_resolution|context_length|vocab_size)", "", "ignore"),
+  (
+    r"(visual\.)?(input_resolution|context_length|vocab_size)",
+    "a size, which shapes tell",
+    "ignore",
+  ),
 )
 _TORCHVISION = (
   (r"class_token", "cls", "array"),
@@ -142,12 +178,13 @@ _HUGGINGFACE = (
     _ATTENTION + "relative_position_bias",
     "array",
   ),
-  (r".*\.relative_position_index", "", "ignore"),
+  (r".*\.relative_position_index", _OF_WINDOWS, "ignore"),
   (r"merge\.(\d+)\.norm", r"Transformer/merge_\1/norm", "norm"),
   (r"merge\.(\d+)\.reduction", r"Transformer/merge_\1/reduction", "dense"),
   (r"layernorm", "Transformer/encoder_norm", "norm"),
   (r"classifier", "head", "dense"),
-  (r"pooler\..*|embeddings\.mask_token|decoder\..*", "", "ignore"),
+  (r"pooler\..*", "a layer after the feature, often not trained", "ignore"),
+  (r"embeddings\.mask_token|decoder\..*", _OF_PRETRAINING, "ignore"),
 )
 
 
@@ -169,7 +206,7 @@ def _hf_clip(prefix: str, to: str) -> tuple[Rule, ...]:
       to + "pos_embedding",
       "array",
     ),
-    (prefix + r"\.embeddings\.position_ids", "", "ignore"),
+    (prefix + r"\.embeddings\.position_ids", "0, 1, 2, ...", "ignore"),
   )
 
 
@@ -189,8 +226,9 @@ _HF_CLIP = (
   (r"text_model\.final_layer_norm", "text/Transformer/encoder_norm", "norm"),
   (r"text_projection", "text/projection", "dense"),
   (r"logit_scale", "logit_scale", "array"),
-  # SigLIP's pooling and what its texts alone need.
-  (r"(?:vision_model|text_model)\.head\..*|logit_bias", "", "ignore"),
+  # Only where the user chose another pooling, see `families.py`.
+  (r"vision_model\.head\..*", _OTHER_POOLING, "ignore"),
+  (r"text_model\.head\..*|logit_bias", "for SigLIP's texts", "ignore"),
 )
 # The first public checkpoints (2020) counted all layers of a block together.
 _OLD = r"Transformer/encoderblock_(\d+)/"
@@ -203,7 +241,9 @@ _BIG_VISION = (
     "pos_embedding",
     "array",
   ),
-  (r"(?:pre_logits|MAPHead_0)/.*", "", "ignore"),
+  (r"pre_logits/.*", "a layer of the classifier", "ignore"),
+  # Only where the user chose another pooling, see `families.py`.
+  (r"MAPHead_0/.*", _OTHER_POOLING, "ignore"),
 )
 # In order of trial: (name, a tensor that only this layout has, rules).
 LAYOUTS: tuple[tuple[str, str, tuple[Rule, ...]], ...] = (

@@ -7,7 +7,15 @@ import re
 
 import numpy as np
 
-from vpt_jax.weights.name_maps import LAYOUTS, Rule
+from vpt_jax.weights.name_maps import (
+  BESIDE,
+  CLASSIFIER,
+  HEADS,
+  LAYOUTS,
+  POOLING,
+  Rule,
+  WRAPPERS,
+)
 
 Arrays = dict[str, np.ndarray]
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -54,13 +62,15 @@ class Translated:
     arrays: our name -> array; attention's kernels may still be [D, D].
     layout: name of the layout found.
     origin: our name -> the file's.
-    ignored: the file's names of what a backbone does not need.
+    ignored: the file's names of what changes no output of a backbone.
+    heads: the file's names of heads that are left out.
   """
 
   arrays: Arrays
   layout: str
   origin: dict[str, str]
   ignored: list[str]
+  heads: list[str]
 
 
 def translate(flat: Mapping[str, np.ndarray]) -> Translated:
@@ -75,14 +85,23 @@ def translate(flat: Mapping[str, np.ndarray]) -> Translated:
   """
   flat = dict(_unstacked(flat))
   layout, prefix, rules = _find_layout(flat)
-  names, ignored = _names_of_network(flat, prefix)
+  sorted_names = _names_of_network(flat, prefix)
+  names = sorted_names.network
+  ignored = sorted_names.ignored
+  heads = sorted_names.heads
   short_names = _without_stages(list(names.values()))
   arrays: Arrays = {}
   origin: dict[str, str] = {}
   for name, short in zip(names, short_names, strict=True):
     renamed = _rename(short, flat[name], rules)
-    if not renamed:
+    if renamed is None and _is_head(short):
+      heads.append(name)
+      continue
+    if renamed == []:
       ignored.append(name)
+    # What no rule knows keeps its name, for `load.restore` to refuse.
+    if renamed is None:
+      renamed = [(short, flat[name])]
     for path, array in renamed:
       if path in arrays:
         raise ValueError(
@@ -92,27 +111,99 @@ def translate(flat: Mapping[str, np.ndarray]) -> Translated:
         )
       arrays[path] = array
       origin[path] = name
+  _take_classifier(heads, flat, arrays, origin)
   _undo_weight_norm(arrays)
   _add_batch_axis(arrays)
-  return Translated(arrays, layout, origin, ignored)
+  return Translated(arrays, layout, origin, ignored, heads)
 
 
-def _names_of_network(
-  flat: Mapping[str, np.ndarray], prefix: str
-) -> tuple[dict[str, str], list[str]]:
-  """Returns ({name: without what stands before it}, names of no interest)."""
+@dataclasses.dataclass(frozen=True)
+class _Names:
+  """The names in a file.
+
+  Attributes:
+    network: {name: without what stands before it} of the network and of what
+      nobody knows.
+    ignored: of other networks and of what only training needs.
+    heads: of heads that stand beside it.
+  """
+
+  network: dict[str, str]
+  ignored: list[str]
+  heads: list[str]
+
+
+def _names_of_network(flat: Mapping[str, np.ndarray], prefix: str) -> _Names:
+  """Returns the names, by what they belong to."""
   # What belongs to the same model but stands beside its encoder.
   base = _ENCODER.sub("", prefix)
-  names = {}
-  ignored = []
+  found = _Names({}, [], [])
   for name in sorted(flat):
     if name.startswith(prefix):
-      names[name] = name.removeprefix(prefix)
-    elif name.startswith(base) and not _SECOND.search(name):
-      names[name] = name.removeprefix(base)
+      found.network[name] = name.removeprefix(prefix)
+    elif _stands_beside(name, prefix, BESIDE):
+      found.ignored.append(name)
+    elif name.startswith(base):
+      found.network[name] = name.removeprefix(base)
+    elif _stands_beside(name, prefix, HEADS):
+      found.heads.append(name)
     else:
-      ignored.append(name)
-  return names, ignored
+      found.network[name] = name
+  return found
+
+
+def _stands_beside(name: str, prefix: str, words: str) -> bool:
+  """Returns whether one of the words stands first in a name.
+
+  Args:
+    name: in the file, outside of the network.
+    prefix: what stands before the network's names; its parts, and others that
+      only wrap, may stand before the word.
+    words: regular expression.
+  """
+  wrappers = {*WRAPPERS, *re.split("[./]", prefix)}
+  for part in re.split("[./]", name):
+    if re.fullmatch(words, part):
+      return True
+    if part not in wrappers:
+      return False
+  return False
+
+
+def _is_head(name: str) -> bool:
+  """Returns whether an array is of a head, by its name without prefix."""
+  first, _, rest = name.partition(".")
+  is_pooling = re.fullmatch(POOLING, rest)
+  return bool(rest and re.fullmatch(HEADS, first) and not is_pooling)
+
+
+def _take_classifier(
+  heads: list[str],
+  flat: Mapping[str, np.ndarray],
+  arrays: Arrays,
+  origin: dict[str, str],
+) -> None:
+  """Moves the one dense classifier among the heads to `head/`, in place.
+
+  Several make an MLP or belong to several tasks; they stay left out.
+  """
+  if "head/kernel" in arrays:
+    return
+  modules = []
+  for name in heads:
+    module, _, leaf = name.rpartition(".")
+    is_dense = f"{module}.bias" in flat and flat[name].ndim == 2
+    is_classifier = re.search(rf"(?:^|[./]){CLASSIFIER}$", module)
+    if leaf == "weight" and is_dense and is_classifier:
+      modules.append(module)
+  if len(modules) != 1:
+    return
+  (module,) = modules
+  for leaf, path in (("weight", "head/kernel"), ("bias", "head/bias")):
+    name = f"{module}.{leaf}"
+    heads.remove(name)
+    arrays[path] = flat[name].T
+    origin[path] = name
 
 
 def _find_layout(
@@ -218,11 +309,11 @@ def _stage_starts(
 
 def _rename(
   name: str, array: np.ndarray, rules: tuple[Rule, ...]
-) -> list[tuple[str, np.ndarray]]:
+) -> list[tuple[str, np.ndarray]] | None:
   """Returns (path, array) of one tensor, three of a fused one.
 
   Returns:
-    [] if it is not needed; the tensor as it is if no rule knows it.
+    [] if it is not needed; None if no rule knows it.
   """
   module, _, leaf = name.replace("in_proj_", "in_proj.").rpartition(".")
   for pattern, replacement, kind in rules:
@@ -250,7 +341,7 @@ def _rename(
       (f"{path}/key/{new_leaf}", transform(key)),
       (f"{path}/value/{new_leaf}", transform(value)),
     ]
-  return [(name, array)]
+  return None
 
 
 def _undo_weight_norm(arrays: Arrays) -> None:
@@ -281,7 +372,9 @@ def _add_batch_axis(arrays: Arrays) -> None:
 
 
 def split_class_position(
-  found: Translated, grid: tuple[int, int] | None
+  found: Translated,
+  grid: tuple[int, int] | None,
+  file_grid: tuple[int, int] | None = None,
 ) -> Arrays:
   """Adds the class token's position, the first of 1 + n n, to the token.
 
@@ -289,9 +382,11 @@ def split_class_position(
     found: the checkpoint.
     grid: of the backbone; where big_vision has its positions today, just as
       many have none for the class token (5 x 10 is 1 + 7 x 7).
+    file_grid: of the file, if it is known; then there are 1 + h w of them.
 
   Raises:
-    ValueError: n n positions in a layout that has the class token's as well.
+    ValueError: n n positions in a layout that has the class token's as well,
+      or another number than the known grid has.
   """
   arrays = found.arrays
   cls = arrays.get("cls")
@@ -301,6 +396,8 @@ def split_class_position(
   name = found.origin["pos_embedding"]
   count = table.shape[1]
   has_class_position = found.layout != "big_vision" or "posembed_input" in name
+  if file_grid and count == math.prod(file_grid) and not has_class_position:
+    return arrays
   if not has_class_position and grid and count == math.prod(grid):
     # In big_vision's older files they are below `Transformer/`, and have it.
     is_old = "Transformer/" in name and side(count - 1)
@@ -308,7 +405,10 @@ def split_class_position(
       return arrays
   first = table[:, :1]
   rest = table[:, 1:]
-  if cls.shape == first.shape and side(count - 1):
+  is_grid = side(count - 1) > 0
+  if file_grid:
+    is_grid = count - 1 == math.prod(file_grid)
+  if cls.shape == first.shape and is_grid:
     return arrays | {"cls": cls + first, "pos_embedding": rest}
   if has_class_position and side(count):
     raise ValueError(
