@@ -385,10 +385,11 @@ def load_backbone(
 def _told(config: ConfigDict) -> Told:
   """Returns what a config says of the checkpoint that it names."""
   backbone = config.backbone
-  is_own = bool(backbone.checkpoint)
+  if not backbone.checkpoint:  # The model zoo knows its own.
+    return Told(pool=bool(config.pool), all=True)
   return Told(
-    gelu=not is_own or backbone.gelu not in ("", "torch"),
-    eps=not is_own or backbone.get("eps", 0.0) > 0,
+    gelu=backbone.gelu not in ("", "torch"),
+    eps=backbone.get("eps", 0.0) > 0,
     pool=bool(config.pool),
     grid=tuple(backbone.get("grid", ())) or None,
   )

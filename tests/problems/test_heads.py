@@ -48,6 +48,8 @@ def write(config, path, **more):
   } | more
   load.save(path, flat, np.float32)
   config.backbone.checkpoint = str(path)
+  if "clip" in config.backbone.name:
+    config.backbone.gelu = "quick"
   return flat
 
 

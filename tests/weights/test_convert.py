@@ -580,8 +580,8 @@ def test_what_timm_does_not_confirm_is_not_written(
 
   translate = load.translate
 
-  def wrong(flat):
-    found = translate(flat)
+  def wrong(flat, may_pool):
+    found = translate(flat, may_pool)
     a, b = BLOCK + "query/kernel", BLOCK + "value/kernel"
     found.arrays[a], found.arrays[b] = found.arrays[b], found.arrays[a]
     return found

@@ -121,7 +121,7 @@ def make(
     if not _fits(entry, side):
       raise ValueError(
         f"image_size={side} is not a multiple of the patch size "
-        f"{_patch_size(entry)} of {name!r} (and its windows, if it has any); "
+        f"{patch_size(entry)} of {name!r} (and its windows, if it has any); "
         f"nearest: {_nearest_side(entry, side)}"
       )
   module = entry.module(image_size=size, **(entry.arch | options))
@@ -141,13 +141,14 @@ def _check_last_grid(name: str, module: Swin) -> None:
     )
 
 
-def _patch_size(entry: Entry) -> int:
+def patch_size(entry: Entry) -> int:
+  """Returns the side of a patch of an entry's backbone, in pixels."""
   return entry.arch.get("patch_size", Swin.patch_size)
 
 
 def _fits(entry: Entry, side: int) -> bool:
   """Returns whether patches, and windows in every stage, tile a side."""
-  patch = _patch_size(entry)
+  patch = patch_size(entry)
   if side < patch or side % patch:
     return False
   if entry.module is not Swin:
@@ -166,7 +167,7 @@ def _fits(entry: Entry, side: int) -> bool:
 
 def _nearest_side(entry: Entry, side: int) -> int:
   """Returns the side nearest to this one that fits."""
-  patch = _patch_size(entry)
+  patch = patch_size(entry)
   fitting_sides = [
     candidate
     for candidate in range(patch, 2 * side + 512, patch)

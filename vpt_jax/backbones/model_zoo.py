@@ -34,6 +34,8 @@ class Entry:
     projection: makes what may follow the pooled feature
       (`config.backbone.projection`).
     text: sizes of the text tower beside it (`clip.TextTower`).
+    keeps_gelu: no published code runs it with another GELU than it was trained
+      with, so that a new run does not either (see `backbone.gelu`).
   """
 
   arch: dict[str, Any]
@@ -44,6 +46,7 @@ class Entry:
   licence: str = ""
   projection: Callable[[], nn.Module] | None = None
   text: dict[str, int] | None = None
+  keeps_gelu: bool = False
 
   @property
   def normalize(self) -> str:
@@ -346,13 +349,14 @@ BACKBONES: dict[str, Entry] = {
   "vit_l16": _google("l", 16),
   "vit_h14": _google("h", 14),
   "vit_g14": _google("g", 14),
-  # SigLIP (Zhai et al. 2023, arXiv 2303.15343): no class token; the mean of
-  # patches stands for its attention pooling, which is left out.
+  # SigLIP (Zhai et al. 2023, arXiv 2303.15343): no class token. Its attention
+  # pooling is not supported: it is refused unless the user sets config.pool.
   "siglip_so400m14": Entry(
     _vit("so400m", 14, normalize="half", num_cls=0, pool="img"),
     url="https://storage.googleapis.com/big_vision/siglip/"
     "webli_en_so400m_224_57633886.npz",
     licence="Apache-2.0",
+    keeps_gelu=True,
   ),
   "vit_so400m14": Entry(
     _vit("so400m", 14, normalize="half", num_cls=0, pool="img")

@@ -25,10 +25,18 @@ def digest(config: ConfigDict, digits: int = 8) -> str:
   defaults, so that a run keeps its name.
   """
   values = plain(config)
-  for path, default in sections.added_later().items():
+  for path, default in _defaults_of_later().items():
     _remove_default(values, path, default)
   text = json.dumps(values, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def _defaults_of_later() -> dict[tuple[str, ...], Any]:
+  """Returns `sections.added_later` as JSON values: a tuple is a list there."""
+  return {
+    path: json.loads(json.dumps(default))
+    for path, default in sections.added_later().items()
+  }
 
 
 def _remove_default(
@@ -49,7 +57,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   old_values = trees.flatten(old)
   new_values = trees.flatten(new)
   defaults = {
-    "/".join(path): default for path, default in sections.added_later().items()
+    "/".join(path): default for path, default in _defaults_of_later().items()
   }
   lines = []
   for name in sorted(old_values.keys() | new_values.keys()):

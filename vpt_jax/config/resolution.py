@@ -123,20 +123,23 @@ def choose_network(config: ConfigDict) -> None:
     ValueError: the config beside it is damaged.
   """
   backbone = config.backbone
+  entry = backbones.get(backbone.name)
+  if entry.keeps_gelu and backbone.gelu == "torch":
+    backbone.gelu = entry.arch.get("gelu", entry.module.gelu)
   path = backbone.checkpoint
   if path in ("", "random") or "://" in path or path.startswith("package:"):
     return
   known = facts.of(Path(path).expanduser())
   is_open = backbone.gelu in ("", "torch")
-  if is_open and known.gelu in gelu.NAMES:
-    if known.gelu != backbones.gelu_of(backbone):
-      backbone.gelu = known.gelu
-  entry = backbones.get(backbone.name)
+  is_other = known.gelu in gelu.NAMES and known.gelu != backbones.gelu_of(
+    backbone
+  )
+  if is_open and is_other:
+    backbone.gelu = known.gelu
   own_eps = entry.arch.get("eps", entry.module.eps)
   if not backbone.eps and known.eps and known.eps != own_eps:
     backbone.eps = known.eps
-  patch_size = entry.arch.get("patch_size", entry.module.patch_size)
-  grid = facts.grid_of(known, patch_size)
+  grid = facts.grid_of(known, backbones.patch_size(entry))
   if not backbone.grid and grid is not None and grid[0] != grid[1]:
     backbone.grid = grid
 

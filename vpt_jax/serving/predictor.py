@@ -218,7 +218,7 @@ def _frozen_backbone(
   rng = jax.random.PRNGKey(config.seed)
   # The run was checked when it began, and the file is compared below.
   grid = tuple(config.backbone.get("grid", ())) or None
-  told = Told(grid=grid, all=True)
+  told = Told(pool=True, grid=grid, all=True)
   params, sha256 = model_lib.pretrained(model, config, rng, told=told)
   built = {"name": config.backbone.name, "sha256": sha256}
   adapter_files.check_backbone(str(path), meta.backbone, built)

@@ -32,7 +32,7 @@ class Told:
     pool: how features are pooled was chosen.
     grid: of the file's positions (rows, columns), if it was told.
     all: the file is the one that the backbone is of: the model zoo's own, or
-      that of an adapter, whose run was checked.
+      that of an adapter, whose run was checked. Nothing is asked or compared.
   """
 
   gelu: bool = False

@@ -19,13 +19,19 @@ from vpt_jax.backbones.vit import ViT
 from vpt_jax.nn import cost
 from vpt_jax.ops.gelu import NAMES
 from vpt_jax.utils import command_line, trees
-from vpt_jax.weights import facts, file_formats, identify, load, timm_check
+from vpt_jax.weights import (
+  facts,
+  file_formats,
+  grids,
+  identify,
+  load,
+  timm_check,
+)
 from vpt_jax.weights.agreement import Told
 from vpt_jax.weights.facts import Facts
 from vpt_jax.weights.name_maps import EXTRAS
 from vpt_jax.weights.translate import (
   Arrays,
-  split_class_position,
   Translated,
 )
 
@@ -45,6 +51,7 @@ def convert(
   heads: int = 0,
   beside: Facts = facts.NOTHING,
   gelu: str = "",
+  grid: tuple[int, int] | None = None,
 ) -> tuple[Arrays, ViT | Swin, Translated, Facts]:
   """Returns the arrays of a file in any known layout under our names.
 
@@ -55,6 +62,7 @@ def convert(
     heads: see `identify.module_of`.
     beside: what the config beside the file says.
     gelu: the activation, if the user said it.
+    grid: (rows, columns) of the positions, if the user said it.
 
   Returns:
     (backbone's parameters and extras, a module with these parameters, what was
@@ -71,8 +79,13 @@ def convert(
       known = dataclasses.replace(known, gelu=gelu)
     found.ignored.extend(left_out)
     patch_size = load.patch_size(found.arrays)
-    grid = facts.grid_of(known, patch_size)
-    arrays = split_class_position(found, None, grid)
+    if grid is not None:
+      rows, columns = grid
+      size = (rows * patch_size, columns * patch_size)
+      known = dataclasses.replace(known, image_size=size, source="--grid")
+    file_grid = facts.grid_of(known, patch_size)
+    arrays = grids.split_class_position(found, None, file_grid)
+    grids.check(arrays, file_grid, known.source)
     # Fine-tuned with mean pooling: `load.fit` looks where that norm is to go.
     is_pooled = _FINAL_NORM not in arrays
     own = {}
@@ -233,6 +246,13 @@ def parser() -> argparse.ArgumentParser:
     help="the activation, needed of a CLIP where no config beside IN says it",
   )
   out.add_argument(
+    "--grid",
+    nargs=2,
+    type=int,
+    metavar=("ROWS", "COLUMNS"),
+    help="of the positions, where they are on no square grid",
+  )
+  out.add_argument(
     "--dtype",
     choices=DTYPES,
     help="how floats are stored; default: float16 "
@@ -268,6 +288,7 @@ def _run(args: argparse.Namespace) -> int:
       args.heads,
       facts.beside(path),
       args.gelu,
+      args.grid,
     )
     for line in mapping(found):
       sys.stdout.write(f"{line}\n")

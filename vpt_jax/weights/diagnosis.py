@@ -8,6 +8,7 @@ from typing import Any
 from vpt_jax.backbones import factory
 
 _POSITIONS = "pos_embedding"
+_EMBEDDING = "embedding/kernel"
 _BLOCK = "Transformer/encoderblock_0/"
 _BIAS = "MultiHeadDotProductAttention_0/relative_position_bias"
 
@@ -22,7 +23,8 @@ def causes(
     template: path -> array or ShapeDtypeStruct of the backbone.
   """
   cause = (
-    _other_model(flat, template)
+    _other_channels(flat, template)
+    or _other_model(flat, template)
     or _other_parts(flat, template)
     or _other_numbers(flat, template)
     or _unknown_parts(flat, template)
@@ -45,6 +47,31 @@ def _other_model(flat: Mapping[str, Any], template: Mapping[str, Any]) -> str:
     if names:
       cause += f"; of its shape are {', '.join(names)}"
   return cause
+
+
+def _other_channels(
+  flat: Mapping[str, Any], template: Mapping[str, Any]
+) -> str:
+  """Returns the cause if the file is for images of other channels, else ""."""
+  file = _axes(flat, _EMBEDDING)
+  wanted = _axes(template, _EMBEDDING)
+  if len(file) != 4 or len(wanted) != 4 or file[2] == wanted[2]:
+    return ""
+  cause = (
+    f"the file is for images of {file[2]} channels, this backbone for "
+    f"{wanted[2]} (RGB)"
+  )
+  if file[2] == 1:
+    return (
+      f"{cause}; grey images are shown to it as RGB here, so give each of the "
+      f"{wanted[2]} channels a third of its kernel"
+    )
+  return f"{cause}; choose a file that was trained on RGB images"
+
+
+def _axes(flat: Mapping[str, Any], name: str) -> tuple[int, ...]:
+  """Returns the shape of an array, () if it is not there."""
+  return getattr(flat.get(name), "shape", ())
 
 
 def _text(shape: Mapping[str, int]) -> str:
@@ -109,15 +136,20 @@ def _other_numbers(flat: Mapping[str, Any], template: Mapping[str, Any]) -> str:
     tuple(flat[_POSITIONS].shape) != tuple(template[_POSITIONS].shape)
   ):
     return (
-      "positions of a grid that is no square, or with more than one class token"
+      "positions of a grid that is no square (then set "
+      "config.backbone.grid=(rows, columns)), or with more than one class token"
     )
   return ""
 
 
 def _unknown_parts(flat: Mapping[str, Any], template: Mapping[str, Any]) -> str:
   """Returns the cause where nothing known is wrong."""
-  if flat.keys() - template.keys():
-    return "a variant with parts that this backbone does not have"
+  unexpected = sorted(flat.keys() - template.keys())
+  if unexpected:
+    return (
+      "a variant with parts that this backbone does not have, as "
+      f"{unexpected[0]!r}; it is not known that they change no output"
+    )
   if template.keys() - flat.keys():
     return "the file is not whole, or of a variant without these parts"
   return "another number of attention heads, or another variant"
@@ -132,13 +164,8 @@ def shape_of(flat: Mapping[str, Any]) -> dict[str, int]:
   Returns:
     patch_size, width, depth, mlp_dim and a Swin's window, those that are there.
   """
-
-  def axes(name: str) -> tuple[int, ...]:
-    """Returns the shape of an array, () if it is not there."""
-    return getattr(flat.get(name), "shape", ())
-
   out = {}
-  kernel = axes("embedding/kernel")
+  kernel = _axes(flat, _EMBEDDING)
   if len(kernel) == 4:
     out["patch_size"] = kernel[0]
     out["width"] = kernel[3]
@@ -148,10 +175,10 @@ def shape_of(flat: Mapping[str, Any]) -> dict[str, int]:
     if found:
       blocks.add(found[0])
   out["depth"] = len(blocks)
-  hidden_bias = axes(_BLOCK + "MlpBlock_0/Dense_0/bias")
+  hidden_bias = _axes(flat, _BLOCK + "MlpBlock_0/Dense_0/bias")
   if len(hidden_bias) == 1:
     out["mlp_dim"] = hidden_bias[0]
-  table = axes(_BLOCK + _BIAS)
+  table = _axes(flat, _BLOCK + _BIAS)
   if len(table) == 2:  # (2 window - 1)^2 rows.
     out["window"] = (math.isqrt(table[0]) + 1) // 2
   return {key: int(value) for key, value in out.items() if value}

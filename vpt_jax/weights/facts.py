@@ -115,7 +115,7 @@ def _from_text(text: str) -> Facts:
     ValueError: it did not.
   """
   values = _object(text, f"its {FACTS!r}")
-  known = {}
+  known: dict[str, Any] = {}
   for field in dataclasses.fields(Facts):
     if field.name not in values:
       continue
@@ -219,7 +219,13 @@ def _from_config(values: Mapping[str, Any], file: Path) -> Facts:
     return NOTHING
   try:
     found = read(values)
-  except (TypeError, ValueError, AttributeError, OverflowError) as error:
+  except (
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+  ) as error:
     raise ValueError(
       f"{file} is not the config of a model ({error}); correct it or move it "
       "away"
@@ -253,27 +259,26 @@ def _open_clip(values: Mapping[str, Any]) -> Facts:
   model = values["model_cfg"]
   vision = model["vision_cfg"]
   prepare = values.get("preprocess_cfg", {})
-  pixels = {
-    "mean": tuple(prepare.get("mean", ())),
-    "std": tuple(prepare.get("std", ())),
-  }
-  image_size = _size(vision.get("image_size", ()))
+  known = Facts(
+    image_size=_size(vision.get("image_size", ())),
+    mean=_numbers(prepare.get("mean", ())),
+    std=_numbers(prepare.get("std", ())),
+  )
   if "timm_model_name" in vision:  # Whose activation its name decides.
     name = str(vision["timm_model_name"])
-    return Facts(model=name, image_size=image_size, **pixels)
+    return dataclasses.replace(known, model=name)
   width = int(vision.get("width", 0))
   head_width = int(vision.get("head_width", 64))
-  quick = bool(model.get("quick_gelu", False))
+  is_quick = bool(model.get("quick_gelu", False))
   layers = vision.get("layers", 0)
-  return Facts(
+  return dataclasses.replace(
+    known,
     model="open_clip",
-    gelu="quick" if quick else "exact",
+    gelu="quick" if is_quick else "exact",
     eps=1e-5,
-    image_size=image_size,
     heads=width // head_width,
     width=width,
     depth=layers if isinstance(layers, int) else 0,
-    **pixels,
   )
 
 
@@ -296,8 +301,8 @@ def _timm(values: Mapping[str, Any]) -> Facts:
     model=name,
     gelu=activation,
     image_size=_size(size),
-    mean=tuple(pretrained.get("mean", ())),
-    std=tuple(pretrained.get("std", ())),
+    mean=_numbers(pretrained.get("mean", ())),
+    std=_numbers(pretrained.get("std", ())),
   )
 
 
@@ -306,6 +311,14 @@ def _activation(name: str) -> str:
   if not isinstance(name, str):
     raise TypeError(f"the activation is {name!r}")
   return _ACTIVATIONS.get(name, name)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+  """Returns a number for each of three channels; () if there are none."""
+  numbers = tuple(float(number) for number in value)
+  if len(numbers) not in (0, 3):
+    raise ValueError(f"{value!r} is not a number for each channel")
+  return numbers
 
 
 def _size(value: Any) -> tuple[int, ...]:

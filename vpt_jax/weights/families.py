@@ -38,8 +38,7 @@ FAMILIES = (
   Family(
     "a LoRA or adapter file of PEFT",
     (r"(^|[./])(base_layer|lora_[A-Za-z]\w*|modules_to_save)(\.|$)",),
-    "merge it into its base model first (PEFT: merge_and_unload) and save "
-    "that",
+    "merge it into its base model first (PEFT: merge_and_unload) and save that",
   ),
   Family(
     "DINOv3",

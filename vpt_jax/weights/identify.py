@@ -13,7 +13,7 @@ from vpt_jax.nn import positions
 from vpt_jax.ops.gelu import NAMES
 from vpt_jax.weights import agreement, diagnosis, facts
 from vpt_jax.weights.facts import Facts
-from vpt_jax.weights.translate import side
+from vpt_jax.weights.grids import side
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -18,7 +18,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vpt_jax.nn import positions
 from vpt_jax.nn.tokens import Spec
 from vpt_jax.utils import files, lookup
 from vpt_jax.utils.logs import log
@@ -29,19 +28,17 @@ from vpt_jax.weights import (
   facts,
   families,
   file_formats,
+  grids,
 )
 from vpt_jax.weights.agreement import Told
 from vpt_jax.weights.facts import Facts
 from vpt_jax.weights.name_maps import EXTRAS
 from vpt_jax.weights.translate import (
   Arrays,
-  side,
-  split_class_position,
   translate,
   Translated,
 )
 
-_POSITIONS = "pos_embedding"
 _NORM = "Transformer/encoder_norm/"
 _NUM_SHOWN = 12  # names of a kind that an error lists
 
@@ -167,8 +164,10 @@ def fit(
   try:
     found, known = understood(flat, beside, told)
     file_grid = told.grid or facts.grid_of(known, patch_size(found.arrays))
-    arrays = split_class_position(found, grid, file_grid)
-    _check_grid(arrays, file_grid, told, known)
+    arrays = grids.split_class_position(found, grid, file_grid)
+    if not told.all or told.grid:
+      who_says = "config.backbone.grid" if told.grid else known.source
+      grids.check(arrays, file_grid, who_says)
   except ValueError as error:
     raise ValueError(f"checkpoint {source} can't be used: {error}") from error
   if found.ignored:
@@ -205,8 +204,8 @@ def understood(
     ValueError: no known layout, or a network that cannot be run.
   """
   flat, of_file = facts.take(flat)
-  families.refuse(flat.keys(), may_pool=told.pool or told.all)
-  found = translate(flat)
+  families.refuse(flat.keys(), may_pool=told.pool)
+  found = translate(flat, told.pool)
   if of_file is not None:  # `convert` looked at all of this.
     return found, of_file
   if told.all:
@@ -218,23 +217,6 @@ def understood(
 def patch_size(arrays: Mapping[str, Any]) -> int:
   """Returns the side of a patch, 0 if there is no embedding of patches."""
   return diagnosis.shape_of(arrays).get("patch_size", 0)
-
-
-def _check_grid(
-  arrays: Arrays, file_grid: tuple[int, int] | None, told: Told, known: Facts
-) -> None:
-  """Raises ValueError if there are other positions than a known grid has."""
-  table = arrays.get(_POSITIONS)
-  if table is None or table.ndim != 3 or file_grid is None:
-    return
-  rows, columns = file_grid
-  count = table.shape[1]
-  if count != rows * columns:
-    where = "config.backbone.grid" if told.grid else known.source
-    raise ValueError(
-      f"{where} says a grid of {rows} x {columns} patches, but the file has "
-      f"{count} positions; correct it (config.backbone.grid=(rows, columns))"
-    )
 
 
 def _with_final_norm(arrays: Arrays, spec: Spec) -> Arrays:
@@ -273,8 +255,8 @@ def restore(
     flat: path -> array, under our names.
     template: path -> array or ShapeDtypeStruct of the parameters.
     source: name of the checkpoint, for errors.
-    grid: (rows, columns) of the backbone; n n positions of another resolution
-      are taken for an n x n grid and resized to it.
+    grid: (rows, columns) of the backbone; positions of another grid are resized
+      to it.
     resize: see `positions.resize`.
     file_grid: of the file's positions, if it is known.
 
@@ -289,7 +271,7 @@ def restore(
   for name, array in flat.items():
     arrays[name] = file_formats.float32(np.asarray(array))
   if grid is not None:
-    _resize_positions(arrays, grid, resize, file_grid)
+    grids.resize(arrays, grid, resize, file_grid)
   _split_heads(arrays, template)
 
   differences = _differences(arrays, template)
@@ -309,29 +291,6 @@ def restore(
       f"{_kinds(broken)}; it is damaged, download it again"
     )
   return {name: arrays[name] for name in template}
-
-
-def _resize_positions(
-  arrays: Arrays,
-  grid: tuple[int, int],
-  resize: str,
-  file_grid: tuple[int, int] | None,
-) -> None:
-  """Resizes positions [1, h w, D] of another grid, in place.
-
-  Where nothing says their grid, n n of them are taken for an n x n grid; others
-  stay as they are: their shape is an error.
-  """
-  table = arrays.get(_POSITIONS)
-  if table is None or table.ndim != 3 or len(table) != 1:
-    return
-  count = table.shape[1]
-  if file_grid is None and side(count):
-    file_grid = (side(count), side(count))
-  if file_grid is None or count != math.prod(file_grid):
-    return
-  if file_grid != tuple(grid):
-    arrays[_POSITIONS] = positions.resize(table, file_grid, grid, resize)
 
 
 def _split_heads(arrays: Arrays, template: Mapping[str, Any]) -> None:

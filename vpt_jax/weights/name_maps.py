@@ -10,6 +10,8 @@ the rules. Kinds are
   array               a tensor that is taken as it is
   ignore              a tensor that changes no output; in place of our name
                       stands the reason
+  pooling             a tensor of a network's own pooling, ignored only where
+                      the user chose another one
 
 An array that changes what a backbone computes is never on the list of those
 that are ignored: it has a name of ours, or the file is refused.
@@ -100,8 +102,7 @@ _TIMM = (
   (r"head\.mlp\.4", "projection/Dense_2", "dense"),
   (r"head\.last_layer\.weight_([gv])", r"projection/prototypes/\1", "array"),
   (r"mask_token|decoder_.*", _OF_PRETRAINING, "ignore"),
-  # Only where the user chose another pooling, see `families.py`.
-  (r"attn_pool\..*", _OTHER_POOLING, "ignore"),
+  (r"attn_pool\..*", _OTHER_POOLING, "pooling"),
 )
 
 
@@ -156,7 +157,8 @@ _TORCHVISION = (
   (r"encoder\.ln", "Transformer/encoder_norm", "norm"),
   (r"heads\.head", "head", "dense"),
 )
-_HF_BLOCK = r"encoder\.layer\.(\d+)\."
+# In files; then as transformers 5 has them in memory.
+_HF_BLOCK = r"(?:encoder\.layer|layers)\.(\d+)\."
 _HUGGINGFACE = (
   (r"embeddings\.cls_token", "cls", "array"),
   (r"embeddings\.position_embeddings", "pos_embedding", "array"),
@@ -165,14 +167,21 @@ _HUGGINGFACE = (
   *_blocks(
     _HF_BLOCK,
     ("layernorm_before", "layernorm_after"),
-    (r"intermediate\.dense", r"output\.dense"),
+    (r"(?:intermediate\.dense|mlp\.fc1)", r"(?:output\.dense|mlp\.fc2)"),
   ),
   (
     _HF_BLOCK + r"attention\.(?:attention|self)\.(query|key|value)",
     _ATTENTION + r"\2",
     "dense",
   ),
-  (_HF_BLOCK + r"attention\.output\.dense", _ATTENTION + "out", "dense"),
+  (_HF_BLOCK + r"attention\.q_proj", _ATTENTION + "query", "dense"),
+  (_HF_BLOCK + r"attention\.k_proj", _ATTENTION + "key", "dense"),
+  (_HF_BLOCK + r"attention\.v_proj", _ATTENTION + "value", "dense"),
+  (
+    _HF_BLOCK + r"attention\.(?:output\.dense|o_proj)",
+    _ATTENTION + "out",
+    "dense",
+  ),
   (
     _HF_BLOCK + r"attention\.self\.relative_position_bias_table",
     _ATTENTION + "relative_position_bias",
@@ -190,7 +199,7 @@ _HUGGINGFACE = (
 
 def _hf_clip(prefix: str, to: str) -> tuple[Rule, ...]:
   """Returns rules of one of CLIP's towers in Hugging Face's names."""
-  block = prefix + r"\.encoder\.layers\.(\d+)\."
+  block = prefix + r"encoder\.layers\.(\d+)\."
   names = {"q": "query", "k": "key", "v": "value"}
   return (
     *_blocks(
@@ -202,21 +211,23 @@ def _hf_clip(prefix: str, to: str) -> tuple[Rule, ...]:
     ),
     (block + r"self_attn\.out_proj", to + _ATTENTION + "out", "dense"),
     (
-      prefix + r"\.embeddings\.position_embedding\.weight",
+      prefix + r"embeddings\.position_embedding\.weight",
       to + "pos_embedding",
       "array",
     ),
-    (prefix + r"\.embeddings\.position_ids", "0, 1, 2, ...", "ignore"),
+    (prefix + r"embeddings\.position_ids", "0, 1, 2, ...", "ignore"),
   )
 
 
+# A vision model alone has no prefix in transformers 5.
+_VISION = r"(?:vision_model\.)?"
 _HF_CLIP = (
-  *_hf_clip("vision_model", ""),
-  *_hf_clip("text_model", "text/"),
-  (r"vision_model\.embeddings\.class_embedding", "cls", "array"),
-  (r"vision_model\.embeddings\.patch_embedding", "embedding", "conv"),
-  (r"vision_model\.pre_layrnorm", "embedding_norm", "norm"),  # sic
-  (r"vision_model\.post_layernorm", "Transformer/encoder_norm", "norm"),
+  *_hf_clip(_VISION, ""),
+  *_hf_clip(r"text_model\.", "text/"),
+  (_VISION + r"embeddings\.class_embedding", "cls", "array"),
+  (_VISION + r"embeddings\.patch_embedding", "embedding", "conv"),
+  (_VISION + "pre_layrnorm", "embedding_norm", "norm"),  # sic
+  (_VISION + "post_layernorm", "Transformer/encoder_norm", "norm"),
   (r"visual_projection", "projection", "dense"),
   (
     r"text_model\.embeddings\.token_embedding\.weight",
@@ -226,8 +237,7 @@ _HF_CLIP = (
   (r"text_model\.final_layer_norm", "text/Transformer/encoder_norm", "norm"),
   (r"text_projection", "text/projection", "dense"),
   (r"logit_scale", "logit_scale", "array"),
-  # Only where the user chose another pooling, see `families.py`.
-  (r"vision_model\.head\..*", _OTHER_POOLING, "ignore"),
+  (_VISION + r"head\..*", _OTHER_POOLING, "pooling"),
   (r"text_model\.head\..*|logit_bias", "for SigLIP's texts", "ignore"),
 )
 # The first public checkpoints (2020) counted all layers of a block together.
@@ -242,8 +252,7 @@ _BIG_VISION = (
     "array",
   ),
   (r"pre_logits/.*", "a layer of the classifier", "ignore"),
-  # Only where the user chose another pooling, see `families.py`.
-  (r"MAPHead_0/.*", _OTHER_POOLING, "ignore"),
+  (r"MAPHead_0/.*", _OTHER_POOLING, "pooling"),
 )
 # In order of trial: (name, a tensor that only this layout has, rules).
 LAYOUTS: tuple[tuple[str, str, tuple[Rule, ...]], ...] = (
@@ -259,6 +268,11 @@ LAYOUTS: tuple[tuple[str, str, tuple[Rule, ...]], ...] = (
   (
     "Hugging Face CLIP",
     "vision_model.embeddings.patch_embedding.weight",
+    _HF_CLIP,
+  ),
+  (
+    "Hugging Face CLIP, images alone",
+    "embeddings.patch_embedding.weight",
     _HF_CLIP,
   ),
 )

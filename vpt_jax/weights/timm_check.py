@@ -26,43 +26,45 @@ from vpt_jax.weights.translate import Translated
 _TO_TIMM = (
   (
     r"^(visual\.class_embedding|class_token|embeddings\.cls_token|"
-    r"vision_model\.embeddings\.class_embedding)$",
+    r"(vision_model\.)?embeddings\.class_embedding)$",
     "cls_token",
   ),
   (
     r"^(visual\.positional_embedding|encoder\.pos_embedding|embeddings\."
-    r"position_embeddings|vision_model\.embeddings\.position_embedding\.weight"
+    r"position_embeddings|(vision_model\.)?embeddings\.position_embedding\."
+    r"weight"
     r"|absolute_pos_embed)$",
     "pos_embed",
   ),
   (
     r"^(visual\.conv1|conv_proj|embeddings\.patch_embeddings\.projection|"
-    r"vision_model\.embeddings\.patch_embedding)\.",
+    r"(vision_model\.)?embeddings\.patch_embedding)\.",
     "patch_embed.proj.",
   ),
   (r"^embeddings\.norm\.", "patch_embed.norm."),
-  (r"^(visual\.ln_pre|vision_model\.pre_layrnorm)\.", "norm_pre."),
+  (r"^(visual\.ln_pre|(vision_model\.)?pre_layrnorm)\.", "norm_pre."),
   (
-    r"^(visual\.ln_post|vision_model\.post_layernorm|encoder\.ln|layernorm|"
+    r"^(visual\.ln_post|(vision_model\.)?post_layernorm|encoder\.ln|layernorm|"
     r"fc_norm)\.",
     "norm.",
   ),
   (r"^encoder\.(layers\.\d+\.(blocks|downsample)\.)", r"\1"),
   (
     r"^(visual\.transformer\.resblocks|(vision_model\.)?encoder\.layers?|"
-    r"encoder\.layers\.encoder_layer)[._](?=\d)",
+    r"encoder\.layers\.encoder_layer|layers)[._](?=\d+\.(?!blocks|downsample))",
     "blocks.",
   ),
   (r"\.(ln_1|layer_norm1|layernorm_before)\.", ".norm1."),
   (r"\.(ln_2|layer_norm2|layernorm_after)\.", ".norm2."),
   (
-    r"\.(attention\.output\.dense|(attn|self_attn|self_attention)\.out_proj)"
+    r"\.(attention\.(output\.dense|o_proj)|(attn|self_attn|self_attention)\.out_proj)"
     r"\.",
     ".attn.proj.",
   ),
   (r"\.(attn|self_attention)\.in_proj_", ".attn.qkv."),
   (
-    r"\.(attention\.attention|attention\.self|self_attn)\.([qkv])[a-z_]*\.",
+    r"\.(attention\.attention|attention\.self|attention|self_attn)\."
+    r"([qkv])[a-z_]*\.",
     r".attn.\2.",
   ),
   (r"\.attention\.self\.", ".attn."),
@@ -99,13 +101,13 @@ def difference(
   rng = np.random.default_rng(0)
   image = rng.standard_normal((1, *module.image_size, 3)).astype(np.float32)
   expected = _timm_tokens(path, found, module, image)
-  tokens = _our_tokens(module, arrays, image)
+  tokens = our_tokens(module, arrays, image)
   expected = expected.reshape(tokens.shape)  # Swin's have rows and columns.
   largest = np.abs(expected).max()
   return float(np.abs(tokens - expected).max() / largest)
 
 
-def _our_tokens(
+def our_tokens(
   module: ViT | Swin, arrays: Mapping[str, np.ndarray], image: np.ndarray
 ) -> np.ndarray:
   """Returns all tokens after the final norm, [1, T, D]."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
-import math
 import re
 
 import numpy as np
@@ -73,12 +72,16 @@ class Translated:
   heads: list[str]
 
 
-def translate(flat: Mapping[str, np.ndarray]) -> Translated:
+def translate(
+  flat: Mapping[str, np.ndarray], may_pool: bool = False
+) -> Translated:
   """Finds the layout of a checkpoint and renames its arrays.
 
   Args:
     flat: name -> array, as `file_formats.read` gives it; wrappers such as
       `model/` or `module.base_encoder.` may stand before the names.
+    may_pool: the user chose how features are pooled, so that the network's own
+      pooling may be ignored.
 
   Raises:
     ValueError: no known layout, or two arrays would get one name.
@@ -93,7 +96,7 @@ def translate(flat: Mapping[str, np.ndarray]) -> Translated:
   arrays: Arrays = {}
   origin: dict[str, str] = {}
   for name, short in zip(names, short_names, strict=True):
-    renamed = _rename(short, flat[name], rules)
+    renamed = _rename(short, flat[name], rules, may_pool)
     if renamed is None and _is_head(short):
       heads.append(name)
       continue
@@ -145,7 +148,7 @@ def _names_of_network(flat: Mapping[str, np.ndarray], prefix: str) -> _Names:
       found.ignored.append(name)
     elif name.startswith(base):
       found.network[name] = name.removeprefix(base)
-    elif _stands_beside(name, prefix, HEADS):
+    elif _stands_beside(name, prefix, HEADS) and not _pools(name):
       found.heads.append(name)
     else:
       found.network[name] = name
@@ -173,8 +176,12 @@ def _stands_beside(name: str, prefix: str, words: str) -> bool:
 def _is_head(name: str) -> bool:
   """Returns whether an array is of a head, by its name without prefix."""
   first, _, rest = name.partition(".")
-  is_pooling = re.fullmatch(POOLING, rest)
-  return bool(rest and re.fullmatch(HEADS, first) and not is_pooling)
+  return bool(rest and re.fullmatch(HEADS, first) and not _pools(rest))
+
+
+def _pools(name: str) -> bool:
+  """Returns whether an array is of an attention that pools."""
+  return re.fullmatch(POOLING, name) is not None
 
 
 def _take_classifier(
@@ -308,7 +315,7 @@ def _stage_starts(
 
 
 def _rename(
-  name: str, array: np.ndarray, rules: tuple[Rule, ...]
+  name: str, array: np.ndarray, rules: tuple[Rule, ...], may_pool: bool
 ) -> list[tuple[str, np.ndarray]] | None:
   """Returns (path, array) of one tensor, three of a fused one.
 
@@ -317,12 +324,14 @@ def _rename(
   """
   module, _, leaf = name.replace("in_proj_", "in_proj.").rpartition(".")
   for pattern, replacement, kind in rules:
-    whole = kind in ("array", "ignore")
+    whole = kind in ("array", "ignore", "pooling")
     match = re.fullmatch(pattern, name if whole else module)
     if not match:
       continue
-    if kind == "ignore":
+    if kind == "ignore" or (kind == "pooling" and may_pool):
       return []
+    if kind == "pooling":
+      return [(name, array)]
     if kind == "array":
       return [(match.expand(replacement), array)]
     if leaf not in ("weight", "bias"):
@@ -369,56 +378,3 @@ def _add_batch_axis(arrays: Arrays) -> None:
       array = arrays[name]
       width = array.shape[-1] if array.ndim else 1
       arrays[name] = array.reshape(1, -1, width)
-
-
-def split_class_position(
-  found: Translated,
-  grid: tuple[int, int] | None,
-  file_grid: tuple[int, int] | None = None,
-) -> Arrays:
-  """Adds the class token's position, the first of 1 + n n, to the token.
-
-  Args:
-    found: the checkpoint.
-    grid: of the backbone; where big_vision has its positions today, just as
-      many have none for the class token (5 x 10 is 1 + 7 x 7).
-    file_grid: of the file, if it is known; then there are 1 + h w of them.
-
-  Raises:
-    ValueError: n n positions in a layout that has the class token's as well,
-      or another number than the known grid has.
-  """
-  arrays = found.arrays
-  cls = arrays.get("cls")
-  table = arrays.get("pos_embedding")
-  if cls is None or table is None or table.ndim != 3:
-    return arrays
-  name = found.origin["pos_embedding"]
-  count = table.shape[1]
-  has_class_position = found.layout != "big_vision" or "posembed_input" in name
-  if file_grid and count == math.prod(file_grid) and not has_class_position:
-    return arrays
-  if not has_class_position and grid and count == math.prod(grid):
-    # In big_vision's older files they are below `Transformer/`, and have it.
-    is_old = "Transformer/" in name and side(count - 1)
-    if not is_old:
-      return arrays
-  first = table[:, :1]
-  rest = table[:, 1:]
-  is_grid = side(count - 1) > 0
-  if file_grid:
-    is_grid = count - 1 == math.prod(file_grid)
-  if cls.shape == first.shape and is_grid:
-    return arrays | {"cls": cls + first, "pos_embedding": rest}
-  if has_class_position and side(count):
-    raise ValueError(
-      f"its {count} positions are not the class token's and "
-      "those of an n x n grid"
-    )
-  return arrays
-
-
-def side(count: int) -> int:
-  """Returns n if count is n n, else 0."""
-  n = math.isqrt(count)
-  return n if n * n == count else 0
