@@ -1,5 +1,7 @@
 """Makes a checked config of what a user wrote: `resolve`."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from vpt_jax import model as model_lib
