@@ -128,6 +128,8 @@ def test_folders_that_are_classes(tmp_path, patterns, classes):
     (["train/fold{1,2}/{a,b}/*3.jpg", "test/{a,b}/*3.jpg"], "same folders"),
     (["{covid,normal}/{images,masks}/*3.png"], "same folders, images, masks"),
     (["{images,masks}/*3.png"], "kinds of files"),
+    (["train/{train,val}/*3.png", "test/*3.png"], "parts, where classes"),
+    (["{cat,dog}/{train,test}/*3.png"], "same folders, test, train"),
     (["{train,test}/{images,masks}/*3.png"], "kinds of files"),
     (["{a,b}/*3.jpg", "whole/{a,b}/*3.jpg"], "'whole', which holds it once"),
     (["{a,b}/*3.jpg", "a/more/*3.jpg"], "class 'a' at different depths"),

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -106,6 +108,29 @@ def test_commands_print_such_names(photos, tmp_path, capfd):
   sheet = tmp_path / "sheet.png"
   assert data_command.main(["data", "show", *options, f"--out={sheet}"]) == 0
   main.log.handlers.clear()
+
+
+def test_a_terminal_without_the_letters(photos):
+  """What its encoding lacks is escaped: no end in a print, nothing lost."""
+  code = (
+    "import sys; from vpt_jax.utils import command_line, texts\n"
+    "def work():\n"
+    f"  print({photos!r}, 'café')\n"
+    "  return 0\n"
+    "sys.exit(command_line.exit_status(work))"
+  )
+  for encoding, expected in (
+    ("utf-8:strict", "photos\\udcff café"),
+    ("ascii:strict", "photos\\udcff caf\\xe9"),
+  ):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+      [sys.executable, "-c", code],
+      check=True,
+      capture_output=True,
+      env=environment,
+    )
+    assert done.stdout.decode().strip().endswith(expected)
 
 
 def test_a_report_of_an_old_record(tmp_path, config, photos):

@@ -40,6 +40,7 @@ def exit_status(work: Callable[[], int]) -> int:
     What `work` returned; 1 after a ValueError or an OSError; 130 after Ctrl-C,
     143 after SIGTERM.
   """
+  _print_any_text()
   try:
     return work()
   except (Exception, KeyboardInterrupt, signals.Preempted) as error:
@@ -55,6 +56,16 @@ def exit_status(work: Callable[[], int]) -> int:
     sys.unraisablehook = _say_nothing
     sys.stderr.write(f"{signals.message(number)}\n")
     return 128 + number
+
+
+def _print_any_text() -> None:
+  """Lets stdout escape what the terminal's encoding lacks, as stderr does.
+
+  A path that is no UTF-8 is no reason to stop.
+  """
+  reconfigure = getattr(sys.stdout, "reconfigure", None)
+  if reconfigure is not None:  # what stands for it in a notebook has none
+    reconfigure(errors="backslashreplace")
 
 
 def _say_nothing(_: object) -> None:

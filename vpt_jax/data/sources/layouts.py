@@ -207,6 +207,10 @@ def check_classes(root: Path, tops: Sequence[Top]) -> None:
     root: the folder above.
     tops: its folders.
   """
+  roles = {top.name: role_of(top.name) for top in tops}
+  parts = {role.part for role in roles.values()}
+  if len(parts) > 1 and "" not in parts and _speak_of_parts(roles):
+    raise refusal(root, "has folders for parts, where classes should be", tops)
   names = {top.name for top in tops}
   kinds = {name.lower() for name in names}
   if len(kinds) > 1 and kinds <= _KINDS_OF_FILES:
