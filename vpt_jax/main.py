@@ -7,7 +7,6 @@ sweeps too.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
-import json
 import logging
 import os
 from pathlib import Path
@@ -89,12 +88,15 @@ def run(
     jax.default_matmul_precision(precision),
     own_folder(Path(workdir).expanduser()) as folder,
   ):
-    check_same_run(folder, config, data)
+    identity = check_same_run(folder, config, data)
     result_file = folder / ("condense.json" if condenses else "result.json")
     is_finished = np.bool_(result_file.exists())
     if processes.broadcast_from_primary(is_finished):
       log.info("%s is finished; another --workdir runs it again", folder)
-      return read_result(result_file)
+      if not processes.is_primary():
+        return {}
+      read = stages.read_result if condenses else run_results.read_result
+      return read(result_file, identity)
     if data is None:
       data = experiment.load_data(config)
     if condenses:
@@ -120,17 +122,18 @@ def own_folder(workdir: Path) -> Iterator[Path]:
 
 def check_same_run(
   folder: Path, config: ConfigDict, data: experiment.Data | None
-) -> None:
-  """Raises ValueError if the folder holds a run of another config or data."""
+) -> dict[str, str]:
+  """Raises ValueError if the folder holds a run of another config or data.
+
+  Returns:
+    What is known of the run's identity, see `run_folder.identity`.
+  """
   run_folder.check_unchanged(folder / "config.json", config_lib.plain(config))
-  if data is not None:
-    fingerprint = run_folder.fingerprint(data)
-    run_folder.check_unchanged(folder / "data.json", fingerprint)
-
-
-def read_result(path: Path) -> dict[str, Any]:
-  """Returns a finished run's result; {} in processes other than the primary."""
-  return json.loads(path.read_text()) if processes.is_primary() else {}
+  if data is None:
+    return run_folder.identity([config])
+  fingerprint = run_folder.fingerprint(data)
+  run_folder.check_unchanged(folder / "data.json", fingerprint)
+  return run_folder.identity([config], data=fingerprint)
 
 
 def check_one_process_condenses() -> None:
@@ -198,17 +201,24 @@ def train_and_evaluate(
   result = {
     **run_results.facts(job),
     **evaluation.scores(job.problem, sums, predictions, labels),
+    "run": identity,
     "images_per_second": images_per_second,
     "seconds": time.monotonic() - started,
   }
   run_results.save(
-    workdir, job, config, state.trainable, state.collections, predictions
+    workdir,
+    job,
+    config,
+    state.trainable,
+    state.collections,
+    predictions,
+    identity,
   )
   record = run_results.record(
     job,
     config,
     "single",
-    list(metrics.read_metrics(workdir / "metrics.jsonl")),
+    list(metrics.read_metrics(workdir / metrics.FILE)),
     sums,
     predictions,
     speed=images_per_second,

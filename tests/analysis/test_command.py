@@ -86,7 +86,15 @@ def workdir(tmp_path_factory):
       stage="condense",
       statistic="s",
       rows=[
-        dict(share=s, top1_as_is=60 * s, top1_tuned=70 * s, gmacs=1.0)
+        dict(
+          share=s,
+          prompts=5,
+          per_set=[5],
+          top1_as_is=60 * s,
+          top1_tuned=70 * s,
+          gmacs=1.0,
+          milliseconds=1.0,
+        )
         for s in (1.0, 0.5)
       ],
     )

@@ -49,7 +49,7 @@ def make_old(workdir):
 
   path = workdir / "result.json"
   result = json.loads(path.read_text())
-  del result["problem"]
+  del result["problem"], result["run"]
   path.write_text(json.dumps(result))
 
   path = workdir / records.FILE
@@ -62,7 +62,7 @@ def make_old(workdir):
   with np.load(path) as file:
     arrays = dict(file)
   meta = json.loads(str(arrays.pop("meta")))
-  del meta["preprocess"]
+  del meta["preprocess"], meta["run"]
   without_new_fields(meta["config"])
   np.savez(path, meta=json.dumps(meta), **arrays)
 
@@ -71,7 +71,7 @@ def test_a_finished_workdir(config, data, tmp_path):
   new = vpt_jax.run(config, tmp_path, data)
   make_old(tmp_path)
   old = vpt_jax.run(config, tmp_path, data)
-  assert new == {**old, "problem": "classification"}
+  assert new == {**old, "problem": "classification", "run": new["run"]}
 
 
 def test_a_workdir_that_was_killed(config, data, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 
 from vpt_jax import problems
 from vpt_jax.analysis import curves, figures
+from vpt_jax.training import record_checks
 from vpt_jax.training import records as records_lib
 
 # Name of the method, backbone, task and statistic: what a line is drawn for.
@@ -103,7 +104,9 @@ def draw(workdirs: Sequence[str], to: Path) -> str:
   Raises:
     ValueError: see `condensed`.
   """
-  lines = condensed(records_lib.find(workdirs))
+  records = records_lib.find(workdirs)
+  record_checks.check(records)
+  lines = condensed(records)
   labels, common = figures.distinguish(list(lines))
   title = f"Prompt condensation: {common}"
   with figures.figure(to, 9.5, 4.0, title) as fig:

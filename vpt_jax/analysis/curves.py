@@ -13,6 +13,7 @@ import numpy as np
 from vpt_jax import config as config_lib
 from vpt_jax import problems
 from vpt_jax.analysis import figures
+from vpt_jax.training import record_checks
 from vpt_jax.training import records as records_lib
 from vpt_jax.utils import lookup, trees
 
@@ -156,7 +157,9 @@ def draw(workdirs: Sequence[str], field: str, to: Path) -> str:
   Raises:
     ValueError: see `points`.
   """
-  lines = points(records_lib.find(workdirs), field)
+  records = records_lib.find(workdirs)
+  record_checks.check(records)
+  lines = points(records, field)
   labels, common = figures.distinguish(list(lines))
   all_points = [point for line in lines.values() for point in line]
   with figures.figure(to, 6.8, 4.2, common) as fig:

@@ -15,6 +15,7 @@ the kept prompts and the head of the full run.
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import io
+import json
 from pathlib import Path
 import statistics
 import time
@@ -31,9 +32,33 @@ from vpt_jax.condensation import prompt_scores, selection
 from vpt_jax.data import datasets, pipeline
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import sharding
-from vpt_jax.training import adapter_files, evaluation, records
-from vpt_jax.utils import files, lookup, text_tables, trees
+from vpt_jax.training import (
+  adapter_files,
+  evaluation,
+  record_checks,
+  records,
+  run_folder,
+  run_results,
+)
+from vpt_jax.utils import (
+  files,
+  json_files,
+  lookup,
+  strange_files,
+  text_tables,
+  trees,
+)
 from vpt_jax.utils.logs import log
+
+# What is taken from a condense.json, beside its `rows` and `oracle`.
+RESULT = {
+  "task": json_files.TEXT,
+  "split": json_files.TEXT,
+  "method": json_files.TEXT,
+  "backbone": json_files.BACKBONE,
+  "device": json_files.TEXT,
+  "statistic": json_files.TEXT,
+}
 
 # main.run(config, workdir, data, start) -> what its result.json holds.
 Run = Callable[..., dict[str, Any]]
@@ -99,7 +124,11 @@ def run(
   fingerprint = (workdir / "full" / "data.json").read_bytes()
   files.write_atomic(workdir / "data.json", fingerprint)
 
-  saved, _ = adapter_files.read_adapter(workdir / "full" / "adapter.npz")
+  adapter_path = workdir / "full" / "adapter.npz"
+  saved, meta = adapter_files.read_adapter(adapter_path)
+  of_full = full.get("run") or {}  # versions before 0.2 do not say it
+  run_folder.check_owner(adapter_path, meta.run, of_full)
+  identity = {**of_full, **run_folder.identity([config])}
   result = {
     name: full[name]
     for name in ("task", "split", "method", "backbone", "device")
@@ -108,7 +137,9 @@ def run(
   result["statistic"] = section.statistic
   log.info("condense: scores of %d training images", len(data.train))
   all_scores = stored(
-    workdir / "scores.npz", lambda: score(base, saved, data.train)
+    workdir / "scores.npz",
+    of_full,
+    lambda: score(base, saved, data.train),
   )
   if section.oracle_images:
     log.info(
@@ -117,6 +148,7 @@ def run(
     )
     exact = stored(
       workdir / "oracle.npz",
+      of_full,
       lambda: oracle(base, saved, data.train, section.oracle_images),
     )
     result["oracle"] = correlations(exact)
@@ -129,6 +161,7 @@ def run(
     row = adapt_kept(config, workdir, data, adapt, saved, mask, share)
     rows.append(row)
   result["rows"] = rows
+  result["run"] = identity
   record = {
     "id": config_lib.digest(config, 12),
     "stage": "condense",
@@ -187,15 +220,51 @@ def adapt_kept(
   return measure(as_is, data.test, mask, share, as_is_result, tuned_result)
 
 
-def stored(path: Path, compute: Callable[[], Arrays]) -> Arrays:
-  """Returns the arrays of a file; computes and writes them if it is missing."""
+def read_result(path: Path, run: Mapping[str, str]) -> dict[str, Any]:
+  """Returns a finished condensation's result.
+
+  Args:
+    path: of its condense.json.
+    run: that it should be of, as far as known, see `run_folder.identity`.
+
+  Raises:
+    ValueError: the file is damaged, or of another run.
+  """
+  result = json_files.read(path, RESULT, run_results.REMEDY)
+  wrong = record_checks.fault_of_problem(result)
+  wrong = wrong or record_checks.fault_of_condensation(result)
+  if "run" in result:
+    wrong = wrong or json_files.fault(result, {"run": json_files.TEXTS})
+  if wrong:
+    raise ValueError(f"{path}: {wrong}; {run_results.REMEDY}")
+  run_folder.check_owner(path, result.get("run"), run)
+  return result
+
+
+def stored(
+  path: Path, run: Mapping[str, str], compute: Callable[[], Arrays]
+) -> Arrays:
+  """Returns the arrays of a file; computes and writes them if it is missing.
+
+  Args:
+    path: of the npz.
+    run: that they are of, see `run_folder.identity`.
+    compute: returns them.
+
+  Raises:
+    ValueError: the file is damaged, or of another run.
+  """
   if not path.exists():
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {**compute()}
-    np.savez(buffer, **arrays)
+    np.savez(buffer, run=json.dumps(dict(run)), **arrays)
     files.write_atomic(path, buffer.getvalue())
-  with np.load(path, allow_pickle=False) as file:
-    return {name: file[name] for name in file.files}
+  arrays = strange_files.read_whole_npz(path)
+  text = str(arrays.pop("run", "{}"))
+  remedy = "delete the file, the same command makes it again"
+  owner = json_files.parse(text.encode(), f"{path}, run", {}, remedy)
+  run_folder.check_owner(path, owner, run)
+  return arrays
 
 
 def score(config: ConfigDict, saved: Arrays, split: datasets.Split) -> Arrays:

@@ -15,6 +15,8 @@ from vpt_jax import problems
 from vpt_jax.report import record_fields
 from vpt_jax.report.record_fields import Record
 from vpt_jax.report.rows import Row
+from vpt_jax.training import record_checks
+from vpt_jax.utils import json_files
 
 Json = dict[str, Any]
 
@@ -246,7 +248,7 @@ def _map(
 
 
 def _number(value: Any) -> float | None:
-  return float(value) if isinstance(value, (int, float)) else None
+  return float(value) if json_files.is_number(value) else None
 
 
 # Classes, and what they are taken for.
@@ -422,10 +424,10 @@ def condensed(records: Sequence[Record]) -> list[Json]:
   for record in records:
     if record["stage"] != "condense":
       continue
-    as_is, tuned = record_fields.share_scores(record)
+    as_is, tuned = record_checks.share_scores(record)
     shares = []
     for row in record["rows"]:
-      share = {field: row[field] for field in record_fields.CONDENSED_SHARE}
+      share = {field: row[field] for field in record_checks.CONDENSED_SHARE}
       shares.append(share | {"as_is": row[as_is], "tuned": row[tuned]})
     out.append(
       {

@@ -9,6 +9,7 @@ from vpt_jax import problems
 from vpt_jax.report import record_fields
 from vpt_jax.report.record_fields import Record
 from vpt_jax.report.suites import Column
+from vpt_jax.training import record_checks
 
 # Fields that make another method, under whatever name.
 METHOD_FIELDS = ("method", "trainable", "vpt.deep")
@@ -110,11 +111,11 @@ def collect(records: Sequence[Record], split: str = "test") -> Results:
   Raises:
     ValueError: a record that is not of the schema, or two of one config.
   """
-  record_fields.check(records)
+  record_checks.check(records)
   by_method: dict[tuple[str, str], list[Record]] = {}
   left_out: Counter[str] = Counter()
   for record in records:
-    if record["stage"] not in record_fields.RESULT_STAGES:
+    if record["stage"] not in record_checks.RESULT_STAGES:
       continue
     if record["split"] != split:
       left_out[record["split"]] += 1

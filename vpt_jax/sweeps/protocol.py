@@ -16,7 +16,6 @@ task.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import json
 import math
 from pathlib import Path
 import shutil
@@ -30,8 +29,8 @@ from vpt_jax import config as config_lib
 from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import searches, vmapped_runs
 from vpt_jax.sweeps.searches import Cell
-from vpt_jax.training import adapter_files, experiment, records, run_folder
-from vpt_jax.utils import files, lookup, trees
+from vpt_jax.training import experiment, records, run_folder
+from vpt_jax.utils import files, json_files, lookup, trees
 from vpt_jax.utils.logs import log
 
 WAIT = 5.0  # seconds between looks at what other processes do
@@ -249,7 +248,10 @@ class Sweep:
       log.info("%d of %d runs train together", fits, len(configs))
       if not note.exists():  # another process may have been faster
         files.write_json(note, {"runs": fits})
-    return json.loads(note.read_text())["runs"]
+    noted = json_files.read(
+      note, {"runs": json_files.POSITIVE}, "delete it, it is made again"
+    )
+    return noted["runs"]
 
   def _train_group(
     self, folder: Path, stage: str, group: Sequence[Run]
@@ -304,12 +306,7 @@ class Sweep:
     run_folder.check_unchanged(path, fingerprint)
     files.write_json(path, fingerprint)
     job = experiment.build(config, data)
-    path = self.workdir / "backbone.json"
-    if path.exists():
-      adapter_files.check_backbone(
-        str(self.workdir), json.loads(path.read_text()), job.backbone
-      )
-    files.write_json(path, job.backbone)
+    run_folder.claim_backbone(self.workdir, job.backbone)
     return job
 
 

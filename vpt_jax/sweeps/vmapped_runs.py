@@ -104,7 +104,9 @@ def run(
   """
   started = time.monotonic()
   runs = VmappedRuns(job, configs)
-  trained = runs.fit(folder)
+  fingerprint = run_folder.fingerprint(job.data)
+  identity = run_folder.identity(configs, job.backbone, fingerprint)
+  trained = runs.fit(folder, identity)
   total, predictions = runs.evaluate(trained.state)
   seconds_each = (time.monotonic() - started) / len(configs)
   # [G]: every epoch's loss, score and rate, and the loss of the test images.
@@ -137,6 +139,7 @@ def run(
         {**own_frozen, **own_trainable},
         _row(trained.state.collections, i),
         own_predictions,
+        run_folder.identity([config], job.backbone, fingerprint),
       )
   return out
 
@@ -345,11 +348,14 @@ class VmappedRuns:
         "mask": jnp.asarray(mask),
       }
 
-  def fit(self, folder: Path) -> Trained:
+  def fit(
+    self, folder: Path, identity: Mapping[str, str] | None = None
+  ) -> Trained:
     """Trains the epochs that are left, from the newest checkpoint on.
 
     Args:
       folder: has checkpoints/, or gets it.
+      identity: of the runs together, see `run_folder.identity`.
 
     Raises:
       processes.Preempted: the process was asked to end; a checkpoint is saved.
@@ -361,8 +367,6 @@ class VmappedRuns:
     shape = (len(names), len(self.configs), config.epochs)
     curve = np.full(shape, np.nan, np.float32)
     state = self.state
-    fingerprint = run_folder.fingerprint(self.job.data)
-    identity = run_folder.identity(self.configs, self.job.backbone, fingerprint)
     saved = checkpoints.Checkpoints(folder / "checkpoints", 1, identity)
     first = 0
     restored = saved.restore((state, curve))

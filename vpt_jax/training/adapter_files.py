@@ -10,7 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from vpt_jax.utils import files, trees
+from vpt_jax.utils import files, json_files, strange_files, trees
+
+REMEDY = "take the file from the run that it is of, or train it again"
+# Fields of the meta that every version has written, and those that came later.
+NEEDED = {
+  "backbone": json_files.BACKBONE,
+  "config": json_files.OBJECT,
+  "num_classes": json_files.POSITIVE,
+}
+LATER = {
+  "versions": json_files.TEXTS,
+  "preprocess": json_files.or_null(json_files.OBJECT),
+  "class_names": json_files.or_null(json_files.LIST),
+  "run": json_files.or_null(json_files.TEXTS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +41,8 @@ class AdapterMeta:
       say it.
     class_names: K, or () if they are the numbers from 0 on; None: a file of a
       version before 0.2, in which names of classes were sorted as text.
+    run: that it is of, see `run_folder.identity`; None: a file of a version
+      before 0.2, which does not say it.
   """
 
   backbone: Mapping[str, str]
@@ -35,6 +51,7 @@ class AdapterMeta:
   versions: Mapping[str, str]
   preprocess: Mapping[str, Any] | None = None
   class_names: Sequence[str] | None = None
+  run: Mapping[str, str] | None = None
 
   def to_json(self) -> dict[str, Any]:
     """Returns the fields; those that may not be known only if they are."""
@@ -48,6 +65,8 @@ class AdapterMeta:
       meta["preprocess"] = dict(self.preprocess)
     if self.class_names is not None:
       meta["class_names"] = list(self.class_names)
+    if self.run is not None:
+      meta["run"] = dict(self.run)
     return meta
 
   @classmethod
@@ -55,12 +74,16 @@ class AdapterMeta:
     """Returns the meta of a file, also of one of an older version.
 
     Raises:
-      ValueError: fields are missing.
+      ValueError: a field is missing, or is no such thing.
     """
-    needed = ("backbone", "config", "num_classes")
-    missing = [name for name in needed if name not in meta]
+    missing = [name for name in NEEDED if name not in meta]
     if missing:
       raise ValueError(f"its meta has no {', '.join(missing)}")
+    there = {name: kind for name, kind in LATER.items() if name in meta}
+    wrong = json_files.fault(meta, {**NEEDED, **there})
+    if wrong:
+      raise ValueError(f"its meta: {wrong}")
+    _check_class_names(meta)
     return cls(
       backbone=meta["backbone"],
       config=meta["config"],
@@ -68,6 +91,18 @@ class AdapterMeta:
       versions=meta.get("versions", {}),
       preprocess=meta.get("preprocess"),
       class_names=meta.get("class_names"),
+      run=meta.get("run"),
+    )
+
+
+def _check_class_names(meta: Mapping[str, Any]) -> None:
+  """Raises ValueError unless there is a name of each class, or none."""
+  names = meta.get("class_names") or ()
+  are_texts = all(isinstance(name, str) for name in names)
+  if not are_texts or len(names) not in (0, meta["num_classes"]):
+    raise ValueError(
+      f"its meta: field 'class_names' is {names!r:.40}, expected "
+      f"{meta['num_classes']} texts, or none"
     )
 
 
@@ -96,20 +131,30 @@ def read_adapter(path: str | os.PathLike) -> tuple[trees.Flat, AdapterMeta]:
   Raises:
     ValueError: the file is missing, damaged or no adapter.
   """
+  if not os.path.exists(path):
+    raise ValueError(f"no adapter at {path}")
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-    meta = AdapterMeta.from_json(json.loads(str(arrays.pop("meta"))))
-  except FileNotFoundError:
-    raise ValueError(f"no adapter at {path}") from None
-  except Exception as error:  # numpy and zipfile have many errors
+    arrays = strange_files.read_whole_npz(path)
+    if "meta" not in arrays:
+      raise ValueError("it has no array 'meta'")
+    text = str(arrays.pop("meta")).encode()
+    meta = AdapterMeta.from_json(json_files.parse(text, "its meta", {}, REMEDY))
+    _check_arrays(arrays)
+  except ValueError as error:
     raise ValueError(
-      f"{path} is not an adapter file of vpt_jax: {error!r}"
+      f"{path} is not an adapter file of vpt_jax: {error}"
     ) from None
   # How attention was computed is not part of the model: any machine reads it.
   if "compute" in meta.config:
     meta.config["compute"]["attention"] = "ours"
   return arrays, meta
+
+
+def _check_arrays(arrays: trees.Flat) -> None:
+  """Raises ValueError for an array that no run saves."""
+  for name, array in arrays.items():
+    if array.dtype != np.float32:
+      raise ValueError(f"array {name!r} is {array.dtype}, expected float32")
 
 
 def check_backbone(

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vpt_jax.distributed import processes
-from vpt_jax.training import state_sums
+from vpt_jax.training import run_folder, state_sums
 from vpt_jax.utils import files, signals
 from vpt_jax.utils.logs import log
 
@@ -162,12 +162,9 @@ class Checkpoints:
     return state
 
   def _check_run(self, run: Mapping[str, str]) -> None:
-    for name in sorted(run.keys() & self._run.keys()):
-      if run[name] != self._run[name]:
-        raise OtherRun(
-          f"it is of a run with another {name} ({run[name]}, this one has "
-          f"{self._run[name]})"
-        )
+    differs = run_folder.difference(run, self._run)
+    if differs:
+      raise OtherRun(f"it is of a run with {differs}")
 
   def _check_layout(
     self, path: Path, saved: state_sums.Arrays, like: Any

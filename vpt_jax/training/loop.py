@@ -113,7 +113,12 @@ class _Loop:
       workdir / "checkpoints", config.checkpoint.keep, run
     )
     self._resume()
-    self._metrics = Metrics(workdir, self._first_step(self.first_epoch))
+    self._metrics = Metrics(
+      workdir,
+      self._first_step(self.first_epoch),
+      run.get("config", ""),
+      [problem.training_score.name],
+    )
     self.progress = Progress(
       self.first_epoch,
       config.epochs,

@@ -1,13 +1,21 @@
 """Writes and reads the metrics of every epoch: JSON lines and TensorBoard."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
 from typing import Any
 
-from vpt_jax.utils import files
+from vpt_jax.utils import files, json_files
 
 FILE = "metrics.jsonl"
+# What every line has, beside the problem's training score.
+LINE = {
+  "step": json_files.WHOLE,
+  "epoch": json_files.WHOLE,
+  "lr": json_files.NUMBER,
+  "loss": json_files.NUMBER,
+}
+REMEDY = "delete this line, the curve of the run will lack this epoch"
 
 
 class Metrics:
@@ -16,16 +24,32 @@ class Metrics:
   Lines hold no times, so that a resumed run ends with the same bytes.
   """
 
-  def __init__(self, workdir: Path, step: int):
+  def __init__(
+    self,
+    workdir: Path,
+    step: int,
+    run: str = "",
+    scores: Sequence[str] = (),
+  ):
     """Opens the files.
 
     Args:
       workdir: of the run.
       step: at which the run is resumed; lines of later ones, which a killed run
         has left, are dropped.
+      run: id of the run's record, which its lines hold; lines of another one
+        are dropped.
+      scores: what its lines have beside `LINE`.
+
+    Raises:
+      ValueError: a damaged line, see `read_metrics`.
     """
     self._path = workdir / FILE
-    kept = [line for line in read_metrics(self._path) if line["step"] <= step]
+    self._run = run
+    kept = []
+    for line in _read_lines(self._path, scores):
+      if line["step"] <= step and line.get("run", run) == run:
+        kept.append(line)
     text = "".join(json.dumps(line) + "\n" for line in kept)
     files.write_atomic(self._path, text.encode())
     self._file = self._path.open("a")
@@ -40,7 +64,8 @@ class Metrics:
       **only_events: values for TensorBoard alone, such as speeds.
     """
     files.check_locks(self._path)
-    self._file.write(json.dumps(values) + "\n")
+    line = {**values, "run": self._run} if self._run else values
+    self._file.write(json.dumps(line) + "\n")
     self._file.flush()
     if self._events is None:
       # Not before the first step: where torch is installed it is imported, too.
@@ -60,12 +85,41 @@ class Metrics:
       self._events.close()
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-  """Yields the lines of a `metrics.jsonl`, up to one that a kill cut off."""
+def read_metrics(
+  path: Path, scores: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+  """Yields the values of each epoch in a `metrics.jsonl`, without its run.
+
+  A last line that a kill cut off is left out.
+
+  Args:
+    path: of the file.
+    scores: what its lines have beside `LINE`.
+
+  Raises:
+    ValueError: a damaged line; which one, and what to do.
+  """
+  for line in _read_lines(path, scores):
+    line.pop("run", None)
+    yield line
+
+
+def _read_lines(path: Path, scores: Sequence[str]) -> Iterator[dict[str, Any]]:
+  """Yields the lines of a `metrics.jsonl`, see `read_metrics`."""
+  fields = {**LINE, **dict.fromkeys(scores, json_files.NUMBER)}
   if not path.exists():
     return
-  for line in path.read_text().splitlines():
-    try:
-      yield json.loads(line)
-    except json.JSONDecodeError:
-      return
+  *lines, last = path.read_bytes().split(b"\n")
+  for number, line in enumerate(lines, 1):
+    yield _parsed(line, f"{path}, line {number}", fields)
+  try:
+    yield _parsed(last, str(path), fields)
+  except ValueError:  # A line that has no end is torn, or there is none.
+    return
+
+
+def _parsed(
+  line: bytes, where: str, fields: json_files.Fields
+) -> dict[str, Any]:
+  # The norm of gradients may be infinite.
+  return json_files.parse(line, where, fields, REMEDY, infinite=True)

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vpt_jax import problems
-from vpt_jax.utils import files, texts
+from vpt_jax.utils import files, json_files, texts
 
 SCHEMA = 1
 FILE = "records.jsonl"
+REMEDY = "delete this line, the run can be made again"
 # A line as it is in the file.
 Record = dict[str, Any]
 
@@ -235,18 +236,17 @@ class Store:
 
 
 def _parsed(line: bytes, where: str) -> Record:
-  try:
-    record = json.loads(line)
-  except ValueError as error:
-    raise ValueError(
-      f"{where}: not JSON ({error}); delete this line, the run can be made "
-      "again"
-    ) from None
-  if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-    raise ValueError(
-      f"{where}: expected a record of schema {SCHEMA}, as this version of "
-      "vpt_jax writes"
-    )
+  expected = f"a record of schema {SCHEMA}, as this version of vpt_jax writes"
+  record = json_files.parse(line, where, {}, REMEDY, expected)
+  if record.get("schema") != SCHEMA:
+    raise ValueError(f"{where}: expected {expected}")
+  wrong = json_files.fault(record, {"id": json_files.TEXT})
+  if not wrong and "metric" in record:
+    wrong = json_files.fault(record, {"metric": json_files.TEXT})
+    score = {str(record["metric"]): json_files.NUMBER}
+    wrong = wrong or json_files.fault(record, score)
+  if wrong:
+    raise ValueError(f"{where}: {wrong}; {REMEDY}")
   # Versions before 0.2 kept names of files that are no UTF-8 as they are.
   return texts.printable_values(record)
 

@@ -10,14 +10,39 @@ import jax
 from ml_collections import ConfigDict
 
 from vpt_jax import config as config_lib
+from vpt_jax import problems
 from vpt_jax.data import tasks
 from vpt_jax.problems import Problem
-from vpt_jax.training import adapter_files, evaluation, records
+from vpt_jax.training import (
+  adapter_files,
+  evaluation,
+  record_checks,
+  records,
+  run_folder,
+)
 from vpt_jax.training.evaluation import Predictions, Sums
-from vpt_jax.utils import files, trees
+from vpt_jax.utils import files, json_files, trees
 
 if TYPE_CHECKING:
   from vpt_jax.training.experiment import Experiment
+
+REMEDY = (
+  "delete this file, the same command makes it again from what the run has left"
+)
+# What is taken from a result.json, beside the scores of its problem.
+RESULT = {
+  "task": json_files.TEXT,
+  "split": json_files.TEXT,
+  "method": json_files.TEXT,
+  "backbone": json_files.BACKBONE,
+  "device": json_files.TEXT,
+  "versions": json_files.TEXTS,
+  "trainable_params": json_files.WHOLE,
+  "trainable_percent": json_files.NUMBER,
+  "count": json_files.WHOLE,
+  "seconds": json_files.NUMBER,
+  "images_per_second": json_files.or_null(json_files.NUMBER),
+}
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # What a record has of the `facts` of a run.
@@ -117,6 +142,29 @@ def record(
   return run_record.to_json()
 
 
+def read_result(path: Path, run: Mapping[str, str]) -> dict[str, Any]:
+  """Returns a finished run's result.
+
+  Args:
+    path: of its result.json.
+    run: that it should be of, as far as known, see `run_folder.identity`.
+
+  Raises:
+    ValueError: the file is damaged, or of another run.
+  """
+  result = json_files.read(path, RESULT, REMEDY)
+  wrong = record_checks.fault_of_problem(result)
+  if not wrong:
+    scores = [score.name for score in problems.of_run(result).scores]
+    wrong = json_files.fault(result, dict.fromkeys(scores, json_files.NUMBER))
+  if not wrong and "run" in result:
+    wrong = json_files.fault(result, {"run": json_files.TEXTS})
+  if wrong:
+    raise ValueError(f"{path}: {wrong}; {REMEDY}")
+  run_folder.check_owner(path, result.get("run"), run)
+  return result
+
+
 def _outcome(
   job: "Experiment", config: ConfigDict, sums: Sums, predictions: Predictions
 ) -> records.Outcome:
@@ -146,6 +194,7 @@ def save(
   trainable: trees.Flat,
   collections: Mapping[str, Any],
   predictions: Predictions,
+  run: Mapping[str, str],
 ) -> None:
   """Writes adapter.npz and predictions.csv of a run.
 
@@ -159,6 +208,7 @@ def save(
     trainable: flat trained parameters.
     collections: the model's mutable variables.
     predictions: of the test images.
+    run: that they are of, see `run_folder.identity`.
   """
   values = trees.flatten(collections)
   for path, leaf in job.start.frozen.items():
@@ -175,6 +225,7 @@ def save(
       versions=facts(job)["versions"],
       preprocess=job.preprocess.to_json(),
       class_names=job.data.train.class_names,
+      run=run,
     ),
   )
   test = job.data.test

@@ -210,6 +210,25 @@ def read_npy(name: str, data: bytes) -> np.ndarray:
   return array
 
 
+def read_whole_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Returns all arrays of an npz, which may be read-only.
+
+  Raises:
+    ValueError: it cannot be read, holds anything else, or is a zip bomb.
+  """
+  arrays = {}
+  try:
+    with open_zip(Path(path)) as archive:
+      for name in archive.namelist():
+        data = read_member(archive, name)
+        arrays[name.removesuffix(".npy")] = read_npy(name, data)
+  # Bytes from anywhere go through two libraries, with errors of their own.
+  except Exception as error:
+    why = str(error) or type(error).__name__
+    raise ValueError(f"cannot read {path}: {why}") from error
+  return arrays
+
+
 def read_npz(
   path: str | os.PathLike,
   required: tuple[str, ...],
