@@ -15,7 +15,6 @@ the kept prompts and the head of the full run.
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import io
-import json
 from pathlib import Path
 import statistics
 import time
@@ -137,9 +136,7 @@ def run(
   result["statistic"] = section.statistic
   log.info("condense: scores of %d training images", len(data.train))
   all_scores = stored(
-    workdir / "scores.npz",
-    of_full,
-    lambda: score(base, saved, data.train),
+    workdir / "scores.npz", lambda: score(base, saved, data.train)
   )
   if section.oracle_images:
     log.info(
@@ -148,7 +145,6 @@ def run(
     )
     exact = stored(
       workdir / "oracle.npz",
-      of_full,
       lambda: oracle(base, saved, data.train, section.oracle_images),
     )
     result["oracle"] = correlations(exact)
@@ -241,30 +237,23 @@ def read_result(path: Path, run: Mapping[str, str]) -> dict[str, Any]:
   return result
 
 
-def stored(
-  path: Path, run: Mapping[str, str], compute: Callable[[], Arrays]
-) -> Arrays:
+def stored(path: Path, compute: Callable[[], Arrays]) -> Arrays:
   """Returns the arrays of a file; computes and writes them if it is missing.
 
-  Args:
-    path: of the npz.
-    run: that they are of, see `run_folder.identity`.
-    compute: returns them.
-
   Raises:
-    ValueError: the file is damaged, or of another run.
+    ValueError: the file is damaged.
   """
   if not path.exists():
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {**compute()}
-    np.savez(buffer, run=json.dumps(dict(run)), **arrays)
+    np.savez(buffer, **arrays)
     files.write_atomic(path, buffer.getvalue())
-  arrays = strange_files.read_whole_npz(path)
-  text = str(arrays.pop("run", "{}"))
-  remedy = "delete the file, the same command makes it again"
-  owner = json_files.parse(text.encode(), f"{path}, run", {}, remedy)
-  run_folder.check_owner(path, owner, run)
-  return arrays
+  try:
+    return strange_files.read_whole_npz(path)
+  except ValueError as error:
+    raise ValueError(
+      f"{error}; delete this file, the same command makes it again"
+    ) from None
 
 
 def score(config: ConfigDict, saved: Arrays, split: datasets.Split) -> Arrays:

@@ -242,13 +242,22 @@ def _parsed(line: bytes, where: str) -> Record:
     raise ValueError(f"{where}: expected {expected}")
   wrong = json_files.fault(record, {"id": json_files.TEXT})
   if not wrong and "metric" in record:
-    wrong = json_files.fault(record, {"metric": json_files.TEXT})
-    score = {str(record["metric"]): json_files.NUMBER}
-    wrong = wrong or json_files.fault(record, score)
+    wrong = _fault_of_score(record)
   if wrong:
     raise ValueError(f"{where}: {wrong}; {REMEDY}")
   # Versions before 0.2 kept names of files that are no UTF-8 as they are.
   return texts.printable_values(record)
+
+
+def _fault_of_score(record: Record) -> str:
+  """Returns what is wrong with the score that a record is judged by, or ""."""
+  wrong = json_files.fault(record, {"metric": json_files.TEXT})
+  if wrong:
+    return wrong
+  name = record["metric"]
+  if name not in record:
+    return f"field 'metric' is {name!r:.40}, and there is no such score"
+  return json_files.fault(record, {name: json_files.NUMBER})
 
 
 def find(paths: Sequence[str | os.PathLike]) -> list[Record]:

@@ -167,4 +167,4 @@ def parse(
 
 def _refuse(constant: str) -> NoReturn:
   """Refuses NaN and infinities, which JSON does not have."""
-  raise ValueError(f"{constant} is no number")
+  raise ValueError(f"{constant} is no finite number")
