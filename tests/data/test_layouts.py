@@ -101,6 +101,12 @@ def test_words_for_parts_are_known(tmp_path, patterns, names):
       ("express_train", "valid_ticket"),
     ),
     (["{mask,no_mask}/*5.jpg"], ("mask", "no_mask")),
+    (["{grade1,grade2}/*5.jpg"], ("grade1", "grade2")),
+    (["{3,1}/*5.jpg"], ("1", "3")),
+    (
+      ["benign/SOB/{a1,b1}/*5.jpg", "malignant/SOB/{a2,b2}/*5.jpg"],
+      ("benign", "malignant"),
+    ),
   ],
 )
 def test_folders_that_are_classes(tmp_path, patterns, classes):
@@ -128,6 +134,16 @@ def test_folders_that_are_classes(tmp_path, patterns, classes):
     (["train/fold{1,2}/{a,b}/*3.jpg", "test/{a,b}/*3.jpg"], "same folders"),
     (["{covid,normal}/{images,masks}/*3.png"], "same folders, images, masks"),
     (["{images,masks}/*3.png"], "kinds of files"),
+    (["{HAM_images_part_1,HAM_images_part_2}/*3.png"], "share one set"),
+    (["images_{001,002,003}/images/*3.png"], "share one set"),
+    (["fold{1,2,3}/*3.png"], "share one set"),
+    (["{amazon,dslr,webcam}/images/{bike,mug}/*3.png"], "folders, bike, mug"),
+    (["{colour,grey}/{apple,pear}/*3.png"], "folders, apple, pear"),
+    (
+      ["{rock,paper}/*3.png", "rps/{rock,paper}/*3.png"],
+      "'rps', which holds it once more",
+    ),
+    (["{Train,Test}/{0,1}/*3.png", "Meta/*2.png"], "beside others .Meta."),
     (["train/{train,val}/*3.png", "test/*3.png"], "parts, where classes"),
     (["{cat,dog}/{train,test}/*3.png"], "same folders, test, train"),
     (["{train,test}/{images,masks}/*3.png"], "kinds of files"),

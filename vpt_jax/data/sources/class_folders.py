@@ -136,35 +136,22 @@ class _Reader:
     """Returns the folder that a part's folder is only repeated around."""
     if not layouts.is_wrapper(top):
       return top
-    return self._look_into(top.path / top.folders[0])
+    return layouts.look_into(top.path / top.folders[0])
 
   def _folders_in(self, path: Path) -> list[Top]:
     """Returns the folders in a folder, sorted; counts what else there is."""
     tops = []
     for entry in sorted(path.iterdir()):
-      if _is_hidden(entry.name):
+      if layouts.is_hidden(entry.name):
         self.ignored["hidden"] += 1
       elif entry.is_dir():
-        tops.append(self._look_into(entry))
+        tops.append(layouts.look_into(entry))
       elif entry.suffix.lower() in SUFFIXES:
         self.ignored[OUTSIDE] += 1
       else:
         kind = entry.suffix or entry.name
         self.ignored[f"{kind} outside of classes"] += 1
     return tops
-
-  def _look_into(self, path: Path) -> Top:
-    """Returns what is directly in a folder."""
-    images = 0
-    folders = []
-    for entry in os.scandir(path):
-      if _is_hidden(entry.name):
-        continue
-      if _is_folder(entry):
-        folders.append(entry.name)
-      elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-        images += 1
-    return Top(path, images, tuple(sorted(folders)))
 
   def _classes_below(self, top: Top) -> list[tuple[str, Label]]:
     """Returns rows (path below the root, class) of TOP/CLASS/.../IMAGE."""
@@ -241,18 +228,6 @@ class _Reader:
     if self.tells:
       shown = [texts.printable(str(value)) for value in values]
       log.info(f"%s: {message}", self.origin, *shown)
-
-
-def _is_hidden(name: str) -> bool:
-  return name.startswith((".", "__MACOSX"))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-  """Returns whether it is a folder, or a link to one."""
-  try:
-    return entry.is_dir()
-  except OSError:  # a link to itself
-    return False
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

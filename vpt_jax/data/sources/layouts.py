@@ -5,12 +5,14 @@ and `dog` classes. Where names and contents leave it open nothing is guessed:
 the error says what was seen, and the user says what is meant.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
+import os
 from pathlib import Path
 import re
 from typing import NamedTuple
 
+from vpt_jax.data.sources.image_files import SUFFIXES
 from vpt_jax.data.sources.parts import NAMES
 from vpt_jax.utils import texts
 
@@ -68,6 +70,14 @@ _KINDS_OF_FILES = frozenset(
 )
 
 
+# Folders that share the images of a set among them: `fold_1`, `images_002`.
+_SHARES = frozenset(
+  {"batch", "chunk", "fold", "kfold", "part", "shard", "subset"}
+)
+# How many folders with nothing beside them are looked through.
+_DEEPEST = 4
+
+
 @dataclasses.dataclass(frozen=True)
 class Top:
   """A folder that may be a class or a part.
@@ -88,6 +98,33 @@ class Top:
     return self.path.name
 
 
+def look_into(path: Path) -> Top:
+  """Returns what is directly in a folder."""
+  images = 0
+  folders = []
+  for entry in os.scandir(path):
+    if is_hidden(entry.name):
+      continue
+    if _is_folder(entry):
+      folders.append(entry.name)
+    elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+      images += 1
+  return Top(path, images, tuple(sorted(folders)))
+
+
+def is_hidden(name: str) -> bool:
+  """Returns whether a file or folder is no part of a data set."""
+  return name.startswith((".", "__MACOSX"))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+  """Returns whether it is a folder, or a link to one."""
+  try:
+    return entry.is_dir()
+  except OSError:  # a link to itself
+    return False
+
+
 class Role(NamedTuple):
   """What the name of a folder says.
 
@@ -106,8 +143,7 @@ def role_of(name: str) -> Role:
   `Training`, `train_images`, `valid2017`, `asl_alphabet_test` and `TestSet` all
   name one.
   """
-  spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-  words = re.findall(r"[^\W\d_]+", spaced.lower())
+  words = _words_of(name)
   parts = []
   rest = []
   for word in words:
@@ -121,6 +157,12 @@ def role_of(name: str) -> Role:
   if len(set(parts)) != 1:
     return Role("", tuple(words))
   return Role(parts[0], tuple(rest))
+
+
+def _words_of(name: str) -> list[str]:
+  """Returns the words of a name in lower case, without numbers."""
+  spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+  return re.findall(r"[^\W\d_]+", spaced.lower())
 
 
 def _part_of_word(word: str) -> str:
@@ -223,7 +265,11 @@ def check_classes(root: Path, tops: Sequence[Top]) -> None:
       raise refusal(
         root, f"has the folder {top.name!r}, which holds it once more", tops
       )
-  above = [top for top in tops if top.folders and not top.images]
+  above = []
+  for top in tops:
+    inner = _first_fork(top)
+    if inner.folders and not inner.images:
+      above.append(inner)
   shared = _shared_names(above)
   if len(shared) > 1:
     raise refusal(
@@ -233,6 +279,32 @@ def check_classes(root: Path, tops: Sequence[Top]) -> None:
       "classes",
       tops,
     )
+  if _share_one_set(names):
+    raise refusal(
+      root, "has folders that share one set, where classes should be", tops
+    )
+
+
+def _share_one_set(names: Collection[str]) -> bool:
+  """Returns whether folders are numbered shares, by their names.
+
+  Such as `fold_1` and `fold_2`, or `images_001` and `images_002`.
+  """
+  words = {tuple(_words_of(name)) for name in names}
+  if len(names) < 2 or len(words) != 1:
+    return False
+  (same,) = words
+  is_share = bool(_SHARES & {*same})
+  return bool(same) and (is_share or {*same} <= _FILL_WORDS)
+
+
+def _first_fork(top: Top) -> Top:
+  """Returns the first folder below one that has more than one folder in it."""
+  for _ in range(_DEEPEST):
+    if top.images or len(top.folders) != 1:
+      break
+    top = look_into(top.path / top.folders[0])
+  return top
 
 
 def _shared_names(tops: Sequence[Top]) -> list[str]:
