@@ -448,7 +448,7 @@ def test_another_format_and_no_cache(tmp_path):
     {k: v for k, v in meta.items() if k != "crc32"}
   )
   (path / "meta.json").write_text(json.dumps(meta))
-  with pytest.raises(ValueError, match="its format is 99, not 2"):
+  with pytest.raises(ValueError, match="its format is 99, not 3"):
     prepared.open_cache(path)
 
 

@@ -580,7 +580,7 @@ def test_labels_of_large_splits_are_remembered(monkeypatch, tmp_path):
   assert len(calls) == 2
   assert get("b", lambda: read([0, 0, 1])).tolist() == [0, 0, 1]
   assert get().tolist() == [3, 1, 2] and len(calls) == 3
-  first, _ = files = sorted((tmp_path / "data").glob("labels-*.npy"))
+  first, _ = files = sorted((tmp_path / "data").glob("labels-*.npz"))
   for file in files:
     file.write_bytes(first.read_bytes()[:-2])
   assert get().tolist() == [3, 1, 2] and len(calls) == 4  # damaged: read anew

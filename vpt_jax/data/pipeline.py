@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
+from vpt_jax.data.cache.checked import CheckedImages
 from vpt_jax.data.examples import Split
 from vpt_jax.data.transforms import views
 from vpt_jax.distributed import memory, sharding
@@ -56,6 +57,7 @@ def read_rows(
 
   Raises:
     OSError: the file ends too early.
+    ValueError: an image of a cache has changed since it was written.
   """
   if not isinstance(images, np.memmap):
     out[targets] = images[rows]
@@ -72,6 +74,8 @@ def read_rows(
           f"{images.filename} ends before image {row}; it was "
           "changed while it was read"
         )
+      if isinstance(images, CheckedImages):
+        images.check_image(int(row), buffer)
 
 
 class Feed:
@@ -227,10 +231,11 @@ class Feed:
 def _arrays(split: Split) -> tuple[np.ndarray, ...]:
   """Returns what `Feed._take` takes from a split."""
   strips = split.strips
+  images = split.images[:]  # those of a cache are checked by that
   if strips is None:
-    return split.images, split.labels
+    return images, split.labels
   return (
-    split.images,
+    images,
     split.labels,
     strips.first[:-1].astype(np.int32),
     strips.lengths.astype(np.int32),

@@ -8,13 +8,13 @@ images decide for all.
 from collections.abc import Iterator
 import concurrent.futures
 import hashlib
-import json
 from pathlib import Path
+from typing import Any
 
-from vpt_jax.data.cache import decoding
+from vpt_jax.data.cache import decoding, writer
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.transforms import decode
-from vpt_jax.utils import files
+from vpt_jax.utils import files, strange_files
 from vpt_jax.utils.logs import log
 
 # From so many images on the range is kept in a file.
@@ -42,17 +42,28 @@ def find_grey_range(
     return _measure(examples, workers)
   key = hashlib.sha256(examples.identity.encode()).hexdigest()[:16]
   path = cache_dir / f"grey-{key}.json"
-  try:
-    return json.loads(path.read_text())["grey_range"]
-  except (OSError, ValueError, KeyError, TypeError):
-    pass  # not there, or damaged
+  remembered = _read(path)
+  if remembered is not None:
+    return remembered["grey_range"]
   found = _measure(examples, workers)
+  value: dict[str, Any] = {"grey_range": found}
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"grey_range": found})
+    files.write_json(path, value | {"crc32": writer.checksum(value)})
   except OSError as error:  # a full or read-only disk is no reason to stop
     log.warning("the range of 16-bit grey is not remembered: %s", error)
   return found
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+  """Returns what was remembered; None if it is not there, or damaged."""
+  try:
+    value = strange_files.read_json(path)
+    crc = value.pop("crc32")
+    is_whole = crc == writer.checksum(value) and "grey_range" in value
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return None
+  return value if is_whole else None
 
 
 def _measure(examples: Examples, workers: int) -> int | None:

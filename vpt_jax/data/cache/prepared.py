@@ -5,6 +5,7 @@
   images.npy    uint8 [N, H, W, 3]; of strips (see `examples.Strips`) their rows
                 [R, S, 3]
   labels.npy    [N], or [N, K] where images have several classes
+  sums.npy      uint32 [N]: CRC-32 of what each image is in images.npy
   first.npy     of strips only: int64 [N + 1]
   wide.npy      of strips only: bool [N]
   names.json    the N names
@@ -15,7 +16,7 @@
                 ...]
   meta.json     format, what the key is a hash of, origin, num_classes,
                 class_names, bytes and SHA-256 of each other file (of images.npy
-                null: chunks.jsonl has its checksums), failed: [why, ...], and
+                null: sums.npy has its checksums), failed: [why, ...], and
                 the CRC-32 of all of this as sorted JSON
 
 KEY is a hash of all that changes the pixels, so that a cache is never stale.
@@ -37,9 +38,9 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from vpt_jax.data.cache import decoding
+from vpt_jax.data.cache import checked, decoding
 from vpt_jax.data.cache.decoding import Layout
-from vpt_jax.data.cache.writer import Builder, checksum, read_chunks
+from vpt_jax.data.cache.writer import Builder, checksum, HEADER, header
 from vpt_jax.data.examples import Examples, Split, Strips
 from vpt_jax.data.transforms.decode import UnknownGreyRange
 from vpt_jax.utils import files
@@ -47,8 +48,8 @@ from vpt_jax.utils.logs import log
 
 # Goes up when the same files would be decoded to other pixels, or laid out in
 # another way. (Format 1 kept the high byte of 16-bit grey, and no cache of it
-# says whether it holds such images.)
-FORMAT = 2
+# says whether it holds such images. Format 2 had no checksum of each image.)
+FORMAT = 3
 
 
 def default_folder() -> Path:
@@ -160,7 +161,7 @@ def open_cache(path: str | os.PathLike, deep: bool = False) -> Split:
 
   Args:
     path: folder that `prepare` made.
-    deep: reads and checks all pixels, too.
+    deep: reads and checks all pixels now, not as they are first read.
 
   Raises:
     ValueError: it is missing, damaged or of another version.
@@ -172,14 +173,25 @@ def open_cache(path: str | os.PathLike, deep: bool = False) -> Split:
       continue
     if hashlib.sha256((path / name).read_bytes()).hexdigest() != sha256:
       raise _damaged(path, f"{name} has another checksum")
-  images = np.load(path / "images.npy", mmap_mode="r", allow_pickle=False)
-  if deep:
-    intact = sum(chunk["bytes"] for chunk in read_chunks(path)[1:])
-    if intact != images.nbytes:
-      raise _damaged(path, "images.npy has another checksum")
   strips = None
   if "first.npy" in meta["files"]:
     strips = Strips(_load(path / "first.npy"), _load(path / "wide.npy"))
+  try:
+    images = checked.open_images(
+      path / "images.npy",
+      _load(path / "sums.npy"),
+      None if strips is None else strips.first,
+    )
+  except (OSError, ValueError) as error:
+    raise _damaged(path, f"images.npy: {error}") from None
+  with (path / "images.npy").open("rb") as file:
+    if file.read(HEADER) != header(images.shape):
+      raise _damaged(path, "images.npy begins with another header")
+  if deep:
+    try:
+      _ = images[:]
+    except checked.Damaged as error:
+      raise _damaged(path, str(error)) from None
   return Split(
     images=images,
     labels=_load(path / "labels.npy"),

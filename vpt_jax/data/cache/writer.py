@@ -151,6 +151,7 @@ class Builder:
       "count": stop - start,
       "bytes": 0,
       "crc32": 0,
+      "sums": [],
       "failed": [],
     }
     if self.layout.strips:
@@ -173,6 +174,7 @@ class Builder:
       _write(file, data)
       chunk["bytes"] += len(data)
       chunk["crc32"] = zlib.crc32(data, chunk["crc32"])
+      chunk["sums"].append(zlib.crc32(data))
     return chunk
 
   def _finish(
@@ -187,7 +189,11 @@ class Builder:
       decoding.check_bad(reasons, len(self.examples), "skip")
     good = np.ones(len(self.examples), bool)
     good[[i for i, _ in failed]] = False
-    arrays = {"labels": self.examples.labels[good]}
+    sums = [crc for chunk in chunks for crc in chunk["sums"]]
+    arrays = {
+      "labels": self.examples.labels[good],
+      "sums": np.array(sums, np.uint32),
+    }
     if self.layout.strips:
       arrays |= _strip_arrays(chunks)
     with (self.build / "images.npy").open("r+b") as file:

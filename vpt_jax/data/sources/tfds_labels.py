@@ -14,7 +14,7 @@ import numpy as np
 
 from vpt_jax.data.cache import prepared
 from vpt_jax.data.sources import parts
-from vpt_jax.utils import files
+from vpt_jax.utils import files, strange_files
 from vpt_jax.utils.logs import log
 
 Record = Mapping[str, Any]
@@ -139,13 +139,13 @@ def cached(
   """
   if count < LEAST_CACHED:
     return read_labels()
-  path = prepared.default_folder() / f"labels-{parts.digest(identity)[:16]}.npy"
+  path = prepared.default_folder() / f"labels-{parts.digest(identity)[:16]}.npz"
   labels = _read_cache(path, count)
   if labels is not None:
     return labels
   labels = read_labels()
   buffer = io.BytesIO()
-  np.save(buffer, labels, allow_pickle=False)
+  np.savez(buffer, labels=labels)  # which has their checksum
   try:
     files.write_atomic(path, buffer.getvalue())
   except OSError as error:  # a full or read-only disk is no reason to stop
@@ -156,8 +156,8 @@ def cached(
 def _read_cache(path: Path, count: int) -> np.ndarray | None:
   """Returns the labels of a cache file; None if it is missing or damaged."""
   try:
-    labels = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError):
+    labels = strange_files.read_npz(path, ("labels",))["labels"]
+  except ValueError:
     return None
   if labels.shape != (count,) or labels.dtype != np.int32:
     return None
