@@ -206,7 +206,7 @@ def test_an_interruption(run, monkeypatch):
 
   monkeypatch.setattr(command.prepared, "prepare", stop)
   status, _, err = run("prepare digits")
-  assert status == 130 and "the same command resumes" in err
+  assert status == 130 and "the same command" in err
 
 
 # Contact sheets.
@@ -294,6 +294,17 @@ def test_check_says_which_classes_there_are(run, tmp_path):
   assert "x: train: 3 images of 2 classes: cat (2), dog (1)" in out
   assert "x: val: 2 images of 2 classes: cat (1), dog (1)" in out
   assert "x: test: 1 images of 1 classes: cat (1); without images: dog" in out
+
+
+def test_check_says_once_what_the_folders_are(run, tmp_path):
+  """Parts, how images are divided, and what is only for prediction."""
+  root = write_parts(tmp_path / "x", Train={"cat": 4, "dog": 4})
+  (root / "test").mkdir()
+  (root / "test/1.png").write_bytes(b"")
+  _, _, err = run(f"check --source={root}")
+  assert err.count("images in test (1) have no classes and are only for") == 1
+  assert err.count("parts are train = Train") == 1
+  assert err.count("divided with seed 0") == 1
 
 
 def test_check_finds_classes_without_images(run, tmp_path):

@@ -17,7 +17,7 @@ from vpt_jax.data.sources import layouts
 from vpt_jax.data.transforms import resize, views
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils import command_line, text_tables
-from vpt_jax.utils.logs import log
+from vpt_jax.utils.logs import log, Once
 
 PART_NAMES = ("train", "val", "test")
 HEAD = (
@@ -360,7 +360,11 @@ def main(argv: Sequence[str]) -> int:
   args = parser().parse_args(argv[1:])
   handler = logging.StreamHandler()
   log.addHandler(handler)
-  log.setLevel(logging.WARNING if args.command == "check" else logging.INFO)
+  log.setLevel(logging.INFO)
+  if args.command == "check":
+    handler.addFilter(Once())  # several splits tell the same
+    if args.task == "all" and not args.source:
+      log.setLevel(logging.WARNING)
   try:
     return command_line.exit_status(lambda: _run(args))
   except KeyboardInterrupt:
