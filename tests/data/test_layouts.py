@@ -1,6 +1,7 @@
 """What the folders of a data set mean: classes, parts, or an error."""
 
 import logging
+import random
 
 import pytest
 
@@ -256,3 +257,76 @@ def test_the_log_says_what_the_folders_are(tmp_path, caplog):
     class_folders.folder(tmp_path, "trainval", 0)
     class_folders.folder(tmp_path, "test", 0)
   assert caplog.text.count("train = seg_train/seg_train, test = seg_test") == 1
+
+
+STYLES = (
+  ("train", "val", "test"),
+  ("Train", "Valid", "Test"),
+  ("TRAINING", "VALIDATION", "TESTING"),
+  ("trn", "dev", "tst"),
+  ("training_set", "eval_set", "test_set"),
+  ("cars-train", "cars-val", "cars-test"),
+  ("images_train", "images_dev", "images_holdout"),
+  ("TrainImages", "ValImages", "TestImages"),
+)
+NAMES = ("cat", "dog", "Übel", "n02", "7", "blue car", "test_tube", "no_mask")
+
+
+def random_layout(rng):
+  """Returns (paths of images, the classes that they have)."""
+  classes = sorted(rng.sample(NAMES, rng.randint(2, 5)))
+  style = rng.choice(STYLES)
+  inside = rng.choice(["", "", "photos/"])
+
+  def below(top):
+    return [f"{top}{c}/{inside}{i}.jpg" for c in classes for i in range(3)]
+
+  kind = rng.choice(
+    ["classes", "parts", "folds", "domains", "copy", "stranger"]
+  )
+  if kind == "classes":
+    return below(""), classes
+  if kind == "folds":
+    return [p for i in range(3) for p in below(f"fold_{i}/")], classes
+  if kind == "domains":
+    return [p for d in ("sketch", "photo") for p in below(f"{d}/")], classes
+  used = style[:1] + tuple(rng.sample(style[1:], rng.randint(1, 2)))
+  wrap = rng.random() < 0.3
+  paths = []
+  for part in used:
+    paths += below(f"{part}/{part}/" if wrap else f"{part}/")
+  if rng.random() < 0.3:
+    paths += [f"unlabelled_pred/{i}.jpg" for i in range(3)]
+  if kind == "copy":
+    paths += [f"whole/{path}" for path in paths]
+  if kind == "stranger":
+    paths += [f"extra/{i}.jpg" for i in range(3)]
+  return paths, classes
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_layout_is_understood_or_refused(tmp_path, seed):
+  """No tree of files is read as other classes than it has."""
+  paths, classes = random_layout(random.Random(seed))
+  make(tmp_path, *paths)
+  try:
+    names = read(tmp_path).class_names
+  except ValueError as error:
+    assert "Say what is meant" in str(error)
+    return
+  assert sorted(names) == sorted(classes)
+
+
+def test_most_layouts_are_understood(tmp_path):
+  """Those of classes, and of parts above them, are."""
+  understood = 0
+  for seed in range(60):
+    paths, _ = random_layout(random.Random(seed))
+    root = tmp_path / str(seed)
+    make(root, *paths)
+    try:
+      read(root)
+    except ValueError:
+      continue
+    understood += 1
+  assert understood >= 15
