@@ -303,7 +303,7 @@ def test_the_first_frame(form):
       "looks like XML",
     ),
     (json.dumps({"error": "quota"}).encode(), "looks like JSON"),
-    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "looks like HEIC"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "HEIC"),
     (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "looks like a video"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "looks like JPEG XL"),
     (gzip.compress(b"image", mtime=0), "looks like gzip: unpack it"),

@@ -219,7 +219,7 @@ def test_without_val_it_is_a_tenth_of_train(tmp_path):
 
 
 def test_what_is_in_a_folder(photos, caplog):
-  for name in (".hidden.png", "notes.txt", "raw.heic", ".cache/x.png"):
+  for name in (".hidden.png", "notes.txt", "raw.cr2", ".cache/x.png"):
     write(photos / "cat/x.png").rename(photos / "cat/y.png")
     (photos / "cat" / name).parent.mkdir(exist_ok=True)
     (photos / "cat/y.png").rename(photos / "cat" / name)
@@ -233,7 +233,7 @@ def test_what_is_in_a_folder(photos, caplog):
     )
     names = {*opened("trainval").names, *opened("test").names}
   assert len(names) == 41 and "cat/deep/er/LAST.JPG" in names
-  for text in ("4 hidden", "1 .heic", "1 .txt", "1 README outside of classes"):
+  for text in ("4 hidden", "1 .cr2", "1 .txt", "1 README outside of classes"):
     assert text in caplog.text
 
 

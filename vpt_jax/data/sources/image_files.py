@@ -31,6 +31,8 @@ SUFFIXES = frozenset(
     ".avif",
     ".bmp",
     ".gif",
+    ".heic",
+    ".heif",
     ".jfif",
     ".jpeg",
     ".jpg",

@@ -16,6 +16,7 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image
 
+from vpt_jax.data.transforms import heic
 from vpt_jax.utils import strange_files
 
 # Formats that Pillow has drawn by other programs (Ghostscript), which an image
@@ -35,7 +36,7 @@ SIGNATURES = (
   (rb"(?is)\s*(<\?xml.*)?<svg", "SVG: draw it as PNG first"),
   (rb"\s*<\?xml", "XML"),
   (rb"\s*[{\[]\s*[\"{\[]", "JSON"),
-  (rb"(?s).{4}ftyp(hei|hev|mif1|msf1)", "HEIC: convert it to JPEG first"),
+  (rb"(?s).{4}ftyp(hei|hev|mif1|msf1)", "HEIC, but cannot be read"),
   (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL: convert it to PNG first"),
   (rb"(?s).{4}ftyp", "a video"),
   (rb"%PDF", "PDF"),
@@ -225,7 +226,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
   """Opens an image; whatever is wrong with it becomes a ValueError."""
   with _as_value_errors():
     try:
-      image = Image.open(io.BytesIO(data))
+      image = _open(data)
     except Image.UnidentifiedImageError:
       raise ValueError(f"not an image: {looks_like(data)}") from None
     with image:
@@ -233,6 +234,17 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
       if image.format in VECTOR:
         raise ValueError(f"{image.format} is a drawing: save it as PNG first")
       yield image
+
+
+def _open(data: bytes) -> Image.Image:
+  """Opens an image, with the reader of HEIC if it needs that."""
+  try:
+    return Image.open(io.BytesIO(data))
+  except Image.UnidentifiedImageError:
+    if not heic.is_heic(data):
+      raise
+  heic.enable()
+  return Image.open(io.BytesIO(data))
 
 
 @contextlib.contextmanager
