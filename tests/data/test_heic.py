@@ -72,8 +72,8 @@ def test_a_damaged_photo_is_told(photo, cut):
 def test_without_the_reader_its_name_is_told(tmp_path, monkeypatch):
   """As the package to install, with the file, wherever it is read."""
   monkeypatch.setitem(sys.modules, "pillow_heif", None)
-  monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
-  Image.OPEN.pop("HEIF", None)
+  others = [name for name in Image.ID if name != "HEIF"]
+  monkeypatch.setattr(Image, "ID", others)
   heic.enable.cache_clear()
   message = r"needs the package pillow_heif: pip install 'vpt_jax\[heic\]'"
   for i in range(8):
