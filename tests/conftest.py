@@ -11,6 +11,11 @@ os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   os.path.join(tempfile.gettempdir(), f"vpt_jax_tests_{os.getuid()}"),
 )
+# What runs remember of files is none of the user's.
+os.environ.setdefault(
+  "VPT_JAX_CACHE",
+  os.path.join(tempfile.gettempdir(), f"vpt_jax_tests_cache_{os.getuid()}"),
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 # Models here are tiny: nearly all the time is compilation, which takes a third
@@ -81,8 +86,7 @@ def as_users_compile():
   }
 
 
-@pytest.fixture
-def config():
+def small_config():
   """Digits as 2 x 2 patches on a random backbone: seconds on one core."""
   config = common.embedded(common.get_config())
   config.optim = common.get_config().optim  # the published protocol
@@ -94,6 +98,12 @@ def config():
   config.batch_size = 128
   config.vapt.num_tokens = config.vpt.num_tokens = 3
   return config
+
+
+@pytest.fixture
+def config():
+  """See `small_config`."""
+  return small_config()
 
 
 def trained(workdir):

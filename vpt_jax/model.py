@@ -23,7 +23,7 @@ from vpt_jax.nn.tokens import POOLS, Reads, Tokens
 from vpt_jax.ops.switch import ATTENTION_FORMS, KINDS, Ops
 from vpt_jax.problems import heads
 from vpt_jax.utils import lookup, trees
-from vpt_jax.weights import file_formats, load
+from vpt_jax.weights import file_formats, known_files, load
 from vpt_jax.weights.agreement import Told
 
 
@@ -372,7 +372,7 @@ def load_backbone(
   shapes = jax.eval_shape(
     lambda: init(model, jax.random.PRNGKey(0), ["backbone"])
   )
-  return load.load(
+  loaded = load.load(
     source,
     trees.flatten(shapes["backbone"]),
     model.backbone.spec,
@@ -380,6 +380,9 @@ def load_backbone(
     checksum="" if config.backbone.checkpoint else entry.checksum,
     told=told or _told(config),
   )
+  if load.is_local(source):
+    known_files.remember(source, loaded.sha256)
+  return loaded
 
 
 def _told(config: ConfigDict) -> Told:

@@ -205,7 +205,8 @@ def _add_adapters(
     "--backbone",
     default="",
     metavar="FILE",
-    help="its checkpoint, if it is elsewhere now",
+    help="its checkpoint, a file or address, where this machine does not know "
+    "it",
   )
   command.add_argument(
     "--data_dir",

@@ -243,7 +243,8 @@ def main(argv: Sequence[str]) -> int:
     "--backbone",
     default="",
     metavar="FILE",
-    help="its checkpoint, if it is not where the run had it",
+    help="its checkpoint, a file or address, where this machine does not know "
+    "it",
   )
   parser.add_argument(
     "--threshold",

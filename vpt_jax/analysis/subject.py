@@ -9,11 +9,13 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from vpt_jax import config as config_lib
 from vpt_jax import model as model_lib
 from vpt_jax import problems
 from vpt_jax.data import datasets
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.serving import predictor
+from vpt_jax.utils import strange_files
 
 Variables = dict[str, Any]
 LARGEST_BATCH = 64
@@ -93,12 +95,30 @@ def read(path: str, backbone: str = "", data_dir: str = "") -> Adapter:
     ValueError: a damaged file, or another backbone.
   """
   model, variables, meta = predictor.read_model(path, backbone)
-  config = ConfigDict(meta.config)
+  config = _with_own_paths(path, ConfigDict(meta.config))
   if data_dir:
     config.data.dir = data_dir
   preprocess = predictor.read_preprocess(meta, model)
   names = None if meta.class_names is None else tuple(meta.class_names)
   return Adapter(path, model, variables, config, preprocess, names)
+
+
+def _with_own_paths(path: str, config: ConfigDict) -> ConfigDict:
+  """Returns the config of a run's adapter with the paths of its images.
+
+  An adapter file holds only the last part of each; the whole ones are in the
+  `config.json` of the run's folder.
+  """
+  try:
+    own = ConfigDict(strange_files.read_json(Path(path).parent / "config.json"))
+    own.compute.attention = "ours"  # As `read_adapter` sets it.
+    if config_lib.public(own) != config_lib.plain(config):
+      return config
+  except (OSError, ValueError, TypeError, AttributeError):
+    return config
+  config = ConfigDict(config.to_dict())
+  config.data = own.data
+  return config
 
 
 def plain(adapter: Adapter) -> Adapter:

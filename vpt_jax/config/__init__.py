@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   submod_attrs={
     "arguments": ["Command", "parse", "USAGE"],
     "config_files": ["load_config"],
-    "identity": ["difference", "digest", "plain"],
+    "identity": ["difference", "digest", "plain", "public"],
     "options": ["option"],
     "registration": ["register_method", "register_problem"],
     "resolution": ["check_values", "resolve"],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import hashlib
 import json
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,10 +13,45 @@ from vpt_jax.utils import trees
 
 MISSING = "(no such field)"
 
+# A path that begins at the root, at home or at a drive, maybe after `KIND:`.
+_ABSOLUTE = re.compile(r"(?P<kind>\w{2,}:)?(?:/|~|[A-Za-z]:[\\/]).*", re.DOTALL)
+
 
 def plain(config: ConfigDict) -> dict[str, Any]:
   """Returns the config as JSON values."""
   return json.loads(json.dumps(config.to_dict()))
+
+
+def public(config: ConfigDict) -> dict[str, Any]:
+  """Returns the config as JSON values, for files that are passed on.
+
+  Of absolute paths only the last part is left, of addresses all but a user's
+  name and password.
+  """
+  values: dict[str, Any] = _public(plain(config))
+  return values
+
+
+def _public(value: Any) -> Any:
+  """Returns a JSON value without what is of this machine alone."""
+  if isinstance(value, dict):
+    return {key: _public(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_public(item) for item in value]
+  if isinstance(value, str):
+    return _without_folder(value)
+  return value
+
+
+def _without_folder(text: str) -> str:
+  """Returns a text, of an absolute path the last part alone."""
+  if "://" in text:
+    return re.sub(r"(?<=://)[^/@]*@", "", text)
+  found = _ABSOLUTE.fullmatch(text)
+  if not found:
+    return text
+  last = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+  return (found["kind"] or "") + last
 
 
 def digest(config: ConfigDict, digits: int = 8) -> str:

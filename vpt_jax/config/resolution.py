@@ -13,7 +13,7 @@ from vpt_jax.data.transforms import views
 from vpt_jax.methods import registry as methods
 from vpt_jax.ops import gelu
 from vpt_jax.utils import lookup
-from vpt_jax.weights import facts
+from vpt_jax.weights import facts, load
 
 
 def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
@@ -129,7 +129,7 @@ def choose_network(config: ConfigDict) -> None:
   if entry.keeps_gelu and backbone.gelu == "torch":
     backbone.gelu = entry.arch.get("gelu", entry.module.gelu)
   path = backbone.checkpoint
-  if path in ("", "random") or "://" in path or path.startswith("package:"):
+  if path in ("", "random") or not load.is_local(path):
     return
   known = facts.of(Path(path).expanduser())
   is_open = backbone.gelu in ("", "torch")

@@ -11,12 +11,14 @@ import numpy as np
 
 from vpt_jax import model as model_lib
 from vpt_jax import problems
+from vpt_jax.backbones import factory
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import processes
 from vpt_jax.serving import inputs
 from vpt_jax.training import adapter_files, evaluation
 from vpt_jax.training.adapter_files import AdapterMeta
 from vpt_jax.utils import trees
+from vpt_jax.weights import download, known_files
 from vpt_jax.weights.agreement import Told
 
 Variables = dict[str, Any]
@@ -115,7 +117,9 @@ def load_adapter(path: str | os.PathLike, backbone: str = "") -> Predictor:
 
   Args:
     path: `adapter.npz` of a run.
-    backbone: checkpoint of the backbone, if it is not where the run had it.
+    backbone: path or address of the backbone's checkpoint. Without it only the
+      model zoo's addresses, what was fetched before and files that a run on
+      this machine used are read, whatever the adapter says.
 
   Returns:
     `predict(images)`, see `Predictor`.
@@ -149,7 +153,7 @@ def read_model(
 
   Args:
     path: `adapter.npz` of a run.
-    backbone: checkpoint of the backbone, if it is not where the run had it.
+    backbone: see `load_adapter`.
 
   Returns:
     (model, its variables, what the file says of the run).
@@ -160,7 +164,7 @@ def read_model(
   processes.check_not_forked()
   saved, meta = adapter_files.read_adapter(path)
   config = ConfigDict(meta.config)
-  config.backbone.checkpoint = backbone or config.backbone.checkpoint
+  config.backbone.checkpoint = backbone or trusted_checkpoint(path, meta)
   model = model_lib.build(config, meta.num_classes)
   expected = _expected_shapes(model, config)
   # Where a shape differs the file is refused below, without a backbone.
@@ -177,6 +181,46 @@ def read_model(
     parts[part] = variables.pop(part, {})
   variables["params"] = parts
   return model, variables, meta
+
+
+def trusted_checkpoint(path: str | os.PathLike, meta: AdapterMeta) -> str:
+  """Returns where an adapter's backbone is read from without the user's word.
+
+  An adapter is a stranger's file: it names a backbone, but sends the program
+  nowhere.
+
+  Returns:
+    `config.backbone.checkpoint`: "" or an address of the model zoo, an address
+    whose file is in the cache, or a file that a run on this machine used.
+
+  Raises:
+    ValueError: none of these.
+  """
+  source = meta.config["backbone"]["checkpoint"]
+  sha256 = meta.backbone["sha256"]
+  if not isinstance(source, str) or not isinstance(sha256, str):
+    raise ValueError(
+      f"adapter {path} is damaged: its backbone is {source!r}, {sha256!r}"
+    )
+  addresses = {entry.url for entry in factory.BACKBONES.values()}
+  if source in addresses | {"", "random"}:
+    return source
+  found = known_files.find(sha256)
+  if found:
+    return found
+  is_address = "://" in source
+  if source.startswith("package:") or (
+    is_address and download.location(source).is_file()
+  ):
+    return source
+  what = "the address" if is_address else "a file"
+  raise ValueError(
+    f"adapter {path} was trained on a backbone from {what} {source!r} (sha256 "
+    f"{sha256[:8]}..), which is neither of the model zoo nor "
+    "known on this machine, and is not read on the adapter's word alone. Say "
+    "where it is: load_adapter(path, backbone=FILE), or --backbone=FILE on the "
+    "command line"
+  )
 
 
 def _expected_shapes(

@@ -144,6 +144,17 @@ def read_adapter(path: str | os.PathLike) -> tuple[trees.Flat, AdapterMeta]:
     raise ValueError(
       f"{path} is not an adapter file of vpt_jax: {error}"
     ) from None
+  broken = [
+    name
+    for name, array in arrays.items()
+    if array.dtype.kind == "f" and not np.isfinite(array).all()
+  ]
+  if broken:
+    raise ValueError(
+      f"adapter {path} holds NaN or infinite numbers in "
+      f"{', '.join(sorted(broken)[:4])}; it is damaged, or its training "
+      "diverged: take another one"
+    )
   # How attention was computed is not part of the model: any machine reads it.
   if "compute" in meta.config:
     meta.config["compute"]["attention"] = "ours"

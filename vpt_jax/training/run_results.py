@@ -131,7 +131,7 @@ def record(
     name=config.name or config.method,
     seed=config.seed,
     cell=dict(cell or {}),
-    config=config_lib.plain(config),
+    config=config_lib.public(config),
     seconds=seconds,
     images_per_second=speed,
     group=group,
@@ -220,7 +220,7 @@ def save(
     values,
     adapter_files.AdapterMeta(
       backbone=job.backbone,
-      config=config_lib.plain(config),
+      config=config_lib.public(config),
       num_classes=job.data.train.num_classes,
       versions=facts(job)["versions"],
       preprocess=job.preprocess.to_json(),

@@ -62,13 +62,19 @@ def fetch(
 
 def location(url: str, cache: str | Path | None = None) -> Path:
   """Returns where `fetch` puts the file; each address has its own folder."""
-  root = cache or os.environ.get("VPT_JAX_CACHE") or "~/.cache/vpt_jax"
+  root = cache_folder(cache)
   url = _https(url)
   address_path = urllib.parse.urlsplit(url).path
   last = urllib.parse.unquote(address_path).split("/")[-1]
   name = re.sub(r"[^\w.-]", "_", last).lstrip(".")[-100:]
   folder = hashlib.sha256(url.encode()).hexdigest()[:8]
-  return Path(root).expanduser() / folder / (name or "file")
+  return root / folder / (name or "file")
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+  """Returns the folder of what was fetched; see `fetch`."""
+  root = cache or os.environ.get("VPT_JAX_CACHE") or "~/.cache/vpt_jax"
+  return Path(root).expanduser()
 
 
 def digest(path: str | Path, algorithm: str) -> str:

@@ -96,6 +96,11 @@ def load(
     return Loaded(backbone, extras, digest.result())
 
 
+def is_local(source: str) -> bool:
+  """Returns whether a checkpoint is named by a path of this machine."""
+  return "://" not in source and not source.startswith("package:")
+
+
 @contextlib.contextmanager
 def local(
   address: str, checksum: str, cache: str | Path | None
