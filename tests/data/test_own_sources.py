@@ -111,9 +111,13 @@ def test_a_known_task_and_images_of_ones_own(config, photos):
 
 
 def test_a_folder_that_is_called_as_a_task(config, photos):
-  """Its name is from the folder, so it needs no word of the user."""
+  """Its results would stand beside published ones: that has to be meant."""
   config.data.source = str(photos.rename(photos.with_name("eurosat")))
   config.task = ""
+  with pytest.raises(ValueError, match="'eurosat' is the name of a known") as e:
+    config_lib.resolve(config)
+  assert "leave it to them" not in str(e.value)
+  config.data.own_copy = True
   resolved = config_lib.resolve(config)
   assert resolved.task == "eurosat" and config_lib.resolve(resolved) == resolved
 

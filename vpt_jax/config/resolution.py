@@ -102,14 +102,18 @@ def name_task(config: ConfigDict, named_task: bool) -> None:
   if own_sources.is_own(source):
     own_name = own_sources.name_of(source)
     config.task = config.task or own_name
-    is_known = config.task in tasks.TASKS and config.task != own_name
-    if is_known and not config.data.own_copy:
+    if config.task in tasks.TASKS and not config.data.own_copy:
+      leave = ""
+      if own_name not in tasks.TASKS:
+        leave = (
+          f"leave it to them, config.task= (which gives {own_name!r}), or "
+        )
       raise ValueError(
         f"config.task={config.task!r} is the name of a known task, but "
-        f"config.data.source={source!r} are images of your own. Leave the name "
-        f"to them, config.task= (which gives {own_name!r}), or choose another "
-        "one; or, if they are a copy of this task's images, say so: "
-        "config.data.own_copy=True"
+        f"config.data.source={source!r} are images of your own, whose results "
+        f"would be taken for that task's: {leave}choose another name, "
+        "config.task=NAME; or, if they are a copy of this task's images, say "
+        "so: config.data.own_copy=True"
       )
   elif named_task:
     tasks.get(config.task)
