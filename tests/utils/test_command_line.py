@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from vpt_jax.utils import command_line
+from vpt_jax.utils import command_line, system_errors
 
 
 @pytest.mark.parametrize("status", [0, 3])
@@ -31,7 +31,7 @@ def test_a_bug_keeps_its_traceback():
     command_line.exit_status(fails)
 
 
-@pytest.mark.parametrize("number", [*command_line.ADVICE])
+@pytest.mark.parametrize("number", [*system_errors.ADVICE])
 def test_what_the_system_refuses_is_said_with_path_and_advice(number, capsys):
   """Full and read-only disks, permissions, limits: a sentence, never a code."""
 
@@ -41,13 +41,13 @@ def test_what_the_system_refuses_is_said_with_path_and_advice(number, capsys):
   assert command_line.exit_status(fails) == 1
   err = capsys.readouterr().err
   start = f"error: /data/a.json: {os.strerror(number)}; "
-  assert err.startswith(start + command_line.ADVICE[number])
+  assert err.startswith(start + system_errors.ADVICE[number])
   assert "Errno" not in err and err.count("\n") == 1
 
 
 def test_a_full_disk_without_a_path():
   error = OSError(errno.ENOSPC, "No space left on device")
-  assert command_line.explain(error) == (
+  assert system_errors.explain(error) == (
     "a file whose name is not known: No space left on device; make room on "
     "this disk, or name a folder on another one; the same command resumes"
   )

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from vpt_jax.utils import files, signals
+from vpt_jax.utils import files, signals, system_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -358,7 +358,7 @@ def test_errors_of_the_disk_name_the_file_that_was_to_be_written(tmp_path):
   with pytest.raises(OSError) as caught:
     files.write_atomic(path, b"")
   assert caught.value.filename == str(path)
-  with pytest.raises(OSError) as caught, files.naming(path):
+  with pytest.raises(OSError) as caught, system_errors.naming(path):
     raise OSError(errno.ENOSPC, "No space left on device")
   assert caught.value.filename == str(path)
   long = tmp_path / ("n" * 250)  # at most 255 bytes are a name

@@ -59,6 +59,7 @@ def start():
     processes.append(process)
     if work:
       assert process.stdout.readline() == "started\n", process.stderr.read()
+      time.sleep(0.3)  # until it is in the call of C
     return process
 
   yield begin
@@ -131,7 +132,6 @@ STEPS = """
 def test_what_saves_or_makes_steps_is_left_to_end_by_itself(start, work):
   """It takes longer than the watcher waits for a sign of life."""
   process = start(work.strip())
-  time.sleep(0.3)  # until it is in its `try`
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=60)
   assert process.returncode == 143, err

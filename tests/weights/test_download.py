@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from vpt_jax.utils import command_line, files, signals
+from vpt_jax.utils import signals, system_errors
 from vpt_jax.weights import download
 
 ROOT = Path(__file__).parents[2]
@@ -375,8 +375,8 @@ def interrupting(function, count, error):
     (Path, "unlink", 2),
     (Path, "write_bytes", 1),
     (Path, "write_text", 1),
-    (download, "_append", 1),
-    (download, "_append", 2),
+    (system_errors, "append", 1),
+    (system_errors, "append", 2),
     (download, "verify", 1),
   ],
 )
@@ -399,20 +399,20 @@ def test_a_full_disk_is_not_taken_for_the_network(server, monkeypatch, number):
   """It is said at once, with the path; what has arrived is not asked again."""
   monkeypatch.setattr(download, "_CHUNK", len(CONTENT) // 2 + 1)
   full = OSError(number, os.strerror(number))
-  append = download._append
+  append = system_errors.append
 
   def fill(file, chunk, part):
     append(file, chunk, part)
-    with files.naming(part):
+    with system_errors.naming(part):
       raise full
 
   with monkeypatch.context() as patch:
-    patch.setattr(download, "_append", fill)
+    patch.setattr(system_errors, "append", fill)
     with pytest.raises(OSError) as caught:
       download.fetch(server.url)
   path = download.location(server.url)
   assert f"{path}.part: {os.strerror(number)}; " in (
-    command_line.explain(caught.value)
+    system_errors.explain(caught.value)
   )
   assert len(server.requests) == 1
   assert download.fetch(server.url).read_bytes() == CONTENT

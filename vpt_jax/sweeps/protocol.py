@@ -30,7 +30,7 @@ from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import searches, vmapped_runs
 from vpt_jax.sweeps.searches import Cell
 from vpt_jax.training import experiment, records, run_folder
-from vpt_jax.utils import files, json_files, lookup, trees
+from vpt_jax.utils import files, json_files, lookup, system_errors, trees
 from vpt_jax.utils.logs import log
 
 WAIT = 5.0  # seconds between looks at what other processes do
@@ -355,10 +355,12 @@ def run(
     try:
       sweep.finish_task(task)
     except (ValueError, OSError) as error:
-      if len(tasks) == 1:
+      is_full = getattr(error, "errno", None) in system_errors.NO_WRITES
+      if len(tasks) == 1 or is_full:
         raise
-      log.error("%s: %s", task, error)
-      failed.append(f"{task}: {str(error).splitlines()[0]}")
+      text = system_errors.explain(error)
+      log.error("%s: %s", task, text)
+      failed.append(f"{task}: {text.splitlines()[0]}")
   if failed:
     lines = "\n  ".join(failed)
     raise ValueError(

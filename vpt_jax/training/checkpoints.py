@@ -6,11 +6,14 @@ and the run that they are of (`state_sums.py`). Versions before 0.2 wrote no
 seal.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import errno
+import logging
 import os
 from pathlib import Path
 import shutil
+import sys
 from typing import Any
 
 import jax
@@ -19,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from vpt_jax.distributed import processes
 from vpt_jax.training import run_folder, state_sums
-from vpt_jax.utils import files, signals
+from vpt_jax.utils import files, signals, system_errors
 from vpt_jax.utils.logs import log
 
 # What says nothing about a checkpoint: its file could not be opened at all.
@@ -66,8 +69,10 @@ class Checkpoints:
     self._keep = keep
     self._run = dict(run or {})
     self._orbax: ocp.AsyncCheckpointer | None = None
+    self._open = contextlib.ExitStack()
     if processes.is_primary():
       self._folder.mkdir(parents=True, exist_ok=True)
+      self._open.enter_context(_without_noise())
       self._orbax = _orbax_for_primary()
       for path in self._folder.glob(f"*{UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)  # a kill has left it
@@ -78,11 +83,17 @@ class Checkpoints:
     if self._orbax is None:
       return
     files.check_locks(self._folder)
-    self._finish(self._orbax)
+    with system_errors.of_library(self._folder):
+      self._finish(self._orbax)
+      self._start_to_write(self._orbax, step, state)
+
+  def _start_to_write(
+    self, orbax: ocp.AsyncCheckpointer, step: int, state: Any
+  ) -> None:
     # On CPU `device_get` would give views of what is donated.
     copied = jax.tree.map(lambda x: np.array(x, copy=True), state)
     seal = state_sums.Seal(self._run, state_sums.describe(copied))
-    self._orbax.save(
+    orbax.save(
       self._folder / str(step),
       args=ocp.args.Composite(
         default=ocp.args.StandardSave(copied),
@@ -130,7 +141,7 @@ class Checkpoints:
       # A damaged file goes through orbax, tensorstore and json, each of which
       # has errors of its own.
       except Exception as error:
-        if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+        if system_errors.number_of(error) in _NOT_DAMAGE:
           raise
         self._set_aside("damaged", step, error)
     if steps:
@@ -218,11 +229,12 @@ class Checkpoints:
   def close(self) -> None:
     """Waits until everything is on disk."""
     if self._orbax is not None:
-      try:
-        files.check_locks(self._folder)
-        self._finish(self._orbax)
-      finally:
-        self._orbax.close()
+      with self._open, system_errors.of_library(self._folder):
+        try:
+          files.check_locks(self._folder)
+          self._finish(self._orbax)
+        finally:
+          self._orbax.close()
 
 
 def _orbax_for_primary() -> ocp.AsyncCheckpointer:
@@ -234,6 +246,39 @@ def _orbax_for_primary() -> ocp.AsyncCheckpointer:
     composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
   )
   return ocp.AsyncCheckpointer(handler, multiprocessing_options=alone)
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+  """Drops what orbax's threads say of errors of the system.
+
+  They log pages of traceback of what they raise as well, and of callbacks that
+  come too late, at any time until they end.
+  """
+  logger = logging.getLogger("absl")
+  show = sys.unraisablehook
+
+  def show_others(raised: Any) -> None:
+    if str(raised.exc_value) != "Event loop is closed":
+      show(raised)
+
+  logger.addFilter(_is_news)
+  sys.unraisablehook = show_others
+  try:
+    yield
+  finally:
+    logger.removeFilter(_is_news)
+    if sys.unraisablehook is show_others:
+      sys.unraisablehook = show
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Returns whether a line of orbax's log is not of an error that it raises."""
+  error = record.exc_info[1] if record.exc_info else None
+  number = system_errors.number_of(error)
+  if number is None:
+    number = system_errors.number_in(record.getMessage())
+  return number is None
 
 
 def _place_like(value: Any, like: Any) -> Any:

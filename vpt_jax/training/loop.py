@@ -1,6 +1,7 @@
 """Trains a run: all its epochs, with checkpoints, metrics and progress."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +230,14 @@ class _Loop:
     self._checkpoints.save(step, (self.state, metrics))
 
   def close(self) -> None:
-    """Closes the files; waits until checkpoints are on disk."""
-    self.progress.close()
-    self._metrics.close()
-    self._checkpoints.close()
+    """Closes the files; waits until checkpoints are on disk.
+
+    All of them, also if one fails.
+    """
+    with contextlib.ExitStack() as stack:
+      stack.callback(self._checkpoints.close)
+      stack.callback(self._metrics.close)
+      stack.callback(self.progress.close)
 
 
 def is_checkpoint_due(config: ConfigDict, epoch: int) -> bool:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
+import time
 from typing import Any
 
-from vpt_jax.utils import files, json_files
+from vpt_jax.utils import files, json_files, system_errors
 
 FILE = "metrics.jsonl"
 # What every line has, beside the problem's training score.
@@ -52,8 +53,9 @@ class Metrics:
         kept.append(line)
     text = "".join(json.dumps(line) + "\n" for line in kept)
     files.write_atomic(self._path, text.encode())
-    self._file = self._path.open("a")
-    self._events: Any = None  # of TensorBoard, from the first epoch on
+    # Without a buffer: what a full disk does not take is not kept for later.
+    self._file = self._path.open("ab", buffering=0)
+    self._events: _Events | None = None  # from the first epoch on
     self._first_event = step + 1
 
   def write(self, values: Mapping[str, float], **only_events: float) -> None:
@@ -65,24 +67,65 @@ class Metrics:
     """
     files.check_locks(self._path)
     line = {**values, "run": self._run} if self._run else values
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
+    text = json.dumps(line) + "\n"
+    system_errors.append(self._file, text.encode(), self._path)
     if self._events is None:
-      # Not before the first step: where torch is installed it is imported, too.
-      import tensorboardX  # pylint: disable=import-outside-toplevel
-
-      self._events = tensorboardX.SummaryWriter(
-        str(self._path.parent / "tensorboard"), purge_step=self._first_event
-      )
-    for name, value in {**values, **only_events}.items():
-      if name != "step":
-        self._events.add_scalar(name, value, values["step"])
+      folder = self._path.parent / "tensorboard"
+      self._events = _Events(folder, self._first_event)
+    events = {**values, **only_events}
+    step = int(events.pop("step"))
+    self._events.write(events, step)
 
   def close(self) -> None:
     """Closes the files."""
     self._file.close()
     if self._events is not None:
       self._events.close()
+
+
+class _Events:
+  """TensorBoard's events of a run.
+
+  Written at once: the thread of tensorboardX's own writer ends when the disk is
+  full, and whoever goes on to write waits for it for ever.
+  """
+
+  def __init__(self, folder: Path, step: int):
+    """Begins a file.
+
+    Args:
+      folder: gets it.
+      step: from which on older events are not shown.
+    """
+    # Not before the first step: where torch is installed it is imported, too.
+    # pylint: disable=import-outside-toplevel
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
+
+    self._folder = folder
+    self._scalar = summary.scalar
+    self._event = event_pb2.Event
+    with system_errors.naming(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writer = event_file_writer.EventsWriter(str(folder / "events"))
+      version = self._event(step=step, file_version="brain.Event:2")
+      self._writer.write_event(version)
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._writer.write_event(self._event(step=step, session_log=start))
+
+  def write(self, values: Mapping[str, float], step: int) -> None:
+    """Writes values of a step."""
+    with system_errors.naming(self._folder):
+      for name, value in values.items():
+        scalar = self._scalar(name, value)
+        event = self._event(wall_time=time.time(), step=step, summary=scalar)
+        self._writer.write_event(event)
+      self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    with system_errors.naming(self._folder):
+      self._writer.close()
 
 
 def read_metrics(

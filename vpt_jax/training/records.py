@@ -17,13 +17,14 @@ for, `oracle` ({statistic: {magnitude, change}}), see `condensation/stages.py`.
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from vpt_jax import problems
-from vpt_jax.utils import files, json_files, texts
+from vpt_jax.utils import files, json_files, system_errors, texts
 
 SCHEMA = 1
 FILE = "records.jsonl"
@@ -199,8 +200,7 @@ class Store:
         return
       self._cut_torn_line(file)
       file.seek(0, os.SEEK_END)
-      file.write(line.encode())
-      file.flush()
+      system_errors.append(file, line.encode(), self.path)
       os.fsync(file.fileno())
 
   def read(self) -> list[Record]:
@@ -219,12 +219,15 @@ class Store:
     ]
 
   @contextlib.contextmanager
-  def _locked(self) -> Iterator[BinaryIO]:
+  def _locked(self) -> Iterator[io.FileIO]:
     lock_file = self.path.with_name(f".{self.path.name}.lock")
-    with files.waiting_lock(lock_file), self.path.open("a+b") as file:
+    with (
+      files.waiting_lock(lock_file),
+      self.path.open("a+b", buffering=0) as file,
+    ):
       yield file
 
-  def _cut_torn_line(self, file: BinaryIO) -> None:
+  def _cut_torn_line(self, file: io.FileIO) -> None:
     """Drops the last line if it has no end: a killed process's."""
     end = file.seek(0, os.SEEK_END)
     if not end:

@@ -12,7 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "files": [
       "InUse",
       "lock",
-      "naming",
       "replacing",
       "sweep",
       "waiting_lock",
@@ -22,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "logs": ["log"],
     "lookup": ["choose"],
     "signals": ["Preempted", "listen", "saving"],
+    "system_errors": ["explain", "naming"],
     "text_tables": ["align"],
     "texts": ["printable", "printable_values", "readable_name"],
     "trees": ["count", "flatten", "match", "merge", "split", "unflatten"],

@@ -2,28 +2,11 @@
 
 from collections.abc import Callable
 import contextlib
-import errno
 import os
 import sys
 from typing import NoReturn
 
-from vpt_jax.utils import signals
-
-# What to do about errors of the system that a user can mend.
-ADVICE = {
-  errno.ENOSPC: "make room on this disk, or name a folder on another one",
-  errno.EDQUOT: "delete files, or name a folder on a disk with a larger quota",
-  errno.EACCES: "change its permissions, or name another path",
-  errno.EPERM: "change its permissions, or name another path",
-  errno.EROFS: "name a folder that can be written to",
-  errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`)",
-  errno.ENFILE: "the whole machine has too many open files: end programs",
-  errno.ENAMETOOLONG: "give it a shorter name",
-  errno.ENOTDIR: "a part of the path is a file; name another path",
-  errno.EISDIR: "expected a file, this is a folder",
-  errno.ENOMEM: "this machine is out of memory: end programs",
-}
-_AGAIN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE)
+from vpt_jax.utils import signals, system_errors
 
 
 def exit_status(work: Callable[[], int]) -> int:
@@ -49,7 +32,7 @@ def exit_status(work: Callable[[], int]) -> int:
     if number is None and not is_error:
       raise
     if is_error:
-      sys.stderr.write(f"error: {explain(error)}\n")
+      sys.stderr.write(f"error: {system_errors.explain(error)}\n")
     if number is None:
       return 1
     # Libraries that are cut off in their middle complain when they are deleted.
@@ -72,27 +55,17 @@ def _say_nothing(_: object) -> None:
   """Takes the place of what writes exceptions that nobody can catch."""
 
 
-def explain(error: BaseException) -> str:
-  """Returns what an error says, and what to do where the system refuses."""
-  if not isinstance(error, OSError) or error.errno not in ADVICE:
-    return str(error)
-  where = error.filename or "a file whose name is not known"
-  again = ""
-  if error.errno in _AGAIN:
-    again = "; the same command resumes"
-  return f"{where}: {error.strerror}; {ADVICE[error.errno]}{again}"
-
-
 def leave(status: int) -> NoReturn:
-  """Ends the process; after a signal without the clean-up of Python and JAX.
+  """Ends the process; after an error or a signal without libraries' clean-up.
 
   XLA goes on compiling when a signal is heard meanwhile. The clean-up waits for
-  it, minutes if the model is large, and then crashes.
+  it, minutes if the model is large, and then crashes. After an error it adds
+  others to it, as of files that cannot be written either.
 
   Args:
     status: that `exit_status` returned.
   """
-  if status > 128:
+  if status:
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import filelock
 
+from vpt_jax.utils import system_errors
 from vpt_jax.utils.logs import log
 
 # What a file system without locks answers (buckets, some Lustre do).
@@ -230,11 +231,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     OSError: the disk refuses the file; it names `path`.
   """
   check_locks(path)
-  with naming(path):
+  with system_errors.naming(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(_unfinished(path, "*")):
       _delete_unless_locked(left)
-  with naming(path), _open_unfinished(path) as file:
+  with system_errors.naming(path), _open_unfinished(path) as file:
     try:
       yield file
       file.flush()
@@ -295,18 +296,6 @@ def _delete_unless_locked(path: Path) -> None:
   with contextlib.suppress(OSError), path.open("r+b") as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     path.unlink()
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-  """Gives errors of the disk within the context the name of the file."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno is not None:
-      error.filename = str(path)
-      error.filename2 = None
-    raise
 
 
 def write_json(path: Path, value: Any) -> None:

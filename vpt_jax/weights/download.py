@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import contextlib
 import hashlib
 import http.client
-import io
 import os
 from pathlib import Path
 import re
@@ -18,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from vpt_jax.utils import files, lookup
+from vpt_jax.utils import files, lookup, system_errors
 from vpt_jax.utils.logs import log
 
 TRIES = 3
@@ -238,7 +237,7 @@ def _transfer(url: str, part: Path, note: Path) -> None:
       total = _resumed_total(response, start, tag, note)
     else:  # The whole file: nothing was there, it changed, or no ranges.
       total = response.length
-      with files.naming(part):
+      with system_errors.naming(part):
         note.unlink(missing_ok=True)  # Before the part that it speaks of.
         part.write_bytes(b"")
         note.write_text(_tag(response.headers), "utf-8")
@@ -251,18 +250,10 @@ def _transfer(url: str, part: Path, note: Path) -> None:
     # Unbuffered, so that nothing is left to be written when it is closed.
     with open(part, "ab", buffering=0) as file:
       while chunk := response.read(_CHUNK):
-        _append(file, chunk, part)
+        system_errors.append(file, chunk, part)
   size = part.stat().st_size
   if total is not None and size != total:
     raise ConnectionError(f"broke off after {size} of {total} bytes")
-
-
-def _append(file: io.FileIO, chunk: bytes, part: Path) -> None:
-  """Writes all of a chunk; errors of the disk name the file."""
-  left = memoryview(chunk)
-  with files.naming(part):
-    while left:
-      left = left[file.write(left) :]
 
 
 def _request(
