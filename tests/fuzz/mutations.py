@@ -197,7 +197,8 @@ def _change_part(parts: dict[str, bytes], name: str, rng: Rng) -> None:
       parts[name] = _npy(np.array(array.ravel()[0] if array.size else 0))
     case 6:
       shape = array.shape
-      other = (array[:-1], array[None], array.ravel(), array.T)
+      flat = np.atleast_1d(array)
+      other = (flat[:-1], array[None], array.ravel(), array.T)
       if array.ndim and shape[0]:
         array = other[rng.integers(len(other))]
       parts[name] = _npy(array)

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "identity": ["difference", "digest", "plain", "public"],
     "options": ["option"],
     "registration": ["register_method", "register_problem"],
-    "resolution": ["check_values", "resolve"],
+    "resolution": ["check_saved", "check_values", "resolve"],
     "sections": ["defaults"],
   },
 )

@@ -1,13 +1,15 @@
 """Makes a checked config of what a user wrote: `resolve`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vpt_jax import model as model_lib
 from vpt_jax.backbones import factory as backbones
 from vpt_jax.config import sections
-from vpt_jax.config.options import check_fields, refusal
+from vpt_jax.config.options import check_fields, check_type, refusal
 from vpt_jax.data import datasets, own_sources, tasks
 from vpt_jax.data.transforms import views
 from vpt_jax.methods import registry as methods
@@ -88,6 +90,42 @@ def check_values(config: ConfigDict) -> None:
   for section in (*sections.SECTIONS, *methods.METHODS):
     if section in values:
       check_fields(sections.fields_of(section), values[section], section)
+
+
+def check_saved(values: Mapping[str, Any]) -> None:
+  """Checks the resolved config that a file holds, before it is used.
+
+  Args:
+    values: the config, as JSON; fields that came after version 0.1 may be
+      missing.
+
+  Raises:
+    ValueError: a field that is missing or not known, or a value that it may not
+      have.
+  """
+  later = sections.added_later()
+  for section in ("", *sections.SECTIONS):
+    is_optional = section in sections.OPTIONAL and section not in values
+    if is_optional:
+      continue
+    part = values.get(section) if section else values
+    if not isinstance(part, Mapping):
+      raise refusal(section, part, "a section with fields")
+    for field in sections.fields_of(section):
+      path = (section, field.name) if section else (field.name,)
+      if field.name not in part and path not in later:
+        raise ValueError(f"config.{'.'.join(path)} is missing")
+  method = values["method"]
+  check_type("method", method, "")
+  lookup.choose(method, methods.METHODS, "method")
+  options = values.get(method, {})
+  if not isinstance(options, Mapping):
+    raise refusal(method, options, "a section with fields")
+  used = {method, *sections.SECTIONS}
+  for name in values.keys() & methods.METHODS.keys():
+    if name not in used:
+      raise refusal(name, values[name], f"options of {method} alone")
+  check_values(ConfigDict(dict(values)))
 
 
 def name_task(config: ConfigDict, named_task: bool) -> None:

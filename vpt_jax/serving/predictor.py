@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from vpt_jax import config as config_lib
 from vpt_jax import model as model_lib
 from vpt_jax import problems
 from vpt_jax.backbones import factory
@@ -139,11 +140,20 @@ def read_preprocess(meta: AdapterMeta, model: model_lib.Model) -> Preprocess:
   Args:
     meta: of the adapter file.
     model: of the adapter.
+
+  Raises:
+    ValueError: it is not what such a model takes.
   """
-  if meta.preprocess is not None:
-    return Preprocess.from_json(meta.preprocess)
-  config = ConfigDict(meta.config)
-  return Preprocess.from_config(config, model.method.input_size)
+  taken = tuple(model.method.input_size)
+  if meta.preprocess is None:
+    return Preprocess.from_config(ConfigDict(meta.config), taken)
+  preprocess = Preprocess.from_json(meta.preprocess)
+  if preprocess.image_size != taken:
+    raise ValueError(
+      f"its images are of {preprocess.image_size} pixels, those of its model "
+      f"of {taken}"
+    )
+  return preprocess
 
 
 def read_model(
@@ -163,10 +173,16 @@ def read_model(
   """
   processes.check_not_forked()
   saved, meta = adapter_files.read_adapter(path)
-  config = ConfigDict(meta.config)
+  try:
+    config_lib.check_saved(meta.config)
+    config = ConfigDict(meta.config)
+    model = model_lib.build(config, meta.num_classes)
+    model.method.check()
+    read_preprocess(meta, model)
+    expected = _expected_shapes(model, config)
+  except ValueError as error:
+    raise ValueError(f"{path} cannot be used: {error}") from None
   config.backbone.checkpoint = backbone or trusted_checkpoint(path, meta)
-  model = model_lib.build(config, meta.num_classes)
-  expected = _expected_shapes(model, config)
   # Where a shape differs the file is refused below, without a backbone.
   if all(expected.get(name) == leaf.shape for name, leaf in saved.items()):
     saved |= _frozen_backbone(path, config, model, meta, expected, saved)

@@ -156,8 +156,9 @@ def read_adapter(path: str | os.PathLike) -> tuple[trees.Flat, AdapterMeta]:
       "diverged: take another one"
     )
   # How attention was computed is not part of the model: any machine reads it.
-  if "compute" in meta.config:
-    meta.config["compute"]["attention"] = "ours"
+  compute = meta.config.get("compute")
+  if isinstance(compute, dict):
+    compute["attention"] = "ours"
   return arrays, meta
 
 

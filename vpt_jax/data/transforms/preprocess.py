@@ -19,13 +19,32 @@ import numpy as np
 
 from vpt_jax.data import own_sources
 from vpt_jax.data.transforms import decode, resize
-from vpt_jax.utils import lookup
+from vpt_jax.utils import json_files, lookup
 
 if TYPE_CHECKING:
   import jax
   from ml_collections import ConfigDict
 
   from vpt_jax.data.examples import Split
+
+
+def _is_size(value: Any) -> bool:
+  """Returns whether a value of JSON is [height, width]."""
+  if not isinstance(value, list) or len(value) != 2:
+    return False
+  return all(json_files.POSITIVE.accepts(side) for side in value)
+
+
+_SIZE = json_files.Kind("[height, width]", _is_size)
+# What `Preprocess.to_json` gives.
+FIELDS = {
+  "image_size": _SIZE,
+  "normalize": json_files.TEXT,
+  "family": json_files.one_of(tuple(resize.FAMILIES)),
+  "upright": json_files.of_type("true or false", bool),
+  "grey_range": json_files.or_null(json_files.POSITIVE),
+  "kept_size": json_files.or_null(_SIZE),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +114,20 @@ class Preprocess:
 
   @classmethod
   def from_json(cls, value: Mapping[str, Any]) -> "Preprocess":
-    """Returns what `to_json` was called on."""
+    """Returns what `to_json` was called on.
+
+    Raises:
+      ValueError: a field is missing, not known, or no such thing.
+    """
+    wrong = json_files.fault(value, FIELDS)
+    unknown = sorted(value.keys() - FIELDS.keys())
+    if unknown:
+      wrong = f"unknown field {unknown[0]!r}"
+    if wrong:
+      raise ValueError(f"preprocess: {wrong}")
+    from vpt_jax.data.transforms import views  # imports JAX
+
+    lookup.choose(value["normalize"], views.NORMALIZE, "data.normalize")
     fields = dict(value)
     fields["image_size"] = tuple(fields["image_size"])
     if fields["kept_size"] is not None:
