@@ -16,7 +16,7 @@ from vpt_jax.data.examples import Split
 from vpt_jax.data.sources import layouts
 from vpt_jax.data.transforms import resize, views
 from vpt_jax.data.transforms.preprocess import Preprocess
-from vpt_jax.utils import command_line, text_tables
+from vpt_jax.utils import command_line, files, text_tables
 from vpt_jax.utils.logs import log, Once
 
 PART_NAMES = ("train", "val", "test")
@@ -337,7 +337,8 @@ def show(args: argparse.Namespace) -> int:
     f"{examples.num_classes} classes; {family} {args.image_size}, {shown_as}",
   )
   path = Path(args.out or f"{name}-{args.split}.png").expanduser()
-  page.save(path, "PNG")
+  with files.replacing(path) as file:
+    page.save(file, "PNG")
   sys.stdout.write(f"{path}\n")
   return 0
 

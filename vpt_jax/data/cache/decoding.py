@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import os
 from typing import Any
 import warnings
@@ -20,6 +21,20 @@ from vpt_jax.data.examples import Examples, Split, Strips
 from vpt_jax.data.transforms import resize
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils.logs import log
+
+# Errors of reading that say nothing of the image: the machine, or its network,
+# is out of something. The image is not bad, and must not be left out.
+_OF_THE_SYSTEM = frozenset(
+  {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+  }
+)
 
 
 class UnequalSizes(Exception):
@@ -125,9 +140,15 @@ def first_good(examples: Examples, layout: Layout) -> np.ndarray | None:
       image = layout.read(examples, i)
       layout.fit(image, None)
       return image
-    except (OSError, ValueError):
-      pass
+    except (OSError, ValueError) as error:
+      raise_if_of_the_system(error)
   return None
+
+
+def raise_if_of_the_system(error: Exception) -> None:
+  """Raises an error of reading an image that is not the image's fault."""
+  if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+    raise error
 
 
 def size(examples: Examples, layout: Layout) -> int:
@@ -164,6 +185,7 @@ def fitted(
   Raises:
     UnequalSizes: see `Layout.fit`.
     UnknownGreyRange: see `Layout.read`.
+    OSError: the machine is out of files or memory, say.
   """
 
   def decode(i: int) -> np.ndarray | str:
@@ -172,6 +194,7 @@ def fitted(
     except FileNotFoundError:
       return f"{examples.origin}: {examples.names[i]} is missing"
     except (OSError, ValueError) as error:
+      raise_if_of_the_system(error)
       return f"{examples.origin}: cannot decode {examples.names[i]}: {error}"
 
   workers = workers or default_workers()

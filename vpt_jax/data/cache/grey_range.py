@@ -90,7 +90,8 @@ def _ranges(examples: Examples, workers: int) -> Iterator[int | None]:
     try:
       image = examples.read(i)
       return decode.measure_grey(image) if isinstance(image, bytes) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+      decoding.raise_if_of_the_system(error)
       return None  # told of when it is decoded
 
   workers = workers or decoding.default_workers()
