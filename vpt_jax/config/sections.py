@@ -158,7 +158,8 @@ class Backbone:
   )
   checkpoint: str = option(
     "",
-    help="File (npz, safetensors, PyTorch, Orbax folder) or https:// or gs:// "
+    help="File (npz, safetensors, PyTorch, msgpack), folder (Orbax, Hugging "
+    "Face) or https:// or gs:// "
     'address. Empty: the known one of this name; "random": not pretrained.',
   )
   gelu: str = option(

@@ -216,8 +216,8 @@ def parser() -> argparse.ArgumentParser:
   out.add_argument(
     "input",
     metavar="IN",
-    help="npz, safetensors or PyTorch file, Orbax "
-    "folder, address, or a run's adapter.npz",
+    help="npz, safetensors, PyTorch or msgpack file, "
+    "folder of Orbax or Hugging Face, address, or a run's adapter.npz",
   )
   out.add_argument(
     "--to",
@@ -330,7 +330,11 @@ def _verdict(
     ValueError: they differ, or nothing to compare with where it `is_required`.
   """
   try:
-    relative = timm_check.difference(path, found, module, arrays)
+    (file,) = file_formats.files_of(path)
+  except ValueError:
+    file = path  # Several files, of which timm's check does not know.
+  try:
+    relative = timm_check.difference(file, found, module, arrays)
   except timm_check.CannotVerify as error:
     if is_required:
       raise ValueError(

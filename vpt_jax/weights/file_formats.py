@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import safetensors
 
 from vpt_jax.utils import strange_files
-from vpt_jax.weights import pytorch_files
+from vpt_jax.weights import hub_folders, msgpack_files, pytorch_files
 
 Arrays = dict[str, np.ndarray]
 
@@ -32,9 +32,10 @@ _LOOKALIKES = (
 
 
 def read(path: str | Path) -> Arrays:
-  """Reads an npz, safetensors or PyTorch file, or an Orbax folder.
+  """Reads an npz, safetensors, PyTorch or msgpack file, or a folder.
 
-  Nothing in it is run: see `unpickle.run` for PyTorch.
+  A folder is Orbax's, or one of Hugging Face's hub. Nothing in it is run: see
+  `unpickle.run` for PyTorch.
 
   Args:
     path: of the file or folder.
@@ -49,20 +50,40 @@ def read(path: str | Path) -> Arrays:
   """
   path = Path(path)
   try:
-    flat = _read_orbax(path) if path.is_dir() else _read_file(path)
+    weights = hub_folders.weights_in(path) if path.is_dir() else path
+    if weights is None:
+      flat = _read_orbax(path)
+    elif hub_folders.is_index(weights):
+      flat = _read_shards(weights)
+    else:
+      flat = _read_file(weights)
     return {name: float32(array) for name, array in flat.items()}
   # Bytes from anywhere go through four libraries, each with errors of its own.
   except Exception as error:
     raise unreadable(path, str(error) or repr(error)) from error
 
 
+def files_of(path: Path) -> list[Path]:
+  """Returns the files that a checkpoint is read from.
+
+  Raises:
+    ValueError: an index of shards that is damaged.
+  """
+  weights = hub_folders.weights_in(path) if path.is_dir() else path
+  if weights is None:
+    return sorted(file for file in path.rglob("*") if file.is_file())
+  if hub_folders.is_index(weights):
+    return [weights, *sorted(hub_folders.shards(weights))]
+  return [weights]
+
+
 def unreadable(path: str | Path, why: str) -> ValueError:
   """Returns the error for a checkpoint that is not there or not whole."""
   return ValueError(
-    f"cannot read checkpoint {path}: {why}. Expected is an npz, safetensors "
-    "or PyTorch file of plain numeric arrays (pickled content is never "
-    "loaded) or an Orbax folder; download it again, convert it, or set "
-    "config.backbone.checkpoint to another one"
+    f"cannot read checkpoint {path}: {why}. Expected is an npz, safetensors, "
+    "PyTorch or msgpack file of plain numeric arrays (pickled content is never "
+    "loaded) or a folder of Orbax or Hugging Face; download it again, convert "
+    "it, or set config.backbone.checkpoint to another one"
   )
 
 
@@ -88,6 +109,8 @@ def _read_file(path: Path) -> Arrays:
     return _read_safetensors(path)
   if head.startswith(b"\x80"):
     return pytorch_files.read(path)
+  if head[:1] and head[0] in msgpack_files.STARTS:
+    return msgpack_files.read(path)
   raise ValueError(_looks_like(head))
 
 
@@ -140,6 +163,22 @@ def read_from_npz(path: Path, name: str) -> np.ndarray | None:
       return strange_files.read_npy(member, data)
   except Exception as error:  # As in `read`.
     raise unreadable(path, str(error) or repr(error)) from error
+
+
+def _read_shards(index: Path) -> Arrays:
+  """Reads the arrays of several files, each from the one the index names."""
+  arrays = {}
+  for file, names in hub_folders.shards(index).items():
+    held = _read_file(file)
+    missing = sorted(set(names) - held.keys())
+    if missing:
+      raise ValueError(
+        f"{file.name} does not hold {missing[0]!r}, as the index says; "
+        "download it again"
+      )
+    for name in names:
+      arrays[name] = held[name]
+  return arrays
 
 
 def _read_safetensors(path: Path) -> Arrays:

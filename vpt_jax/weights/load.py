@@ -29,6 +29,7 @@ from vpt_jax.weights import (
   families,
   file_formats,
   grids,
+  hub_folders,
 )
 from vpt_jax.weights.agreement import Told
 from vpt_jax.weights.facts import Facts
@@ -411,14 +412,21 @@ def _stored(name: str, array: Any, dtype: Any) -> np.ndarray:
 
 
 def sha256(path: str | Path) -> str:
-  """Returns the hash of a file, or of all files of a folder, as hex digits."""
+  """Returns the hash of a checkpoint as hex digits.
+
+  That of a folder with one file of weights is the file's; of several files it
+  is of all names and contents.
+
+  Raises:
+    ValueError: a folder whose index of shards is damaged.
+  """
   path = Path(path)
-  if not path.is_dir():
-    return download.digest(path, "sha256")
+  weights = hub_folders.weights_in(path) if path.is_dir() else path
+  if weights is not None and not hub_folders.is_index(weights):
+    return download.digest(weights, "sha256")
+  folder = path if path.is_dir() else path.parent
   whole = hashlib.sha256()
-  for file in sorted(path.rglob("*")):
-    if file.is_file():
-      name = file.relative_to(path)
-      digest = download.digest(file, "sha256")
-      whole.update(f"{name} {digest}\n".encode())
+  for file in file_formats.files_of(path):
+    digest = download.digest(file, "sha256")
+    whole.update(f"{file.relative_to(folder)} {digest}\n".encode())
   return whole.hexdigest()

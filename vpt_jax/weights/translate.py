@@ -164,13 +164,16 @@ def _stands_beside(name: str, prefix: str, words: str) -> bool:
       only wrap, may stand before the word.
     words: regular expression.
   """
-  wrappers = {*WRAPPERS, *re.split("[./]", prefix)}
+  of_prefix = re.split("[./]", prefix)
+  wrappers = {*WRAPPERS, *of_prefix}
+  # vision_transformer saves a tuple of parameters, optimizer and step.
+  is_in_tuple = of_prefix[0].isdigit()
   for part in re.split("[./]", name):
     if re.fullmatch(words, part):
       return True
-    if part not in wrappers:
+    if part not in wrappers and not (is_in_tuple and part.isdigit()):
       return False
-  return False
+  return is_in_tuple and name.isdigit()
 
 
 def _is_head(name: str) -> bool:
