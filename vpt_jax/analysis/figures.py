@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
-import csv
 import importlib.util
 import io
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vpt_jax.utils import files
+from vpt_jax.utils import csv_texts, files
 
 DPI = 100
 WIDEST = 11.5  # inches
@@ -126,12 +125,11 @@ def write_csv(
     header: names of the columns.
     rows: of numbers and text; floats get six digits.
   """
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(header)
+  lines = [header]
   for row in rows:
-    writer.writerow([_format(cell) for cell in row])
-  files.write_atomic(path.with_suffix(".csv"), text.getvalue().encode())
+    lines.append([_format(cell) for cell in row])
+  text = csv_texts.lines(lines)
+  files.write_atomic(path.with_suffix(".csv"), text.encode())
 
 
 def _format(cell: Any) -> Any:

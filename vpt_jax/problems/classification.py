@@ -1,8 +1,6 @@
 """Defines classification: one class an image, softmax cross entropy."""
 
 from collections.abc import Sequence
-import csv
-import io
 from typing import Any
 
 import jax
@@ -10,6 +8,7 @@ import numpy as np
 import optax
 
 from vpt_jax.problems.problem import Arrays, Problem, Score, Sums
+from vpt_jax.utils import csv_texts
 
 
 class Classification(Problem):
@@ -110,9 +109,7 @@ class Classification(Problem):
     Labels and predictions are names where they are known, else numbers.
     """
     titles = class_names or tuple(map(str, range(self.num_classes)))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "label", "prediction", "confidence"))
+    lines = [("path", "label", "prediction", "confidence")]
     for name, label, prediction, confidence in zip(
       names,
       labels,
@@ -121,8 +118,8 @@ class Classification(Problem):
       strict=True,
     ):
       classes = (titles[label], titles[prediction])
-      writer.writerow((name, *classes, f"{confidence:.6f}"))
-    return text.getvalue()
+      lines.append((name, *classes, f"{confidence:.6f}"))
+    return csv_texts.lines(lines)
 
   def record(self, labels: np.ndarray, predictions: Arrays) -> dict[str, Any]:
     """Returns `confusion`: [[label, prediction, images], ...], no zeros."""

@@ -1,8 +1,6 @@
 """Defines multi-label classification: any number of classes an image."""
 
 from collections.abc import Sequence
-import csv
-import io
 from typing import Any
 
 import jax
@@ -10,6 +8,7 @@ import numpy as np
 import optax
 
 from vpt_jax.problems.problem import Arrays, Problem, Score, Sums
+from vpt_jax.utils import csv_texts
 
 SEPARATOR = "|"  # between the labels of an image
 THRESHOLD = 0.5  # a class is predicted above this probability
@@ -120,16 +119,14 @@ class MultiLabel(Problem):
     """
     titles = class_names or tuple(map(str, range(self.num_classes)))
     probabilities = np.asarray(self.probabilities(predictions["logits"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "labels", "predictions", *titles))
+    lines = [("path", "labels", "predictions", *titles)]
     for name, label, probability in zip(
       names, labels, probabilities, strict=True
     ):
       predicted = _names(probability > THRESHOLD, titles)
       numbers = [f"{value:.6g}" for value in probability]
-      writer.writerow((name, _names(label, titles), predicted, *numbers))
-    return text.getvalue()
+      lines.append((name, _names(label, titles), predicted, *numbers))
+    return csv_texts.lines(lines)
 
   def record(self, labels: np.ndarray, predictions: Arrays) -> dict[str, Any]:
     """Returns `average_precision` [K] in percent, null where no image is."""

@@ -1,8 +1,6 @@
 """Writes the tables as Markdown, LaTeX and CSV."""
 
 from collections.abc import Iterable, Sequence
-import csv
-import io
 import itertools
 import re
 from typing import Any
@@ -11,6 +9,7 @@ from vpt_jax.report import published, result_tables
 from vpt_jax.report.result_tables import Line, SuiteTable
 from vpt_jax.report.rows import Results, Row
 from vpt_jax.report.suites import Column
+from vpt_jax.utils import csv_texts
 
 PLUS_MINUS = "\u00b1"
 
@@ -211,13 +210,11 @@ NO_NUMBER = [""] * 5  # from `published` on
 
 def table_csv(found: Results) -> str:
   """Returns a line for each score or mean and published number beside it."""
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator="\n")
-  writer.writerow(CSV)
+  lines: list[Sequence[Any]] = [CSV]
   for table in result_tables.suite_tables(found):
     for row in result_tables.rows_of_suite(found, table.suite):
-      writer.writerows(_csv_lines(table, row))
-  return out.getvalue()
+      lines += _csv_lines(table, row)
+  return csv_texts.lines(lines)
 
 
 def _csv_lines(table: SuiteTable, row: Row) -> list[list[Any]]:
