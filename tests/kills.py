@@ -46,6 +46,7 @@ import tensorboardX  # noqa: F401
 from tests import conftest  # noqa: F401, the backbone vit_test
 from vpt_jax import main
 from vpt_jax.data import __main__ as data_command
+from vpt_jax.utils import command_line, signals
 from vpt_jax.weights import convert
 
 # Attempts at the same time; each has more threads than one.
@@ -55,8 +56,7 @@ MOST_KILLS = 40
 # Seconds after a signal in which a process must end.
 HANGS = 60.0
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# Other ends than by the signal itself. Without a handler (data preparation, and
-# before a command has begun) SIGTERM is no exit.
+# Before a command has begun, and in downloads, SIGTERM has no handler.
 STATUSES = {
   signal.SIGKILL: (-signal.SIGKILL,),
   signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM),
@@ -135,7 +135,7 @@ def prepare_command(photos: Path) -> Callable[[Path], int]:
   """Returns what runs `python -m vpt_jax.data prepare`."""
 
   def run(folder: Path) -> int:
-    return data_command.main(
+    return command_line.exit_status(signals.listen) or data_command.main(
       [
         "data",
         "prepare",

@@ -186,7 +186,7 @@ def test_memory_settings_are_an_option(monkeypatch, value, kept):
   calls = []
   monkeypatch.setattr(main.malloc, "keep", lambda: calls.append("keep"))
   monkeypatch.setattr(main.program_cache, "enable", lambda: None)
-  monkeypatch.setattr(main.signals, "listen", lambda: None)
+  monkeypatch.setattr(main.signals, "listen", lambda: 0)
   monkeypatch.delenv("VPT_JAX_KEEP_MEMORY", raising=False)
   if value is not None:
     monkeypatch.setenv("VPT_JAX_KEEP_MEMORY", value)

@@ -407,8 +407,7 @@ def start_process() -> int:
   if os.environ.get("VPT_JAX_KEEP_MEMORY", "1") != "0":
     malloc.keep()
   program_cache.enable()
-  signals.listen()
-  return 0
+  return signals.listen()
 
 
 if __name__ == "__main__":

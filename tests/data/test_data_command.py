@@ -1,6 +1,11 @@
 """python -m vpt_jax.data prepare | check | show."""
 
+from pathlib import Path
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 from PIL import Image
@@ -11,6 +16,9 @@ from vpt_jax.data import __main__ as command
 from vpt_jax.data import contact_sheet, datasets, survey, tasks
 from vpt_jax.data.cache import prepared
 from vpt_jax.data.transforms.preprocess import Preprocess
+from vpt_jax.utils import signals
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -373,3 +381,34 @@ def test_a_deep_check_names_all_damaged_images(run, tmp_path):
   assert status == 1
   for name in ("a/3.png", "b/4.png", "b/17.png"):
     assert f"train/{name}" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_preparation_with_its_status(number, tmp_path):
+  """Also of the first process of a container, which has no defaults."""
+  for name in ("cat", "dog"):
+    (tmp_path / "photos" / name).mkdir(parents=True)
+    for i in range(300):
+      image = Image.new("RGB", (300, 300), (i % 256, 0, 0))
+      image.save(tmp_path / "photos" / name / f"{i}.png")
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "vpt_jax.data", "prepare", "--workers=1"),
+      f"--source=folder:{tmp_path}/photos",
+      f"--cache={tmp_path}/cache",
+    ],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while not [*(tmp_path / "cache").glob(".*/images.npy")]:
+    assert process.poll() is None
+    time.sleep(0.001)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 128 + number, err
+  assert err.splitlines()[-1] == (
+    f"{signals.CAUSES[number]}; saved: the images that are done; the same "
+    "command resumes"
+  )
+  assert "Traceback" not in err

@@ -16,7 +16,7 @@ from vpt_jax.data.examples import Split
 from vpt_jax.data.sources import layouts
 from vpt_jax.data.transforms import resize, views
 from vpt_jax.data.transforms.preprocess import Preprocess
-from vpt_jax.utils import command_line, files, text_tables
+from vpt_jax.utils import command_line, files, signals, text_tables
 from vpt_jax.utils.logs import log, Once
 
 PART_NAMES = ("train", "val", "test")
@@ -368,14 +368,13 @@ def main(argv: Sequence[str]) -> int:
       log.setLevel(logging.WARNING)
   try:
     return command_line.exit_status(lambda: _run(args))
-  except KeyboardInterrupt:
-    sys.stderr.write("interrupted; the same command resumes\n")
-    return 130
   finally:
     log.removeHandler(handler)
 
 
 def _run(args: argparse.Namespace) -> int:
+  if args.command == "prepare":
+    signals.tell_saved(lambda: "the images that are done")
   try:
     args.source = own_sources.canonical(args.source)
     return COMMANDS[args.command](args)
@@ -384,4 +383,4 @@ def _run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  sys.exit(command_line.exit_status(signals.listen) or main(sys.argv))

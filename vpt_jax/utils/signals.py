@@ -114,11 +114,14 @@ def number_of(error: BaseException | None) -> int | None:
   return None
 
 
-def listen() -> None:
+def listen() -> int:
   """Ends this process on SIGTERM wherever it is; call it in the main thread.
 
   In training `PreemptionNotice` takes over and saves first. Without a handler
   the first process of a container would ignore the signal.
+
+  Returns:
+    The exit status, 0.
 
   Raises:
     ValueError: the variable VPT_JAX_STOP_SECONDS is no number of seconds.
@@ -138,6 +141,7 @@ def listen() -> None:
   threading.Thread(
     target=_watch, args=(ear, mouth, seconds), name="signals", daemon=True
   ).start()
+  return 0
 
 
 def _seconds() -> float:
