@@ -90,7 +90,7 @@ def test_an_adapter_keeps_its_own_order_of_classes(config, tmp_path):
   values, meta = adapter_files.read_adapter(new)
   old_meta = {**meta.to_json()}
   del old_meta["class_names"]
-  old = tmp_path / "old.npz"
+  old = tmp_path / "run/old.npz"
   np.savez(old, meta=json.dumps(old_meta), **values)
   for path, classes in ((new, ("1", "2", "10")), (old, ("1", "10", "2"))):
     adapter = subject.read(str(path))
