@@ -18,6 +18,7 @@ import struct
 import numpy as np
 from PIL import Image
 import pytest
+from tensorboardX import record_writer
 import tensorflow_datasets as tfds
 
 from vpt_jax.data import tasks
@@ -470,13 +471,17 @@ def test_pixels_that_do_not_fit_the_scale_are_refused():
     scaled(pixels * 2, 255)
 
 
+def with_checksum(data):
+  return data + struct.pack("<I", record_writer.masked_crc32c(data))
+
+
 def tfrecords(records, lengths, folder, prefix):
-  """TFRecord files of these lengths, without the checksums."""
+  """TFRecord files of these lengths, whose checksums another library makes."""
   for shard, length in enumerate(lengths):
     path = folder / f"{prefix}-{shard:05d}-of-{len(lengths):05d}"
     path.write_bytes(
       b"".join(
-        struct.pack("<Q4x", len(record)) + record + bytes(4)
+        with_checksum(struct.pack("<Q", len(record))) + with_checksum(record)
         for record in records[:length]
       )
     )
@@ -538,11 +543,19 @@ def test_records(tmp_path):
       got[i]  # pylint: disable=pointless-statement
 
 
+def flip(path, place):
+  data = bytearray(path.read_bytes())
+  data[place] ^= 4
+  path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
   "spoil,expected_text",
   [
     (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is damaged"),
     (lambda path: path.write_bytes(path.read_bytes() + b"x"), "is damaged"),
+    (lambda path: flip(path, 12), "record 0 has another checksum"),
+    (lambda path: flip(path, 15), "record 0 has another checksum"),
     (
       lambda path: path.write_bytes(path.read_bytes() * 2),
       "more than 3 rec",

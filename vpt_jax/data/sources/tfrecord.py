@@ -11,19 +11,20 @@ import struct
 
 import numpy as np
 
+from vpt_jax.data.sources import crc32c
 from vpt_jax.utils import strange_files
 
 LENGTH = struct.Struct("<Q")
-CHECKSUM_BYTES = 4
-HEADER_BYTES = LENGTH.size + CHECKSUM_BYTES
-FOOTER_BYTES = CHECKSUM_BYTES
+CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = LENGTH.size + CHECKSUM.size
+FOOTER_BYTES = CHECKSUM.size
 
 
 class Records:
   """Records of several files, one after another, in any order and thread.
 
-  A file is opened, and the offsets of its records found, on first use.
-  Checksums are not verified; damaged images are found when they are decoded.
+  A file is opened, and the offsets of its records found, on first use. Records
+  are compared with their checksums when they are first read.
   """
 
   def __init__(
@@ -49,19 +50,33 @@ class Records:
 
     Raises:
       IndexError: there is no such record.
-      ValueError: its file is missing, cut short or no TFRecord file.
+      ValueError: its file is missing, cut short or no TFRecord file, or the
+        record has another checksum.
     """
     if not 0 <= i < len(self):
       raise IndexError(f"record {i} of {len(self)}")
     file_number = bisect.bisect_right(self._stops, i)
-    data, offsets = self._opened(file_number)
-    first_in_file = self._stops[file_number] - self._lengths[file_number]
-    start = offsets[i - first_in_file] + HEADER_BYTES
-    stop = offsets[i - first_in_file + 1] - FOOTER_BYTES
-    return data[start:stop]
+    data, offsets, is_checked = self._opened(file_number)
+    number = i - (self._stops[file_number] - self._lengths[file_number])
+    start = offsets[number] + HEADER_BYTES
+    stop = offsets[number + 1] - FOOTER_BYTES
+    record = data[start:stop]
+    if not is_checked[number]:
+      (stored,) = CHECKSUM.unpack_from(data, stop)
+      if crc32c.masked(record) != stored:
+        raise ValueError(
+          f"{self._paths[file_number]} is damaged: record {number} has another "
+          "checksum"
+        )
+      is_checked[number] = True
+    return record
 
-  def _open(self, file_number: int) -> tuple[mmap.mmap, np.ndarray]:
-    """Returns the bytes of a file, and where its N records start [N + 1]."""
+  def _open(self, file_number: int) -> tuple[mmap.mmap, np.ndarray, np.ndarray]:
+    """Opens a file of N records.
+
+    Returns:
+      (its bytes, where records start [N + 1], whether each was checked [N]).
+    """
     path = self._paths[file_number]
     try:
       with strange_files.open_regular(path) as file:
@@ -79,7 +94,7 @@ class Records:
         f"{path} is damaged: {found} records that end at byte {offsets[-1]}; "
         f"expected {expected} and {len(data)}"
       )
-    return data, np.array(offsets)
+    return data, np.array(offsets), np.zeros(found, bool)
 
 
 def _record_offsets(data: mmap.mmap, most: int) -> list[int]:
