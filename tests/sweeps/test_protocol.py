@@ -952,7 +952,7 @@ def whole(tiny, tmp_path_factory, cache):
   return workdir, records, time.monotonic() - started
 
 
-def test_a_sweep(whole, tmp_path):
+def test_a_sweep(tiny, whole, tmp_path):
   workdir, records, _ = whole
   assert len(records) == 12 and leftovers(workdir) == []
   for task in TASKS:
@@ -973,7 +973,11 @@ def test_a_sweep(whole, tmp_path):
     assert all(one["confusion"] is None for one in search)
   # The last run by itself: of the same id, with the same scores.
   last = final[-1]
-  result = vpt_jax.run(ConfigDict(last["config"]), tmp_path)
+  config = ConfigDict(last["config"])
+  # Records hold the last part of paths.
+  config.data.source = f"npz:{tiny.parents[1]}/{last['task']}.npz"
+  config.backbone.checkpoint = str(tiny.parents[1] / "backbone.npz")
+  result = vpt_jax.run(config, tmp_path)
   (alone,) = Store(tmp_path / FILE).read()
   assert (alone["id"], alone["stage"]) == (last["id"], "single")
   assert result["top1"] == last["top1"]
