@@ -120,18 +120,30 @@ SAVES = """
 STEPS = """
   import signal
   signal.signal(signal.SIGTERM, lambda *_: None)
-  for step in range(20):
-    signals.alive()
-    time.sleep(0.1)
+  for step in range(5):
+    time.sleep({seconds})
+    signals.step_done()
   print("saved")
   raise signals.Preempted
 """
 
 
-@pytest.mark.parametrize("work", [SAVES, STEPS], ids=["saves", "steps"])
-def test_what_saves_or_makes_steps_is_left_to_end_by_itself(start, work):
-  """It takes longer than the watcher waits for a sign of life."""
+@pytest.mark.parametrize(
+  "work,wait",
+  [
+    (SAVES, 0),
+    (STEPS.format(seconds=0.4), 0),
+    (STEPS.format(seconds=0.8), 2),
+  ],
+  ids=["saves", "steps", "slow-steps"],
+)
+def test_what_saves_or_makes_steps_is_left_to_end_by_itself(start, work, wait):
+  """It takes longer than the watcher waits for a sign of life.
+
+  Also where a single step does, on a slow machine.
+  """
   process = start(work.strip())
+  time.sleep(wait)
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=60)
   assert process.returncode == 143, err

@@ -74,7 +74,7 @@ class Progress:
       loss: of the latest step of which it is known; None: of none is.
       lr: learning rate.
     """
-    signals.alive()
+    signals.step_done()
     if loss is not None:
       if self._clock is None:
         self._clock = time.monotonic()

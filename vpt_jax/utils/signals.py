@@ -48,12 +48,16 @@ class _State:
 
   Attributes:
     sign_of_life: when the main thread gave the last one.
+    step: when the latest step of training was done; 0: none was.
+    step_seconds: how long that step took.
     saving: a token for each context `saving` that is open.
     describe_saved: returns what is saved, see `tell_saved`; None: not known.
   """
 
   def __init__(self):
     self.sign_of_life = 0.0
+    self.step = 0.0
+    self.step_seconds = 0.0
     self.saving: set[object] = set()
     self.describe_saved: Callable[[], str] | None = None
 
@@ -62,8 +66,17 @@ _state = _State()
 
 
 def alive() -> None:
-  """Says that the main thread gets on: a step is done."""
+  """Says that the main thread hears and gets on."""
   _state.sign_of_life = time.monotonic()
+
+
+def step_done() -> None:
+  """Says that a step of training is done: the next one may take as long."""
+  now = time.monotonic()
+  if _state.step:
+    _state.step_seconds = now - _state.step
+  _state.step = now
+  alive()
 
 
 @contextlib.contextmanager
@@ -184,9 +197,10 @@ def _watch(ear: socket.socket, mouth: socket.socket, seconds: float) -> None:
         _end(number)
     if _state.saving:
       continue
+    patience = max(seconds, 2 * _state.step_seconds)
     for number, came in first.items():
       silent_since = max(came, _state.sign_of_life)
-      if now - silent_since > seconds:
+      if now - silent_since > patience:
         _end(number)
 
 
