@@ -69,7 +69,7 @@ class CheckedImages(np.memmap):
     """
     if self._sums is None or self._is_checked[i]:
       return
-    if zlib.crc32(np.ascontiguousarray(content)) != self._sums[i]:
+    if zlib.crc32(np.ascontiguousarray(content).data) != self._sums[i]:
       path = Path(str(self.filename))
       raise Damaged(
         f"image {i} of {path} has another checksum than when it was written: "

@@ -52,10 +52,11 @@ def compute(data: bytes) -> int:
 @functools.cache
 def _tables() -> np.ndarray:
   """Returns what a byte adds: uint32 [place in a block, value]."""
-  table = np.arange(256, dtype=np.uint32)
+  last = np.arange(256, dtype=np.uint32)
   for _ in range(8):
-    table = table >> 1 ^ np.where(table & 1, np.uint32(_POLYNOMIAL), 0)
-  last = table.astype(np.uint32)
+    is_odd = (last & 1).astype(bool)
+    last >>= 1
+    last[is_odd] ^= _POLYNOMIAL
   tables = np.empty((_BLOCK, 256), np.uint32)
   tables[-1] = last
   for place in range(_BLOCK - 2, -1, -1):

@@ -303,7 +303,7 @@ class Stored:
 
     if key not in self._types:
       raise ValueError(
-        f"feature {key!r} is missing; there are "
+        f"{self.path}: feature {key!r} is missing; there are "
         f"{', '.join(sorted(self._types))}"
       )
     return example_parser.ExampleParserNp({key: self._types[key]})
@@ -339,7 +339,8 @@ class Stored:
         tfds_guard.check_shards(
           self.path, split, info.filepaths, info.num_examples
         )
-      except OSError as error:
+      # Of the library, too, which makes the files' names of a template.
+      except Exception as error:
         raise ValueError(
           f"{self.path} is damaged, prepare it again: {error}"
         ) from None
