@@ -35,6 +35,7 @@ from vpt_jax.training import (
   run_folder,
   run_results,
   run_texts,
+  start_files,
 )
 from vpt_jax.utils import command_line, files, malloc, signals, trees
 from vpt_jax.utils.logs import log
@@ -57,7 +58,7 @@ def run(
   config: ConfigDict,
   workdir: str | os.PathLike,
   data: experiment.Data | None = None,
-  start: trees.Flat | None = None,
+  start: trees.Flat | str | os.PathLike | None = None,
 ) -> dict[str, Any]:
   """Adapts, evaluates and saves; resumes where an earlier call was killed.
 
@@ -66,7 +67,7 @@ def run(
     workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/,
       adapter.npz and, last, result.json.
     data: splits in memory; default: those that `config.task` names.
-    start: values of an adapter file that the run starts from.
+    start: the adapter file that the run starts from, or values of one.
 
   Returns:
     What result.json holds, or condense.json (see
@@ -83,6 +84,7 @@ def run(
   condenses = "condense" in config
   if condenses:
     stages.check(config)
+  config, saved, origin = read_start(config, start)
   precision = config.compute.matmul_precision
   with (
     jax.default_matmul_precision(precision),
@@ -102,7 +104,32 @@ def run(
     if condenses:
       check_one_process_condenses()
       return stages.run(config, folder, data, run)
-    return train_and_evaluate(config, folder, data, start or {})
+    return train_and_evaluate(config, folder, data, saved, origin)
+
+
+def read_start(
+  config: ConfigDict, start: trees.Flat | str | os.PathLike | None
+) -> tuple[ConfigDict, trees.Flat, start_files.Origin | None]:
+  """Returns (config, values that the run starts from, the file they are of).
+
+  Raises:
+    ValueError: a file that can't be used, or none where the config names one.
+  """
+  if not start and config.start:
+    raise ValueError(
+      f"config.start={config.start!r}: this run starts from an adapter; name "
+      "its file by --start=ADAPTER"
+    )
+  if start and "condense" in config:
+    raise ValueError(
+      "condensation trains with all prompts first, and takes no --start; leave "
+      "it out, or set config.condense.shares=()"
+    )
+  if isinstance(start, str | os.PathLike):
+    config = start_files.note(config, start)
+    origin = start_files.read(start)
+    return config, origin.values, origin
+  return config, start or {}, None
 
 
 @contextlib.contextmanager
@@ -150,6 +177,7 @@ def train_and_evaluate(
   workdir: Path,
   data: experiment.Data,
   saved: trees.Flat,
+  origin: start_files.Origin | None = None,
 ) -> dict[str, Any]:
   """Trains one run, evaluates it and writes its files.
 
@@ -158,6 +186,7 @@ def train_and_evaluate(
     workdir: see `run`.
     data: its splits.
     saved: values of an adapter file to start from.
+    origin: that file.
 
   Returns:
     What result.json holds.
@@ -166,6 +195,8 @@ def train_and_evaluate(
   fingerprint = run_folder.fingerprint(data)
   check_same_in_all_processes(config, fingerprint)
   job = experiment.build(config, data, saved)
+  if origin is not None:
+    check_start(job, origin)
   log_sizes(job)
 
   rates = optim.epoch_rates(config.optim, config.batch_size, config.epochs)
@@ -230,6 +261,20 @@ def train_and_evaluate(
   return result
 
 
+def check_start(job: experiment.Experiment, origin: start_files.Origin) -> None:
+  """Raises ValueError if a run can't start from an adapter."""
+  collections = trees.flatten(job.start.collections)
+  known = [*job.start.trainable, *job.start.frozen, *collections]
+  start_files.check(
+    origin,
+    known,
+    job.backbone,
+    job.data.train.class_names,
+    job.config.seed,
+  )
+  log.info("starts from %s", origin.path)
+
+
 def check_same_in_all_processes(
   config: ConfigDict, fingerprint: dict[str, Any]
 ) -> None:
@@ -285,10 +330,12 @@ def run_command(command: config_lib.Command) -> int:
   if config.mode == "sweep":
     return run_sweep(command)
   config = config_lib.resolve(config)
+  if command.start:
+    config = start_files.note(config, command.start)
   workdir = command.workdir or default_workdir(config.task, config)
   log.info("workdir %s", workdir)
   tell_saved(workdir)
-  result = run(config, workdir)
+  result = run(config, workdir, start=command.start or None)
   if not processes.is_primary():
     return 0
   if "condense" in config:
@@ -326,6 +373,11 @@ def run_sweep(command: config_lib.Command) -> int:
       f"{jax.process_count()}; start it without --distributed on each "
       "machine, with one --workdir on a shared disk or with --shard. The "
       "hosts of a TPU slice can't work alone: take slices of one host"
+    )
+  if command.start or config.start:
+    raise ValueError(
+      "a sweep's runs start anew: leave --start out, or train one run with "
+      "config.mode=train"
     )
   config_lib.check_values(config)
   name = "sweep" if config.sweep.tasks else config.task

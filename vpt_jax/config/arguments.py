@@ -16,6 +16,8 @@ USAGE = """usage: python -m vpt_jax.main --config=FILE[:TASK] [--workdir=DIR]
   --config=configs/vapt_vtab.py            the embedded data and backbone
   --config=configs/vapt_vtab.py:eurosat    a VTAB-1k task, ViT-B/16 IN-21k
   --config.mode=sweep                      search, then train with all seeds
+  --start=OLD/adapter.npz                  trains on from what a run has
+                                           learned, in another workdir
   --distributed=auto                       several processes: Cloud TPU, SLURM,
                                            or HOST:PORT,N,I
   --shard=3/8                              of a sweep: every eighth task
@@ -36,6 +38,7 @@ class Command(NamedTuple):
     workdir: "" if not given.
     shard: (i, n).
     distributed: see `processes.join`.
+    start: path of the adapter that the run starts from; "" if not given.
   """
 
   config: ConfigDict
@@ -43,6 +46,7 @@ class Command(NamedTuple):
   workdir: str
   shard: tuple[int, int]
   distributed: str
+  start: str = ""
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -67,6 +71,7 @@ def parse(argv: Sequence[str]) -> Command:
     workdir=values.workdir,
     shard=(int(part[1]), int(part[2])),
     distributed=values.distributed,
+    start=values.start,
   )
 
 
@@ -132,6 +137,7 @@ def parse_flags(
   """
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", "", "where the run is kept", values)
+  flags.DEFINE_string("start", "", "adapter that a run starts from", values)
   flags.DEFINE_string("shard", "1/1", "part of a sweep's tasks", values)
   flags.DEFINE_string("distributed", "", "auto, or HOST:PORT,N,I", values)
   try:

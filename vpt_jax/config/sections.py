@@ -131,6 +131,12 @@ class General:
     "another size than the checkpoint's, position embeddings are resized.",
   )
   batch_size: int = option(64, at_least(1), help="Images in a training step.")
+  start: str = option(
+    "",
+    help="Set by --start=ADAPTER: a digest of the file from whose parameters "
+    "the run starts. Empty: from new ones.",
+    since="0.2.0",
+  )
   epochs: int = option(
     100, at_least(0), help="Passes over the training images; 0: no training."
   )

@@ -122,8 +122,22 @@ def check_unchanged(path: Path, value: Mapping[str, Any]) -> None:
   if lines:
     raise ValueError(
       f"{path.parent} holds a run with another {path.stem}; use another "
-      "--workdir, or delete it. Its value -> yours:\n  " + "\n  ".join(lines)
+      "--workdir, or delete it. Its value -> yours:\n  "
+      + "\n  ".join(lines)
+      + _way_on(path.parent, lines)
     )
+
+
+def _way_on(workdir: Path, lines: Sequence[str]) -> str:
+  """Returns how a finished run is trained for more epochs; "" for others."""
+  adapter = workdir / "adapter.npz"
+  asks_for_more = any(line.startswith("epochs:") for line in lines)
+  if not asks_for_more or not adapter.exists():
+    return ""
+  return (
+    "\nThe schedule of that run is over. To train on from what it has learned, "
+    f"with a schedule of its own: another --workdir and --start={adapter}"
+  )
 
 
 def claim_backbone(workdir: Path, backbone: Mapping[str, str]) -> None:
