@@ -276,6 +276,8 @@ def test_metadata_csv(tmp_path):
   assert len(read(tmp_path, "val")) == 4
   with pytest.raises(ValueError, match="no images for test"):
     read(tmp_path, "test")
+  with pytest.raises(ValueError, match=f"config.data.source=csv:{tmp_path}$"):
+    datasets.open_split("x", "train", source=f"folder:{tmp_path}")
 
 
 def test_metadata_csv_without_parts(tmp_path):

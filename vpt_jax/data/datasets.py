@@ -18,6 +18,7 @@ from vpt_jax.data.sources import (
   class_folders,
   csv_tables,
   image_files,
+  parts,
   tfds,
 )
 from vpt_jax.data.sources.arrays import check_images, from_arrays
@@ -64,9 +65,19 @@ def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
       "classes name a csv:PATH with labels a|b|c, a json:PATH with lists, or "
       "an npz:PATH with zeros and ones [N, K]"
     )
-  return class_folders.folder(
-    path, split, reading.seed, layout=reading.layout, as_text=reading.as_text
-  )
+  try:
+    return class_folders.folder(
+      path, split, reading.seed, layout=reading.layout, as_text=reading.as_text
+    )
+  except parts.NoImages:
+    raise
+  except ValueError as error:
+    if not csv_tables.has_metadata(path):
+      raise
+    raise ValueError(
+      f"{error}. There is a {csv_tables.METADATA}: to read the labels from it, "
+      f"name config.data.source=csv:{path}"
+    ) from None
 
 
 def _read_csv(path: Path, split: str, reading: Reading) -> Examples:

@@ -111,6 +111,11 @@ def _tables(path: Path) -> list[tuple[Path, str]]:
   )
 
 
+def has_metadata(path: Path) -> bool:
+  """Returns whether a folder has a Hugging Face table, or its folders do."""
+  return any(path.glob(METADATA)) or any(path.glob(f"*/{METADATA}"))
+
+
 def _read_table(
   table: Path, path: Path, part: str, multi_label: bool, columns: str
 ) -> list[Row]:
@@ -129,8 +134,8 @@ def _read_table(
   base = table.parent
   text = table_texts.read(table)
   finder = table_paths.Finder(base)
-  found = table_columns.find(text.content, columns, finder.exists)
-  rows = _read_rows(text.content, found, multi_label)
+  found = table_columns.find(text, columns, finder.exists)
+  rows = _read_rows(text, found, multi_label)
   names = finder.all([row.name for row in rows])
   if text.is_guessed:
     names = [table_paths.undo_guess(base, name) for name in names]
@@ -181,7 +186,9 @@ def _parsed_labels(texts: list[str], multi_label: bool) -> list[Label]:
   return labels
 
 
-def _read_rows(text: str, columns: Columns, multi_label: bool) -> list[Row]:
+def _read_rows(
+  text: table_texts.Text, columns: Columns, multi_label: bool
+) -> list[Row]:
   """Returns the rows below the heading.
 
   Raises:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from vpt_jax.data.sources import table_texts
 from vpt_jax.data.sources.parts import NAMES
+from vpt_jax.data.sources.table_texts import Text
 
 # What the columns are called, most telling names first: of `id,image,label`
 # the image is meant. Names in one group tell nothing of each other.
@@ -63,7 +64,7 @@ class Columns(NamedTuple):
   width: int
 
 
-def find(text: str, named: str, exists: Callable[[str], bool]) -> Columns:
+def find(text: Text, named: str, exists: Callable[[str], bool]) -> Columns:
   """Finds the columns of a table.
 
   Args:
@@ -98,7 +99,7 @@ def _clean(cells: Sequence[str]) -> list[str]:
   return [re.sub(r"[\s-]+", "_", cell.strip().lower()) for cell in cells]
 
 
-def _named(text: str, named: str) -> Columns:
+def _named(text: Text, named: str) -> Columns:
   """Finds the columns that `config.data.columns` names."""
   wanted = [name.strip() for name in named.split(",")]
   if len(wanted) not in (2, 3) or not all(wanted):
@@ -135,7 +136,7 @@ def _named(text: str, named: str) -> Columns:
   return found[0]
 
 
-def _by_usual_names(text: str, delimiter: str) -> Columns | None:
+def _by_usual_names(text: Text, delimiter: str) -> Columns | None:
   """Finds columns with the usual names, if the first row has them."""
   head = _clean(table_texts.first_row(text, delimiter))
   path = _most_telling(head, PATHS)
@@ -170,7 +171,7 @@ def _most_telling(
   return None
 
 
-def _column_of_parts(text: str, delimiter: str, head: list[str]) -> int | None:
+def _column_of_parts(text: Text, delimiter: str, head: list[str]) -> int | None:
   """Returns a column that is called like one of parts, and holds them."""
   there = [i for i, name in enumerate(head) if name in SPLITS]
   if len(there) != 1:
@@ -190,7 +191,7 @@ def part_of(cell: str) -> str | None:
 
 
 def _by_content(
-  text: str, delimiter: str, exists: Callable[[str], bool]
+  text: Text, delimiter: str, exists: Callable[[str], bool]
 ) -> Columns | None:
   """Finds the columns of a table without a heading, if its first row tells.
 

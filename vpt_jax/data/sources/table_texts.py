@@ -6,6 +6,7 @@ as it runs in another country. What can be told is told; the rest is refused.
 
 import codecs
 from collections.abc import Iterator
+import contextlib
 import csv
 import io
 from pathlib import Path
@@ -15,6 +16,9 @@ from vpt_jax.utils import strange_files
 
 # Bytes of a table: one of all of ImageNet-21k has nearly as many.
 MOST_BYTES = 2**30
+
+# Bytes that are decoded at once.
+_CHUNK = 2**20
 
 # What may stand between the cells of a row.
 DELIMITERS = (",", ";", "\t")
@@ -32,14 +36,14 @@ LATIN = "windows-1252"
 
 
 class Text(NamedTuple):
-  """The text of a table.
+  """The text of a table, as large ones are kept: not decoded.
 
   Attributes:
-    content: all of it.
-    encoding: of the file, as told by its bytes.
+    data: the file's bytes.
+    encoding: of them, as they tell; all of them are letters of it.
   """
 
-  content: str
+  data: bytes
   encoding: str
 
   @property
@@ -63,20 +67,25 @@ def read(path: Path) -> Text:
     OSError: it is not there, or cannot be read.
   """
   data = strange_files.read_bytes(path, MOST_BYTES)
-  encoding = _encoding(data)
-  if encoding is not None:
-    return Text(data.decode(encoding), encoding)
-  try:
-    return Text(data.decode("utf-8"), "utf-8")
-  except UnicodeDecodeError:
-    pass
-  try:
-    return Text(data.decode(LATIN), LATIN)
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f"it is neither UTF-8 nor {LATIN} (Latin-1): byte {error.start} is "
-      f"{data[error.start]:#x}; save it as UTF-8"
-    ) from None
+  marked = _encoding(data)
+  if marked is not None:
+    _check_decodes(data, marked)
+    return Text(data, marked)
+  for encoding in ("utf-8", LATIN):
+    with contextlib.suppress(UnicodeDecodeError):
+      _check_decodes(data, encoding)
+      return Text(data, encoding)
+  raise ValueError(
+    f"it is neither UTF-8 nor {LATIN} (Latin-1); save it as UTF-8"
+  )
+
+
+def _check_decodes(data: bytes, encoding: str) -> None:
+  """Raises UnicodeDecodeError if some bytes are no letters."""
+  decoder = codecs.getincrementaldecoder(encoding)()
+  for first in range(0, len(data), _CHUNK):
+    decoder.decode(data[first : first + _CHUNK])
+  decoder.decode(b"", final=True)
 
 
 def _encoding(data: bytes) -> str | None:
@@ -94,14 +103,15 @@ def _encoding(data: bytes) -> str | None:
   return None
 
 
-def rows(text: str, delimiter: str) -> Iterator[Row]:
+def rows(text: Text, delimiter: str) -> Iterator[Row]:
   """Yields the rows of a table that are not empty.
 
   Raises:
     csv.Error: quotes that do not fit, or a cell that is far too long.
   """
+  stream = io.BytesIO(text.data)
   reader = csv.reader(
-    io.StringIO(text, newline=""),
+    io.TextIOWrapper(stream, text.encoding, newline=""),
     delimiter=delimiter,
     skipinitialspace=True,
     strict=True,
@@ -111,7 +121,7 @@ def rows(text: str, delimiter: str) -> Iterator[Row]:
       yield Row(reader.line_num, cells)
 
 
-def first_row(text: str, delimiter: str) -> list[str]:
+def first_row(text: Text, delimiter: str) -> list[str]:
   """Returns the cells of the first row; [] if none is there, or whole."""
   try:
     return next(rows(text, delimiter), Row(0, [])).cells
