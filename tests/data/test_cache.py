@@ -20,6 +20,7 @@ from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import class_folders
 from vpt_jax.data.transforms.preprocess import Preprocess
+from vpt_jax.utils import files, signals
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -285,6 +286,46 @@ def test_a_full_disk_and_ctrl_c(tmp_path, monkeypatch, writes, error, force):
   if not force:  # what was done is not done again
     assert reads.count(24) == (writes < 25)
     assert reads.count(3) == (writes < 4)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), signals.Preempted()])
+def test_a_signal_while_a_cache_is_replaced(
+  tmp_path, monkeypatch, count, after, error
+):
+  """The next call has the whole cache, and nothing else is left."""
+  path = prepare(made(UNEQUAL), tmp_path)
+  want = content(path)
+  rename, renamed = type(path).rename, []
+
+  def interrupted(self, target):
+    renamed.append(self)
+    if len(renamed) < count or after:
+      rename(self, target)
+    if len(renamed) == count:
+      raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(type(path), "rename", interrupted)
+    with pytest.raises(type(error)):
+      prepare(made(UNEQUAL), tmp_path, force=True)
+  assert prepare(made(UNEQUAL), tmp_path) == path
+  assert content(path) == want
+  left = {x.name for x in tmp_path.iterdir()} - {f".{path.name}.lock"}
+  assert left == {path.name}
+
+
+def test_what_another_process_is_replacing_is_left_to_it(tmp_path):
+  """And nobody waits for it, as the cache is there."""
+  path = prepare(made(UNEQUAL), tmp_path)
+  build = tmp_path / f".{path.name}"
+  build.mkdir()
+  with files.waiting_lock(tmp_path / f".{path.name}.lock"):
+    assert prepare(made(UNEQUAL), tmp_path) == path
+    assert build.exists()
+  prepare(made(UNEQUAL), tmp_path)
+  assert not build.exists()
 
 
 def test_nothing_is_left_of_a_chunk_that_was_not_done(tmp_path, monkeypatch):

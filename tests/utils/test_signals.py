@@ -150,6 +150,14 @@ def test_what_saves_or_makes_steps_is_left_to_end_by_itself(start, work, wait):
   assert out == "saved\n" and err == "stopped by SIGTERM" + SAVED
 
 
+@pytest.mark.parametrize("disk", ["time.sleep(100)", "1 / 0"])
+def test_a_disk_that_hangs_or_is_damaged_does_not_keep_the_process(start, disk):
+  process = start(f"signals.tell_saved(lambda: {disk}); {DEAF}")
+  process.send_signal(signal.SIGTERM)
+  err = ended(process, signal.SIGTERM)
+  assert err.startswith("\nstopped by SIGTERM; the same command resumes")
+
+
 def test_a_forked_child_hears_for_itself(start):
   """Its parent, which shares the socket, goes on."""
   work = """

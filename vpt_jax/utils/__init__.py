@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "files": [
       "InUse",
       "lock",
+      "lock_if_free",
       "replacing",
       "sweep",
       "waiting_lock",

@@ -162,6 +162,24 @@ def waiting_lock(
 
 
 @contextlib.contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+  """Locks a file, unless another process has locked it.
+
+  Args:
+    path: see `waiting_lock`.
+
+  Yields:
+    Whether it is locked; False where the file system has no locks, too.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      is_locked = stack.enter_context(_acquired(path, seconds=0))
+    except filelock.Timeout:
+      is_locked = False
+    yield is_locked
+
+
+@contextlib.contextmanager
 def _acquired(path: Path, seconds: float) -> Iterator[bool]:
   """Holds a lock file, or warns where the file system has no locks.
 

@@ -15,7 +15,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 
@@ -26,6 +25,7 @@ VARIABLE = "VPT_JAX_STOP_SECONDS"
 # Two Ctrl-C within this time are one, which a launcher has passed on as well.
 _SAME_SECONDS = 0.5
 _LOOK_SECONDS = 0.1  # between two looks at the main thread
+_TELL_SECONDS = 2.0  # for looking what is saved
 
 CAUSES = {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "interrupted"}
 
@@ -103,7 +103,7 @@ def message(number: int) -> str:
     return f"{cause}; the same command may be given again"
   try:
     saved = _state.describe_saved()
-  except (OSError, ValueError) as error:
+  except Exception as error:  # of whatever kind: it must not take its place
     return f"{cause}; the same command resumes ({error})"
   if not saved:
     return f"{cause}; nothing was saved yet, the same command begins again"
@@ -206,7 +206,13 @@ def _watch(ear: socket.socket, mouth: socket.socket, seconds: float) -> None:
 
 def _end(number: int) -> None:
   """Ends the process at once; nothing of it is cleaned up."""
-  text = f"\n{message(number)}\n"
-  with contextlib.suppress(OSError, ValueError):
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+  texts = [f"{CAUSES[signal.Signals(number)]}; the same command resumes"]
+  # A disk that hangs must not keep it.
+  teller = threading.Thread(
+    target=lambda: texts.append(message(number)), daemon=True
+  )
+  teller.start()
+  teller.join(_TELL_SECONDS)
+  with contextlib.suppress(OSError):
+    os.write(2, f"\n{texts[-1]}\n".encode())
   os._exit(128 + number)

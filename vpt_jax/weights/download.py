@@ -158,11 +158,14 @@ def _part_of(path: Path) -> Iterator[Path]:
 
 def _delete_part(path: Path) -> None:
   """Deletes what was begun to be downloaded before the file came otherwise."""
-  if not _beside(path, ".part").exists():
+  part = _beside(path, ".part")
+  if not part.exists():
     return
-  with contextlib.suppress(FetchError), _part_of(path) as part:
-    part.unlink(missing_ok=True)
-    _beside(part, ".tag").unlink(missing_ok=True)
+  lock = files.lock_if_free(_beside(path, ".lock"))
+  with contextlib.suppress(OSError), lock as is_free:
+    if is_free:
+      part.unlink(missing_ok=True)
+      _beside(part, ".tag").unlink(missing_ok=True)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -124,7 +124,7 @@ def prepare(
       files.sweep(path.parent)
       if force or not path.exists():  # another process may have made it
         _build(examples, layout, path, on_error, workers, progress, name, force)
-  _delete_replaced(path, name)
+  _delete_left(path)
   decoding.check_bad(read_meta(path)["failed"], len(examples), on_error)
   return path
 
@@ -275,13 +275,16 @@ def _replaced(path: Path) -> Path:
   return path.with_name(f".{path.name}.old")
 
 
-def _delete_replaced(path: Path, name: str) -> None:
+def _delete_left(path: Path) -> None:
   """Deletes what a process left that was killed while it replaced a cache."""
-  if not _replaced(path).exists():
+  left = [path.with_name(f".{path.name}"), _replaced(path)]
+  if not any(folder.exists() for folder in left):
     return
   lock = path.with_name(f".{path.name}.lock")
-  with contextlib.suppress(OSError), _exclusive(lock, name):
-    shutil.rmtree(_replaced(path), ignore_errors=True)
+  with contextlib.suppress(OSError), files.lock_if_free(lock) as is_free:
+    if is_free and path.exists():
+      for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
