@@ -21,6 +21,7 @@ import numpy as np
 
 from vpt_jax import config as config_lib
 from vpt_jax.condensation import stages
+from vpt_jax.config import normalization
 from vpt_jax.data import datasets, own_sources
 from vpt_jax.distributed import memory, processes, program_cache, sharding
 from vpt_jax.report import result_tables
@@ -78,7 +79,9 @@ def run(
     loop.Diverged: the loss is NaN or infinite.
   """
   processes.check_not_forked()
-  config = config_lib.resolve(config, named_task=data is None)
+  is_named = data is None
+  config = config_lib.resolve(config, named_task=is_named)
+  warn(normalization.warning(config, is_named))
   if data is not None:
     data = data.aligned()
   condenses = "condense" in config
@@ -130,6 +133,12 @@ def read_start(
     origin = start_files.read(start)
     return config, origin.values, origin
   return config, start or {}, None
+
+
+def warn(text: str) -> None:
+  """Logs a warning, if there is one."""
+  if text:
+    log.warning("%s", text)
 
 
 @contextlib.contextmanager

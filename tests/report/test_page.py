@@ -289,3 +289,16 @@ def test_a_page_of_searches_alone(tmp_path):
   text = page.render(records, rows.collect(records))
   out, log = opened(text, tmp_path, probe=SECTIONS)
   assert out == ["overview", "search", "runs"] and "Uncaught" not in log
+
+
+def test_no_path_of_this_machine_is_on_a_page():
+  """A page is passed on: of paths in configs the last part is left."""
+  paths = {
+    "data__source": "npz:/home/me/secret/x.npz",
+    "backbone__checkpoint": "/home/me/vit.npz",
+  }
+  records = made.search(**paths)
+  assert "/home/me" in records[0]["config"]["data"]["source"]
+  text = page.render(records, rows.collect(records))
+  assert "npz:x.npz" in text
+  assert "/home/me" not in text

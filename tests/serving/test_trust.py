@@ -59,11 +59,10 @@ IMAGE = np.zeros((8, 8, 3), np.uint8)
 
 
 def test_no_path_of_this_machine_is_in_what_is_passed_on(run):
-  """Adapter, result and records: of a path the last part alone."""
-  for file in ("adapter.npz", "result.json", "records.jsonl"):
-    path = run / "run" / file
-    if path.exists():
-      assert str(run).encode() not in path.read_bytes(), file
+  """Adapter, result and predictions: of a path the last part alone."""
+  for file in ("adapter.npz", "result.json", "predictions.csv"):
+    content = (run / "run" / file).read_bytes()
+    assert str(run).encode() not in content, file
   _, meta = adapter_files.read_adapter(run / "run" / "adapter.npz")
   assert meta.config["backbone"]["checkpoint"] == "vit.npz"
 

@@ -10,7 +10,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   submod_attrs={
     "arguments": ["Command", "parse", "USAGE"],
     "config_files": ["load_config"],
-    "identity": ["difference", "digest", "plain", "public"],
+    "identity": ["difference", "digest", "plain", "public", "without_folders"],
+    "normalization": ["warning"],
     "options": ["option"],
     "registration": ["register_method", "register_problem"],
     "resolution": ["check_saved", "check_values", "resolve"],

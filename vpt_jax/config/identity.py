@@ -13,6 +13,9 @@ from vpt_jax.utils import trees
 
 MISSING = "(no such field)"
 
+# Values that version 0.1 wrote in another way: (field, now) -> then.
+_OLDER_VALUES = {(("data", "normalize"), ""): "imagenet"}
+
 # A path that begins at the root, at home or at a drive, maybe after `KIND:`.
 _ABSOLUTE = re.compile(r"(?P<kind>\w{2,}:)?(?:/|~|[A-Za-z]:[\\/]).*", re.DOTALL)
 
@@ -28,16 +31,19 @@ def public(config: ConfigDict) -> dict[str, Any]:
   Of absolute paths only the last part is left, of addresses all but a user's
   name and password.
   """
-  values: dict[str, Any] = _public(plain(config))
+  values: dict[str, Any] = without_folders(plain(config))
   return values
 
 
-def _public(value: Any) -> Any:
-  """Returns a JSON value without what is of this machine alone."""
+def without_folders(value: Any) -> Any:
+  """Returns a JSON value without what is of this machine alone.
+
+  See `public`.
+  """
   if isinstance(value, dict):
-    return {key: _public(item) for key, item in value.items()}
+    return {key: without_folders(item) for key, item in value.items()}
   if isinstance(value, list):
-    return [_public(item) for item in value]
+    return [without_folders(item) for item in value]
   if isinstance(value, str):
     return _without_folder(value)
   return value
@@ -63,8 +69,17 @@ def digest(config: ConfigDict, digits: int = 8) -> str:
   values = plain(config)
   for path, default in _defaults_of_later().items():
     _remove_default(values, path, default)
+  _write_as_older(values)
   text = json.dumps(values, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def _write_as_older(values: dict[str, Any]) -> None:
+  """Gives values the form that they had in version 0.1, in place."""
+  for ((section, field), now), then in _OLDER_VALUES.items():
+    part = values.get(section)
+    if isinstance(part, dict) and part.get(field) == now:
+      part[field] = then
 
 
 def _defaults_of_later() -> dict[tuple[str, ...], Any]:
@@ -90,6 +105,10 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
   A field that was added after version 0.1 has its default where it is missing.
   """
+  old = json.loads(json.dumps(dict(old)))
+  new = json.loads(json.dumps(dict(new)))
+  _write_as_older(old)
+  _write_as_older(new)
   old_values = trees.flatten(old)
   new_values = trees.flatten(new)
   defaults = {

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vpt_jax import model as model_lib
 from vpt_jax.backbones import factory as backbones
-from vpt_jax.config import sections
+from vpt_jax.config import normalization, sections
 from vpt_jax.config.options import check_fields, check_type, refusal
 from vpt_jax.data import datasets, own_sources, tasks
 from vpt_jax.data.transforms import views
@@ -197,8 +197,7 @@ def choose_preprocessing(config: ConfigDict, named_task: bool) -> None:
       data.preprocess = datasets.own_family(config.task, data.source)
   if not data.augment:
     data.augment = views.OWN[data.preprocess]
-  if data.normalize == "backbone":
-    data.normalize = backbones.get(config.backbone.name).normalize
+  normalization.choose(config, named_task)
 
 
 def check_together(config: ConfigDict) -> None:

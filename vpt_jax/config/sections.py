@@ -281,11 +281,12 @@ class Data:
     "larger ones.",
   )
   normalize: str = option(
-    "imagenet",
-    one_of(("backbone", *views.NORMALIZE)),
+    "",
+    one_of(("backbone", *views.NORMALIZE), or_empty=True),
     help="imagenet | half | clip | none: see "
     "vpt_jax/data/transforms/views.py; backbone: what it was trained with. "
-    "The papers' code uses ImageNet's for every backbone.",
+    "Empty: imagenet for a known task, as the papers' code has it for every "
+    "backbone, and backbone for images of your own.",
   )
   augment: str = option(
     "",

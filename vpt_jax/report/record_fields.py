@@ -2,6 +2,7 @@
 
 import json
 
+from vpt_jax import config as config_lib
 from vpt_jax import problems
 from vpt_jax.training.records import Record as Record
 from vpt_jax.utils import trees
@@ -39,7 +40,9 @@ def flat_config(record: Record) -> dict[str, str]:
   The values are as JSON has them, but texts without their quotes.
   """
   out = {}
-  for path, leaf in trees.flatten(record["config"]).items():
+  # A report is passed on.
+  config = config_lib.without_folders(record["config"])
+  for path, leaf in trees.flatten(config).items():
     out[path.replace("/", ".")] = json.dumps(leaf).strip('"')
   out["backbone.sha256"] = str(record["backbone"].get("sha256"))[:8]
   return out

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import config as config_lib
+from vpt_jax.config import normalization
 from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import searches, vmapped_runs
 from vpt_jax.sweeps.searches import Cell
@@ -333,8 +334,12 @@ def run(
   tasks = tuple(config.sweep.tasks) or (config.task,)
   # All configs of all tasks are checked before anything runs.
   cells = [{}, *searches.cells(config.sweep.grid)]
+  warnings = set()
   for task in tasks:
-    run_configs(config, task, "search", cells)
+    of_task = run_configs(config, task, "search", cells)
+    warnings.add(normalization.warning(of_task[0], named_task=True))
+  for text in sorted(warnings - {""}):
+    log.warning("%s", text)
   first, count = shard
   if not 1 <= first <= count or count > len(tasks):
     raise ValueError(

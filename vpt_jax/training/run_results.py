@@ -131,7 +131,7 @@ def record(
     name=config.name or config.method,
     seed=config.seed,
     cell=dict(cell or {}),
-    config=config_lib.public(config),
+    config=config_lib.plain(config),
     seconds=seconds,
     images_per_second=speed,
     group=group,

@@ -26,6 +26,7 @@ from vpt_jax.weights import file_formats
 FACTS = "vpt_jax_facts"
 
 _CONFIG = "config.json"
+_PREPROCESSOR = "preprocessor_config.json"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _MOST_BYTES = 2**20  # of a config; published ones have a few thousand
 
@@ -166,8 +167,27 @@ def beside(path: str | Path) -> Facts:
       continue
     found = _from_config(read_json(file), file)
     if found.source:
-      return found
+      return _with_pixels(found, folder / _PREPROCESSOR)
   return NOTHING
+
+
+def _with_pixels(known: Facts, file: Path) -> Facts:
+  """Returns the facts with the mean and deviation that a second config says.
+
+  Raises:
+    ValueError: that config cannot be read.
+  """
+  if known.mean or not file.is_file():
+    return known
+  values = read_json(file)
+  if not values.get("do_normalize", True):
+    return dataclasses.replace(known, mean=(0.0,) * 3, std=(1.0,) * 3)
+  try:
+    mean = _numbers(values.get("image_mean") or ())
+    std = _numbers(values.get("image_std") or ())
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{file} is damaged ({error}); move it away") from None
+  return dataclasses.replace(known, mean=mean, std=std)
 
 
 def read_json(file: Path) -> dict[str, Any]:
