@@ -48,6 +48,27 @@ def test_what_the_system_refuses_is_said_with_path_and_advice(number, capsys):
 def test_a_full_disk_without_a_path():
   error = OSError(errno.ENOSPC, "No space left on device")
   assert system_errors.explain(error) == (
-    "a file whose name is not known: No space left on device; make room on "
-    "this disk, or name a folder on another one; the same command resumes"
+    "No space left on device; make room on this disk, or name a folder on "
+    "another one; the same command resumes"
   )
+
+
+def test_errors_of_the_system_hold_no_numbers(tmp_path):
+  """Real ones, with the path, also where there is nothing to advise."""
+  long = tmp_path / ("x" * 300)
+  folder, missing = tmp_path / "folder", tmp_path / "missing"
+  folder.mkdir()
+  (folder / "file").touch()
+  for work in (
+    long.touch,
+    missing.read_text,
+    folder.read_text,
+    (folder / "file" / "x").mkdir,
+    folder.rmdir,
+    lambda: missing.rename(folder),
+  ):
+    with pytest.raises(OSError) as caught:
+      work()
+    text = system_errors.explain(caught.value)
+    assert str(caught.value.filename) in text and "Errno" not in text
+    assert caught.value.strerror in text

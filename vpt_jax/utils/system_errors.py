@@ -19,6 +19,7 @@ ADVICE = {
   errno.EMFILE: "raise the limit of open files (`ulimit -n 4096`)",
   errno.ENFILE: "the whole machine has too many open files: end programs",
   errno.ENAMETOOLONG: "give it a shorter name",
+  errno.ENOENT: "expected a file or folder that is there",
   errno.ENOTDIR: "a part of the path is a file; name another path",
   errno.EISDIR: "expected a file, this is a folder",
   errno.ENOMEM: "this machine is out of memory: end programs",
@@ -31,11 +32,19 @@ _AGAIN = (*NO_WRITES, errno.EMFILE, errno.ENFILE)
 
 def explain(error: BaseException) -> str:
   """Returns what an error says, and what to do where the system refuses."""
-  if not isinstance(error, OSError) or error.errno not in ADVICE:
+  if not isinstance(error, OSError) or not error.strerror:
     return str(error)
-  where = error.filename or "a file whose name is not known"
-  again = "; the same command resumes" if error.errno in _AGAIN else ""
-  return f"{where}: {error.strerror}; {ADVICE[error.errno]}{again}"
+  text = error.strerror
+  if error.filename is not None:
+    text = f"{error.filename}: {text}"
+  if error.filename2 is not None:
+    text = f"{text} ({error.filename2})"
+  number = error.errno
+  if number in ADVICE:
+    text += f"; {ADVICE[number]}"
+  if number in _AGAIN:
+    text += "; the same command resumes"
+  return text
 
 
 def number_of(error: BaseException | None) -> int | None:
