@@ -1,6 +1,7 @@
 """Prompt condensation, all stages of the command."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,6 +204,60 @@ def test_a_finished_run_is_shown_and_no_other_goes_on_in_it(
   staged.condense.statistic = "grad_l1"
   with pytest.raises(ValueError, match="condense.statistic: .* -> 'gr"):
     vpt_jax.run(staged, uninterrupted)
+
+
+def flipped(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def emptied(path):
+  path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [emptied, flipped])
+@pytest.mark.parametrize(
+  "name",
+  ["condense.json", "scores.npz", "full/result.json", "full/adapter.npz"],
+)
+def test_damaged_files_are_named(staged, tmp_path, uninterrupted, name, damage):
+  """A condensation's own files, and those of its runs; deleted they come back.
+
+  A flipped bit of a result may be that of a number, which nothing shows.
+  """
+  workdir = shutil.copytree(uninterrupted, tmp_path / "run")
+  if name != "condense.json":
+    (workdir / "condense.json").unlink()
+  path = workdir / name
+  if damage is flipped and path.suffix == ".json":
+    path.write_text(path.read_text().replace('"backbone"', '"backb\\u0000"'))
+  else:
+    damage(path)
+  with pytest.raises(ValueError, match=str(path)):
+    vpt_jax.run(staged, workdir)
+
+
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    ({"rows": 5}, "'rows' is 5, expected a list"),
+    ({"rows": [5]}, "field 'share' is missing"),
+    ({"oracle": {"s": {}}}, "field 'magnitude' is missing"),
+    ({"problem": 5}, "'problem' is 5"),
+    ({"run": {"config": "0123456789ab"}}, "is of a run with another config"),
+    ({"run": 5}, "'run' is 5"),
+  ],
+)
+def test_fields_of_a_damaged_result(
+  staged, tmp_path, uninterrupted, change, message
+):
+  for name in ("config.json", "data.json", "condense.json"):
+    shutil.copy(uninterrupted / name, tmp_path / name)
+  path = tmp_path / "condense.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  with pytest.raises(ValueError, match=f"{path}.*{message}"):
+    vpt_jax.run(staged, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -499,6 +499,18 @@ def test_a_note_of_what_fits_is_not_changed_by_another_process(
   assert [len(one) for one in made_up.groups][:4] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("text", ["", '{"runs": 0}', '{"runs": "4"}', "[4]"])
+def test_a_damaged_note_of_how_many_is_named(tiny, tmp_path, made_up, text):
+  config = config_of(tiny, "--config.sweep.tasks=('dark',)")
+  wanted = protocol.run_configs(config, "dark", "search", CELLS)
+  note = tmp_path / "groups" / f"{vmapped_runs.group_key(wanted[0])}-4.json"
+  note.parent.mkdir()
+  note.write_text(text)
+  with pytest.raises(ValueError, match=f"{note}: .*delete it"):
+    protocol.run(config, tmp_path)
+  assert not made_up.groups
+
+
 # Killed.
 
 KILLED_AT = (

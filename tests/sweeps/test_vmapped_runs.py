@@ -344,6 +344,39 @@ def test_killed_it_goes_on_with_the_same_bits(base, tmp_path, monkeypatch):
       jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+def test_a_damaged_state_of_a_group_is_not_taken(base, tmp_path, monkeypatch):
+  """As of one run: checksums, and whose it is."""
+  members = [{"optim.lr": 0.5}, {"optim.lr": 0.25}]
+  base = changed(base, {"checkpoint.every_epochs": 2})
+  want = together(tmp_path / "whole", base, members)
+  begun = epochs_of(monkeypatch, stop=3)
+  killed = tmp_path / "killed"
+  with pytest.raises(KeyboardInterrupt):
+    together(killed, base, members)
+  data = list(killed.rglob("checkpoints/*/default/d/*"))
+  assert data
+  for path in data:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+  got = together(killed, base, members)
+  assert begun[4:] == [0, 1, 2, 3, 4]
+  assert list(killed.rglob("checkpoints/damaged-*"))
+  assert [without(record) for record in got] == [
+    without(record) for record in want
+  ]
+
+
+def test_a_state_of_other_runs_is_not_taken(base, tmp_path, monkeypatch):
+  base = changed(base, {"checkpoint.every_epochs": 2})
+  begun = epochs_of(monkeypatch, stop=3)
+  with pytest.raises(KeyboardInterrupt):
+    together(tmp_path, base, [{"optim.lr": 0.5}, {"optim.lr": 0.25}])
+  together(tmp_path, base, [{"optim.lr": 0.5}, {"optim.lr": 0.125}])
+  assert begun[4:] == [0, 1, 2, 3, 4]
+  assert list(tmp_path.rglob("checkpoints/other-run-*"))
+
+
 def test_preempted_in_the_last_epoch(base, tmp_path, monkeypatch):
   """The sweep would go on with its next group; all of one diverged, too."""
   members = [{"optim.lr": 0.5}, {"optim.lr": 0.25}]

@@ -206,7 +206,7 @@ class Checkpoints:
       "checkpoint %s cannot be taken: %s; the one before is taken, this one "
       "is kept as %s",
       path,
-      reason.splitlines()[0][:300],
+      reason.splitlines()[0][:160],
       aside,
     )
 
