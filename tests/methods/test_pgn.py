@@ -1,6 +1,7 @@
 """Prompt Generation Networks: sizes, statistics, weights, heads, inversion."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -483,6 +484,10 @@ def test_texts_that_do_not_fit(tmp_path, content, error):
   config.clip.text_features = str(tmp_path / "texts.npy")
   with pytest.raises(ValueError, match="can't be read .*No such file"):
     head_of(config, {})
+  os.mkfifo(config.clip.text_features)
+  with pytest.raises(ValueError, match="is a pipe; expected a regular file"):
+    head_of(config, {})
+  os.unlink(config.clip.text_features)
   np.save(config.clip.text_features, content)
   with pytest.raises(ValueError, match=error):
     head_of(config, {"logit_scale": np.zeros(())})

@@ -27,7 +27,7 @@ from vpt_jax.backbones.model_zoo import Entry
 from vpt_jax.backbones.swin import Swin
 from vpt_jax.backbones.vit import DinoHead, ViT
 from vpt_jax.problems import zero_shot
-from vpt_jax.utils import trees
+from vpt_jax.utils import strange_files, trees
 from vpt_jax.weights import load
 
 HEADS = ("linear", "pretrained", "zero_shot", "prototypes")
@@ -223,7 +223,7 @@ def _read_texts(path: str, shape: tuple[int, int]) -> np.ndarray:
     "a row for each class, as wide as the projected features"
   )
   try:
-    with open(path, "rb") as file:
+    with strange_files.open_regular(path) as file:
       features = np.load(file, allow_pickle=False)
       if isinstance(features, np.lib.npyio.NpzFile):
         (name,) = features.files
