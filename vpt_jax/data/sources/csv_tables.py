@@ -66,7 +66,9 @@ def read_csv(
   rows: list[Row] = []
   for table, part in _tables(path):
     try:
-      rows += _read_table(table, path, part, multi_label, columns)
+      rows += _read_table(
+        table, path, part, multi_label, columns, split in TOLD
+      )
     except FileNotFoundError:
       raise ValueError(f"{table} is missing; expected csv:PATH") from None
     except (OSError, ValueError, csv.Error) as error:
@@ -117,7 +119,12 @@ def has_metadata(path: Path) -> bool:
 
 
 def _read_table(
-  table: Path, path: Path, part: str, multi_label: bool, columns: str
+  table: Path,
+  path: Path,
+  part: str,
+  multi_label: bool,
+  columns: str,
+  is_told: bool,
 ) -> list[Row]:
   """Returns the rows of a table.
 
@@ -127,6 +134,7 @@ def _read_table(
     part: of all rows; "": each row tells its own, or none does.
     multi_label: see `read_csv`.
     columns: see `read_csv`.
+    is_told: warns of what was guessed.
 
   Raises:
     ValueError: naming the line.
@@ -139,12 +147,13 @@ def _read_table(
   names = finder.all([row.name for row in rows])
   if text.is_guessed:
     names = [table_paths.undo_guess(base, name) for name in names]
-    log.warning(
-      "%s is no UTF-8 and was read as %s (Latin-1): see whether the names of "
-      "the classes are right",
-      table,
-      text.encoding,
-    )
+    if is_told:
+      log.warning(
+        "%s is no UTF-8 and was read as %s (Latin-1): see whether the names of "
+        "the classes are right",
+        table,
+        text.encoding,
+      )
   above = "" if table == path else os.path.relpath(base, path)
   placed = []
   for row, name in zip(rows, names, strict=True):
