@@ -181,7 +181,7 @@ def _same_state(got: Any, want: Any) -> bool:
 def _content_of_cache(path: Path) -> tuple[bytes, bytes, Any]:
   """Returns all that a training reads of a cache."""
   split = prepared.open_cache(path)
-  images = np.array(split.images)
+  images = split.images[:]
   return images.tobytes(), split.labels.tobytes(), list(split.names)
 
 
