@@ -442,6 +442,7 @@ DAMAGE = {
   "list": ("meta.json", lambda data: b"[1, 2]"),
   "empty": ("meta.json", lambda data: b""),
   "binary": ("meta.json", lambda data: b"\xff\xfe"),
+  "deep": ("meta.json", lambda data: b"[" * 10**6),
 }
 
 

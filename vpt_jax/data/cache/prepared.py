@@ -43,7 +43,7 @@ from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.cache.writer import Builder, checksum, HEADER, header
 from vpt_jax.data.examples import Examples, Split, Strips
 from vpt_jax.data.transforms.decode import UnknownGreyRange
-from vpt_jax.utils import files
+from vpt_jax.utils import files, strange_files
 from vpt_jax.utils.logs import log
 
 # Goes up when the same files would be decoded to other pixels, or laid out in
@@ -219,22 +219,17 @@ def read_meta(path: Path) -> dict[str, Any]:
       "prepare` makes it"
     )
   try:
-    meta = json.loads((path / "meta.json").read_text())
-    crc = meta.pop("crc32")
-    if crc != checksum(meta):
-      raise _damaged(path, "meta.json has another checksum")
-    for name, (size, _) in meta["files"].items():
-      if (path / name).stat().st_size != size:
-        raise _damaged(path, f"{name} does not have {size} bytes")
-  except (
-    OSError,
-    AttributeError,
-    KeyError,
-    TypeError,
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-  ) as error:
+    meta = strange_files.read_json(path / "meta.json")
+    is_whole = meta.pop("crc32") == checksum(meta)
+    sizes = {name: size for name, (size, _) in meta["files"].items()}
+    found = {name: strange_files.check(path / name) for name in sizes}
+  except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
     raise _damaged(path, f"{type(error).__name__}: {error}") from None
+  if not is_whole:
+    raise _damaged(path, "meta.json has another checksum")
+  for name, size in sizes.items():
+    if found[name] != size:
+      raise _damaged(path, f"{name} does not have {size} bytes")
   if meta["format"] != FORMAT:
     raise _damaged(path, f"its format is {meta['format']}, not {FORMAT}")
   return meta
