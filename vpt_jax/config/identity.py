@@ -82,6 +82,13 @@ def _write_as_older(values: dict[str, Any]) -> None:
       part[field] = then
 
 
+def _flat_as_older(config: Mapping[str, Any]) -> trees.Flat:
+  """Returns {path: value} with values as version 0.1 wrote them."""
+  values = json.loads(json.dumps(dict(config)))
+  _write_as_older(values)
+  return trees.flatten(values)
+
+
 def _defaults_of_later() -> dict[tuple[str, ...], Any]:
   """Returns `sections.added_later` as JSON values: a tuple is a list there."""
   return {
@@ -105,12 +112,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
   A field that was added after version 0.1 has its default where it is missing.
   """
-  old = json.loads(json.dumps(dict(old)))
-  new = json.loads(json.dumps(dict(new)))
-  _write_as_older(old)
-  _write_as_older(new)
-  old_values = trees.flatten(old)
-  new_values = trees.flatten(new)
+  old_values = _flat_as_older(old)
+  new_values = _flat_as_older(new)
   defaults = {
     "/".join(path): default for path, default in _defaults_of_later().items()
   }
