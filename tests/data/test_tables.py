@@ -3,6 +3,7 @@
 import codecs
 import unicodedata
 
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -294,3 +295,51 @@ def test_every_usual_name_is_in_one_group():
   for groups in (table_columns.PATHS, table_columns.LABELS):
     names = [name for group in groups for name in group]
     assert len(set(names)) == len(names)
+
+
+TOKENS = (b'"', b",", b";", b"\t", b"\n", b"\r", b"\0", b"\\", b"../", b"\xff")
+
+
+def mutated(data, rng):
+  """Returns bytes with one to three changes."""
+  data = bytearray(data)
+  for _ in range(rng.integers(1, 4)):
+    place = int(rng.integers(len(data)))
+    stop = place + int(rng.integers(1, 30))
+    match rng.integers(4):
+      case 0:
+        data[place] ^= 1 << int(rng.integers(8))
+      case 1:
+        del data[place:stop]
+      case 2:
+        data[place:place] = data[place:stop]
+      case 3:
+        data[place:place] = rng.choice(TOKENS)
+    if not data:
+      return b""
+  return bytes(data)
+
+
+def test_mutated_tables(folder):
+  """Any bytes: the images that the table names, or one error with its name."""
+  parts = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
+  with_parts = [(*row, part) for row, part in zip(ROWS, parts, strict=True)]
+  ids = [(str(i), label) for i, label in enumerate(LABELS)]
+  sound = [
+    write(folder, with_parts, "path,label,split").read_bytes(),
+    write(folder, ids, "id,class", ";", "utf-16").read_bytes(),
+    write(folder, ROWS, "", "\t").read_bytes(),
+  ]
+  outcomes = {"read": 0, "refused": 0}
+  for number in range(600):
+    rng = np.random.default_rng(number)
+    (folder / "t.csv").write_bytes(mutated(sound[number % 3], rng))
+    try:
+      examples = csv_tables.read_csv(folder / "t.csv", "train", 0)
+    except ValueError as error:
+      outcomes["refused"] += 1
+      assert str(error).startswith(str(folder / "t.csv"))
+    else:
+      outcomes["read"] += 1
+      assert examples.num_classes > 1 and len(examples)
+  assert min(outcomes.values()) > 60

@@ -3,12 +3,15 @@
 import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.data import test_tfds
+from tests.fuzz import mutations
 from vpt_jax.data import tasks
 from vpt_jax.data.sources import tfds as tfds_source
 from vpt_jax.data.sources import tfds_guard
@@ -326,3 +329,30 @@ def test_features_of_other_kinds_are_told(prepared, label):
       tfds_source.examples(task, "train", folder)
   finally:
     path.write_text(text)
+
+
+def test_mutated_folders(prepared, tmp_path):
+  """Any bytes in any file: what was stored, or an error with the folder."""
+  task, folder, files = prepared
+  copy = tmp_path / "food101/2.0.0"
+  shutil.copytree(files, copy)
+  (shard,) = copy.glob("*train.array_record*")
+  sound = tfds_source.examples(task, "train", folder)
+  expected = [sound.read(i) for i in range(len(sound))]
+  outcomes = {"read": 0, "refused": 0}
+  for path in (copy / "features.json", copy / "dataset_info.json", shard):
+    whole = path.read_bytes()
+    for number in range(60):
+      rng = np.random.default_rng(number)
+      path.write_bytes(mutations.mutate_bytes(whole, rng))
+      try:
+        examples = tfds_source.examples(task, "train", tmp_path)
+        read = [examples.read(i) for i in range(len(examples))]
+      except ValueError as error:
+        outcomes["refused"] += 1
+        assert str(copy) in str(error)
+      else:
+        outcomes["read"] += 1
+        assert path != shard or read == expected
+    path.write_bytes(whole)
+  assert outcomes["refused"] > 60
