@@ -9,6 +9,7 @@ import pytest
 from vpt_jax import config as config_lib
 from vpt_jax import main
 from vpt_jax.data import datasets, own_sources
+from vpt_jax.data.sources import own_readers
 
 VTAB = "--config=configs/vapt_vtab.py"
 
@@ -34,7 +35,7 @@ def run(capsys, *args):
 
 
 def test_every_kind_has_a_reader():
-  assert tuple(datasets.USER) == own_sources.KINDS
+  assert tuple(own_readers.USER) == own_sources.KINDS
 
 
 def test_a_path_says_its_kind(tmp_path, photos):

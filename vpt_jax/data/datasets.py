@@ -16,9 +16,8 @@ from vpt_jax.data.examples import Examples, Split
 from vpt_jax.data.sources import (
   arrays,
   class_folders,
-  csv_tables,
   image_files,
-  parts,
+  own_readers,
   tfds,
 )
 from vpt_jax.data.sources.arrays import check_images, from_arrays
@@ -47,74 +46,6 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
-  """How a source of the user's own is read, see `open_split`."""
-
-  seed: int
-  multi_label: bool
-  layout: str
-  as_text: bool
-  columns: str
-
-
-def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
-  if reading.multi_label:
-    raise ValueError(
-      f"{path}: folders give every image one class; for images of several "
-      "classes name a csv:PATH with labels a|b|c, a json:PATH with lists, or "
-      "an npz:PATH with zeros and ones [N, K]"
-    )
-  try:
-    return class_folders.folder(
-      path, split, reading.seed, layout=reading.layout, as_text=reading.as_text
-    )
-  except parts.NoImages:
-    raise
-  except ValueError as error:
-    if not csv_tables.has_metadata(path):
-      raise
-    raise ValueError(
-      f"{error}. There is a {csv_tables.METADATA}: to read the labels from it, "
-      f"name config.data.source=csv:{path}"
-    ) from None
-
-
-def _read_csv(path: Path, split: str, reading: Reading) -> Examples:
-  return csv_tables.read_csv(
-    path,
-    split,
-    reading.seed,
-    reading.multi_label,
-    reading.as_text,
-    reading.columns,
-  )
-
-
-def _read_json(path: Path, split: str, reading: Reading) -> Examples:
-  return image_files.json_splits(
-    path,
-    split,
-    0,
-    reading.seed,
-    multi_label=reading.multi_label,
-    as_text=reading.as_text,
-  )
-
-
-def _read_npz(path: Path, split: str, reading: Reading) -> Examples:
-  return arrays.npz(
-    path, split, reading.seed, reading.multi_label, reading.as_text
-  )
-
-
-# What the user brings: kind -> reader(path, split, reading).
-USER: dict[str, Callable[[Path, str, Reading], Examples]] = {
-  "folder": _read_folder,
-  "csv": _read_csv,
-  "json": _read_json,
-  "npz": _read_npz,
-}
 # A larger split is prepared on disk, see `cache.prepared`, not decoded in
 # memory.
 IN_MEMORY = 2**29  # bytes
@@ -158,8 +89,8 @@ def open_split(
   source = own_sources.canonical(source)
   if own_sources.is_own(source):
     kind, _, path = source.partition(":")
-    reader = USER[kind]
-    reading = Reading(seed, multi_label, layout, as_text, columns)
+    reader = own_readers.USER[kind]
+    reading = own_readers.Reading(seed, multi_label, layout, as_text, columns)
     examples = reader(Path(path).expanduser(), split, reading)
   elif multi_label:
     raise ValueError(
@@ -261,9 +192,10 @@ def _choose_source(
   """
   known = source_folders(task, folder)
   if source and source not in known:
+    own = [f"{kind}:PATH" for kind in own_readers.USER]
     raise ValueError(
       f"task {name!r} has no source {source!r}; it has {', '.join(known)}, "
-      f"and every task has {', '.join(f'{kind}:PATH' for kind in USER)}"
+      f"and every task has {', '.join(own)}"
     )
   if source:
     return source

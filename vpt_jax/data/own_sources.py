@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vpt_jax.utils import lookup, texts
 
-# What the user brings, as KIND:PATH; `datasets.USER` has their readers.
+# What the user brings, as KIND:PATH; `own_readers.USER` has the readers.
 KINDS = ("folder", "csv", "json", "npz")
 
 _KIND_OF_SUFFIX = {".csv": "csv", ".tsv": "csv", ".npz": "npz"}
