@@ -117,12 +117,13 @@ def make(
   Raises:
     ValueError: a size that patches (and windows) do not tile.
   """
-  for side in size:
-    if not _fits(entry, side):
+  nearest = tuple(_nearest_side(entry, side) for side in size)
+  for side, fitting_side in zip(size, nearest, strict=True):
+    if side != fitting_side:
       raise ValueError(
         f"image_size={side} is not a multiple of the patch size "
         f"{patch_size(entry)} of {name!r} (and its windows, if it has any); "
-        f"nearest: {_nearest_side(entry, side)}"
+        f"nearest: {fitting_side}"
       )
   module = entry.module(image_size=size, **(entry.arch | options))
   if isinstance(module, Swin):
@@ -133,12 +134,18 @@ def make(
 def _check_last_grid(name: str, module: Swin) -> None:
   """Raises ValueError for windows that would not be squares."""
   rows, columns = cast(tuple[int, int], module.spec.grids[-1])
-  if rows != columns and min(rows, columns) < module.window:
-    raise ValueError(
-      f"image_size={module.image_size} leaves {name!r} a grid that is no "
-      "square and smaller than its windows; use a larger or a "
-      "square image"
-    )
+  if rows == columns or min(rows, columns) >= module.window:
+    return
+  height, width = module.image_size
+  pixels = height // rows  # of a patch in the last stage
+  least = pixels * module.window
+  square = min(height, width)
+  enough = (max(height, least), max(width, least))
+  raise ValueError(
+    f"image_size={module.image_size} leaves {name!r} a grid that is no "
+    "square and smaller than its windows; nearest: "
+    f"{(square, square)} or {enough}"
+  )
 
 
 def patch_size(entry: Entry) -> int:
@@ -166,7 +173,9 @@ def _fits(entry: Entry, side: int) -> bool:
 
 
 def _nearest_side(entry: Entry, side: int) -> int:
-  """Returns the side nearest to this one that fits."""
+  """Returns the side nearest to this one that fits, itself if it does."""
+  if _fits(entry, side):
+    return side
   patch = patch_size(entry)
   fitting_sides = [
     candidate

@@ -52,6 +52,9 @@ SCHEDULES = (
 )
 FLOATS = ("float32", "bfloat16")
 
+# Of an image and of a step: more is a slip, or no memory has room for it.
+LARGEST_IMAGE = 8192
+LARGEST_BATCH = 65536
 # The largest seed that NumPy's generators take.
 LARGEST_SEED = 2**32 - 1
 
@@ -126,11 +129,13 @@ class General:
   )
   image_size: int = option(
     224,
-    at_least(1),
+    between(1, LARGEST_IMAGE),
     help="Side of the square images that the backbone sees, in pixels. With "
     "another size than the checkpoint's, position embeddings are resized.",
   )
-  batch_size: int = option(64, at_least(1), help="Images in a training step.")
+  batch_size: int = option(
+    64, between(1, LARGEST_BATCH), help="Images in a training step."
+  )
   start: str = option(
     "",
     help="Set by --start=ADAPTER: a digest of the file from whose parameters "

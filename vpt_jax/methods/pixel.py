@@ -67,6 +67,11 @@ def framed(
   return jnp.concatenate([top, rows, bottom], axis=1)
 
 
+def _nearest(number: int, low: int, high: int) -> int:
+  """Returns the number of a range that is nearest to this one."""
+  return max(low, min(high, number))
+
+
 class Add(Method):
   """Adds prompts to the tokens instead of setting them beside these.
 
@@ -137,7 +142,8 @@ class Pad(Method):
     if not 1 <= self.width <= (smaller - 1) // 2:
       raise ValueError(
         f"pad.width={self.width} on each side of {self.spec.image_size} "
-        f"images; expected 1 to {(smaller - 1) // 2}"
+        f"images; expected 1 to {(smaller - 1) // 2}, nearest: "
+        f"{_nearest(self.width, 1, (smaller - 1) // 2)}"
       )
 
   def setup(self):
@@ -185,7 +191,8 @@ class Border(Method):
     if not 0 < 2 * self.pixels < smaller:
       raise ValueError(
         f"border.width={self.width} on each side of {self.spec.image_size} "
-        f"images; expected 1 to {(smaller - 1) // 2}, or 0"
+        f"images; expected 1 to {(smaller - 1) // 2}, or 0; nearest: "
+        f"{_nearest(self.width, 1, (smaller - 1) // 2)}"
       )
     if self.init_std < 0:
       raise ValueError(f"border.init_std={self.init_std}; expected at least 0")

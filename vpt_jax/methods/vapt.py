@@ -166,7 +166,8 @@ class VAPT(Method):
       if self.kernel_size > min(grid) + 2 * self.padding:
         raise ValueError(
           f"vapt.kernel_size={self.kernel_size} is larger than the padded "
-          f"grid {grid} of {self.spec.image_size} images"
+          f"grid {grid} of {self.spec.image_size} images; nearest: "
+          f"{min(grid) + 2 * self.padding}"
         )
 
   def setup(self):

@@ -243,8 +243,9 @@ def crop_at(
   """
   if rows.shape[1] < size:
     raise ValueError(
-      f"crops of side {size} from images of shorter side "
-      f"{rows.shape[1]}: prepare them for this image size"
+      f"crops of side {size} from images of shorter side {rows.shape[1]}: "
+      f"prepare them for this image size; nearest that they have room for: "
+      f"{rows.shape[1]}"
     )
   sides = jnp.stack([length, jnp.full_like(length, rows.shape[1])], 1)
   free = sides - size
