@@ -429,17 +429,18 @@ class Killing:
 
   def _ended(self, run: Run, status: int) -> bool:
     """Takes note of an attempt that has ended; returns whether the run has."""
+    number = run.sent[0] if run.sent else None
+    if "Traceback" in run.log.read_text(errors="replace"):
+      # Also "Exception ignored": the signal was lost.
+      return self._fault(run, f"status {status}, a traceback after {number}")
     if status == 0:
       self.finished[run.kind] += 1
       wrong = differing(results(run.folder), self.kinds[run.kind].want)
       if wrong:
         return self._fault(run, f"differs: {', '.join(wrong)}")
       return True
-    number = run.sent[0] if run.sent else None
     if number is None or status not in STATUSES[number]:
       return self._fault(run, f"status {status} after {number}")
-    if "Traceback" in run.log.read_text(errors="replace"):
-      return self._fault(run, f"a traceback after {number}")
     run.kills.append(number)
     self.kills[run.kind].append(number)
     self._attempt(run)

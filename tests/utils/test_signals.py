@@ -150,6 +150,40 @@ def test_what_saves_or_makes_steps_is_left_to_end_by_itself(start, work, wait):
   assert out == "saved\n" and err == "stopped by SIGTERM" + SAVED
 
 
+LOST = {
+  "collector": """
+  import gc
+  gc.callbacks.append(lambda *_: time.sleep(1))
+  gc.collect()
+  time.sleep(60)
+""",
+  "weak-reference": """
+  import weakref
+  class Thing: pass
+  thing = Thing()
+  reference = weakref.ref(thing, lambda _: time.sleep(1))
+  del thing
+  time.sleep(60)
+""",
+  "deletion": """
+  class Thing:
+    def __del__(self):
+      time.sleep(1)
+  Thing()
+  time.sleep(60)
+""",
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", LOST)
+def test_a_signal_is_not_lost_in_callbacks(start, number, where):
+  """Python drops what is raised in them: the command went on to its end."""
+  process = start(LOST[where].strip(), seconds="600")
+  process.send_signal(number)
+  assert ended(process, number) == signals.CAUSES[number] + SAVED
+
+
 @pytest.mark.parametrize("disk", ["time.sleep(100)", "1 / 0"])
 def test_a_disk_that_hangs_or_is_damaged_does_not_keep_the_process(start, disk):
   process = start(f"signals.tell_saved(lambda: {disk}); {DEAF}")

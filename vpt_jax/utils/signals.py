@@ -15,8 +15,10 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
+from typing import Any
 
 # How long the main thread may give no sign of life after a signal. Clouds,
 # Kubernetes and SLURM kill after 30 seconds.
@@ -51,6 +53,8 @@ class _State:
     step: when the latest step of training was done; 0: none was.
     step_seconds: how long that step took.
     saving: a token for each context `saving` that is open.
+    lost: a signal whose exception went no further, and when; None: there is
+      none.
     describe_saved: returns what is saved, see `tell_saved`; None: not known.
   """
 
@@ -59,6 +63,7 @@ class _State:
     self.step = 0.0
     self.step_seconds = 0.0
     self.saving: set[object] = set()
+    self.lost: tuple[int, float] | None = None
     self.describe_saved: Callable[[], str] | None = None
 
 
@@ -146,6 +151,7 @@ def listen() -> int:
 
   seconds = _seconds()
   signal.signal(signal.SIGTERM, stop)
+  sys.unraisablehook = _noting_lost(sys.unraisablehook)
   ear, mouth = socket.socketpair()
   mouth.setblocking(False)
   signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
@@ -155,6 +161,27 @@ def listen() -> int:
     target=_watch, args=(ear, mouth, seconds), name="signals", daemon=True
   ).start()
   return 0
+
+
+def _noting_lost(show: Callable[[Any], Any]) -> Callable[[Any], Any]:
+  """Returns a `sys.unraisablehook` that notes signals which were lost.
+
+  An exception that a handler raises in a callback of the garbage collector or
+  of a weak reference, or in a `__del__`, goes no further, and JAX has many of
+  them. The watcher sends the signal once more.
+
+  Args:
+    show: the hook for all other exceptions.
+  """
+
+  def hook(raised: Any) -> None:
+    if isinstance(raised.exc_value, (KeyboardInterrupt, Preempted)):
+      number = number_of(raised.exc_value) or signal.SIGINT
+      _state.lost = (number, time.monotonic())
+    else:
+      show(raised)
+
+  return hook
 
 
 def _seconds() -> float:
@@ -186,15 +213,25 @@ def _watch(ear: socket.socket, mouth: socket.socket, seconds: float) -> None:
   """
   del mouth
   first: dict[int, float] = {}  # signal -> when it came first
+  sent_again: list[int] = []  # and not yet heard
   while True:
     ready, _, _ = select.select([ear], [], [], _LOOK_SECONDS if first else None)
     now = time.monotonic()
     for number in ear.recv(64) if ready else b"":
+      if number in sent_again:
+        sent_again.remove(number)
+        continue
       if number not in CAUSES:
         continue
       is_again = now - first.setdefault(number, now) > _SAME_SECONDS
       if number == signal.SIGINT and is_again:
         _end(number)
+    # Not while the main thread is still in the hook, which would lose it, too.
+    if _state.lost is not None and now - _state.lost[1] > _LOOK_SECONDS:
+      number, _ = _state.lost
+      _state.lost = None
+      sent_again.append(number)
+      signal.pthread_kill(threading.main_thread().ident or 0, number)
     if _state.saving:
       continue
     patience = max(seconds, 2 * _state.step_seconds)
