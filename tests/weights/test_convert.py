@@ -836,5 +836,8 @@ def test_what_is_refused(tmp_path, capsys):
   assert run(tmp_path / "none.pth", out) == 1
   assert "no such file" in capsys.readouterr().err
   write(file, flat)
-  assert run(file, tmp_path / "none" / "out.npz", "--heads", "3") == 1
-  assert "No such file" in capsys.readouterr().err
+  assert run(file, tmp_path / "new" / "out.npz", "--heads", "3") == 0
+  assert (tmp_path / "new" / "out.npz").exists()
+  (tmp_path / "full").write_text("")
+  assert run(file, tmp_path / "full" / "out.npz", "--heads", "3") == 1
+  assert "out.npz" in capsys.readouterr().err

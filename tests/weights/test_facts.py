@@ -50,9 +50,14 @@ CONFIGS = {
 }
 
 
-def clip_file(folder):
-  """A CLIP under Hugging Face's names, of either activation."""
-  _, _, file = layouts.made("Hugging Face CLIP", folder / "model.safetensors")
+def clip_file(folder, config=HF_CLIP):
+  """A CLIP of either activation, in the layout of a config's library."""
+  layout = "Hugging Face CLIP"
+  if "model_cfg" in config:
+    layout = "OpenAI CLIP"
+  if "architecture" in config:
+    layout = "timm CLIP"
+  _, _, file = layouts.made(layout, folder / "model.safetensors")
   return file
 
 
@@ -67,7 +72,7 @@ def test_the_config_beside_a_clip_says_its_activation(case, tmp_path):
   content, gelu = CONFIGS[case]
   name = "open_clip_config.json" if "model_cfg" in content else "config.json"
   (tmp_path / name).write_text(json.dumps(content))
-  file = clip_file(tmp_path)
+  file = clip_file(tmp_path, content)
   for other in ("quick", "exact"):
     if gelu == other:
       assert load_clip(file, other).backbone
@@ -114,6 +119,51 @@ def test_what_else_a_config_contradicts(change, match, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(HF_CLIP | change))
   with pytest.raises(ValueError, match=match):
     load_clip(clip_file(tmp_path), "quick")
+
+
+OTHERS = {
+  "a CLIP beside a ViT": (HF_CLIP, "Hugging Face"),
+  "timm beside Hugging Face": ({"architecture": "vit_base"}, "Hugging Face"),
+  "a ViT beside a CLIP": ({"model_type": "vit"}, "Hugging Face CLIP"),
+  "open_clip beside timm": ({"model_cfg": OPEN_CLIP}, "timm"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_the_config_of_another_model_decides_nothing(case, tmp_path):
+  """As in a folder of downloads: it is refused, or of no interest to an npz."""
+  content, layout = OTHERS[case]
+  (tmp_path / "config.json").write_text(json.dumps(content))
+  module, flat, file = layouts.made(layout, tmp_path / "x.safetensors")
+  with pytest.raises(ValueError, match="config.json is of another model or"):
+    load.load(
+      file, cost.shapes(module), module.spec, told=Told(gelu=True, eps=True)
+    )
+  own = (
+    {name: flat[name] for name in cost.shapes(layouts.VIT)}
+    if ("CLIP" not in layout)
+    else layouts.numbers(cost.shapes(layouts.VIT))
+  )
+  load.save(tmp_path / "own.npz", own, np.float32)
+  assert facts.of(tmp_path / "own.npz") == facts.NOTHING
+  assert load.load(
+    tmp_path / "own.npz", cost.shapes(layouts.VIT), layouts.VIT.spec
+  ).backbone
+
+
+def test_of_two_configs_the_one_of_the_files_library(tmp_path):
+  """LAION's folders hold files of Hugging Face and of open_clip."""
+  hf = {"model_type": "clip_vision_model", **VISION, "hidden_act": "gelu"}
+  (tmp_path / "config.json").write_text(json.dumps(hf))
+  (tmp_path / "open_clip_config.json").write_text(
+    json.dumps({"model_cfg": OPEN_CLIP})
+  )
+  for layout in ("Hugging Face CLIP", "OpenAI CLIP"):
+    for name in ("renamed.safetensors", "open_clip_model.safetensors"):
+      _, _, file = layouts.made(layout, tmp_path / name)
+      assert load_clip(file, "exact").backbone
+      with pytest.raises(ValueError, match="says activation 'exact'"):
+        load_clip(file, "quick")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +268,15 @@ def test_facts_come_back_from_an_npz(tmp_path):
   flat, got = facts.take(file_formats.read(tmp_path / "x.npz"))
   assert got.source and facts.dataclasses.replace(got, source="") == known
   assert flat.keys() == {"cls"}
-  for damaged in ("3", "{", '{"eps": "x"}', '{"heads": true}'):
+  for damaged in (
+    "3",
+    "{",
+    '{"eps": "x"}',
+    '{"heads": true}',
+    '{"mean": ["x", 1, 2]}',
+    '{"mean": [NaN, 1, 2]}',
+    '{"image_size": 3}',
+  ):
     with pytest.raises(ValueError, match="its 'vpt_jax_facts'"):
       facts.take({facts.FACTS: np.array(damaged)})
 

@@ -49,7 +49,7 @@ def convert(
   source: str,
   backbone: str = "",
   heads: int = 0,
-  beside: Facts = facts.NOTHING,
+  beside: Sequence[Facts] = (),
   gelu: str = "",
   grid: tuple[int, int] | None = None,
 ) -> tuple[Arrays, ViT | Swin, Translated, Facts]:
@@ -60,7 +60,7 @@ def convert(
     source: name of the file, for errors.
     backbone: see `identify.module_of`.
     heads: see `identify.module_of`.
-    beside: what the config beside the file says.
+    beside: what the configs beside the file say.
     gelu: the activation, if the user said it.
     grid: (rows, columns) of the positions, if the user said it.
 

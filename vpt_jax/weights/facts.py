@@ -11,9 +11,10 @@ in this order:
 Where all are silent and it matters, `agreement.check` asks the user.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
+import math
 from pathlib import Path
 import re
 from typing import Any
@@ -63,6 +64,7 @@ class Facts:
 
   Attributes:
     source: the file, or what else, that says it; "": nobody.
+    layouts: names of the layouts that files beside the source are in.
     model: what the source calls it.
     gelu: of `ops.gelu.NAMES`, or another activation's name; "": not known.
     eps: of the norms; 0: not known.
@@ -75,6 +77,7 @@ class Facts:
   """
 
   source: str = ""
+  layouts: tuple[str, ...] = ()
   model: str = ""
   gelu: str = ""
   eps: float = 0.0
@@ -88,7 +91,7 @@ class Facts:
   def to_array(self) -> np.ndarray:
     """Returns what an npz holds under the name `FACTS`."""
     fields = dataclasses.asdict(self)
-    del fields["source"]
+    del fields["source"], fields["layouts"]
     known = {name: value for name, value in fields.items() if value}
     return np.array(json.dumps(known, sort_keys=True))
 
@@ -124,10 +127,19 @@ def _from_text(text: str) -> Facts:
     if isinstance(value, list):
       value = tuple(value)
     kinds = (int, float) if field.name == "eps" else type(field.default)
-    if isinstance(value, bool) or not isinstance(value, kinds):
+    is_sound = isinstance(value, kinds) and not isinstance(value, bool)
+    if isinstance(value, tuple):
+      is_sound = is_sound and all(map(is_number, value))
+    if not is_sound:
       raise ValueError(f"its {FACTS!r} is damaged: {field.name} is {value!r}")
     known[field.name] = value
   return Facts(**(known | {"source": "the file itself"}))
+
+
+def is_number(value: Any) -> bool:
+  """Returns whether a value is a finite number."""
+  is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+  return is_real and math.isfinite(value)
 
 
 def of(path: str | Path) -> Facts:
@@ -140,35 +152,64 @@ def of(path: str | Path) -> Facts:
     ValueError: one of both is damaged.
   """
   path = Path(path)
-  if path.is_file():
+  if is_npz(path):
     text = file_formats.read_from_npz(path, FACTS)
-    if text is not None:
-      return _from_text(str(text))
-  return beside(path)
+    return NOTHING if text is None else _from_text(str(text))
+  configs = beside(path)
+  return configs[0] if configs else NOTHING
 
 
-def beside(path: str | Path) -> Facts:
-  """Returns what the config beside a checkpoint says.
+def is_npz(path: Path) -> bool:
+  """Returns whether a file is an npz: no library has a config beside these."""
+  return path.is_file() and file_formats.is_npz(path)
+
+
+def beside(path: str | Path) -> tuple[Facts, ...]:
+  """Returns what the configs beside a checkpoint say, the likelier one first.
 
   Args:
     path: of a file, or of a folder of Hugging Face.
 
   Raises:
-    ValueError: the config cannot be read.
+    ValueError: a config cannot be read.
   """
   path = Path(path)
+  if is_npz(path):
+    return ()
   folder = path if path.is_dir() else path.parent
   names = [_CONFIG, _OPEN_CLIP_CONFIG]
   if "open_clip" in path.name:
     names.reverse()
+  out = []
   for name in names:
     file = folder / name
     if not file.is_file():
       continue
     found = _from_config(read_json(file), file)
     if found.source:
-      return _with_pixels(found, folder / _PREPROCESSOR)
-  return NOTHING
+      out.append(_with_pixels(found, folder / _PREPROCESSOR))
+  return tuple(out)
+
+
+def for_layout(configs: Sequence[Facts], layout: str) -> Facts:
+  """Returns what the config of a file's library says, if there is one.
+
+  Args:
+    configs: beside the file.
+    layout: of the file, see `translate.Translated`.
+
+  Raises:
+    ValueError: there are only configs of other models.
+  """
+  for known in configs:
+    if layout in known.layouts:
+      return known
+  if not configs:
+    return NOTHING
+  raise ValueError(
+    f"{configs[0].source} is of another model or library than this file, whose "
+    f"names are those of {layout}; put each model into a folder of its own"
+  )
 
 
 def _with_pixels(known: Facts, file: Path) -> Facts:
@@ -263,7 +304,11 @@ def _hugging_face(values: Mapping[str, Any]) -> Facts:
   if kind == "swin":  # Lists of stages say the rest by themselves.
     heads = 0
     depth = sum(own.get("depths", ()))
+  layouts: tuple[str, ...] = ("Hugging Face",)
+  if kind.startswith(("clip", "siglip")):
+    layouts = ("Hugging Face CLIP", "Hugging Face CLIP, images alone")
   return Facts(
+    layouts=layouts,
     model=kind,
     gelu=_activation(own.get("hidden_act", activation)),
     eps=float(own.get("layer_norm_eps", eps)),
@@ -280,6 +325,7 @@ def _open_clip(values: Mapping[str, Any]) -> Facts:
   vision = model["vision_cfg"]
   prepare = values.get("preprocess_cfg", {})
   known = Facts(
+    layouts=("timm",) if "timm_model_name" in vision else ("OpenAI CLIP",),
     image_size=_size(vision.get("image_size", ())),
     mean=_numbers(prepare.get("mean", ())),
     std=_numbers(prepare.get("std", ())),
@@ -318,6 +364,7 @@ def _timm(values: Mapping[str, Any]) -> Facts:
     elif tag and not tag.startswith(_TRAINED_QUICK):
       activation = "exact"
   return Facts(
+    layouts=("timm",),
     model=name,
     gelu=activation,
     image_size=_size(size),

@@ -145,15 +145,24 @@ def _read_npz(archive: zipfile.ZipFile, names: list[str]) -> Arrays:
   return arrays
 
 
+def is_npz(path: Path) -> bool:
+  """Returns whether a file is an archive of arrays, not PyTorch's."""
+  with open(path, "rb") as file:
+    if file.read(2) != b"PK":
+      return False
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return all(name.endswith(".npy") for name in archive.namelist())
+  except (OSError, ValueError, zipfile.BadZipFile):
+    return False  # Which `read` says.
+
+
 def read_from_npz(path: Path, name: str) -> np.ndarray | None:
-  """Returns one array of an npz file; None if it is another file or has none.
+  """Returns one array of an npz file; None if it has none of this name.
 
   Raises:
     ValueError: a damaged file.
   """
-  with open(path, "rb") as file:
-    if file.read(2) != b"PK":
-      return None
   try:
     with strange_files.open_zip(path) as archive:
       member = f"{name}.npy"

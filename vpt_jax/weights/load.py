@@ -4,7 +4,7 @@ Whatever the format (`file_formats.py`) and the names (`name_maps.py`), the tree
 in memory has the names of google-research/big_vision's `models/vit.py`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -146,7 +146,7 @@ def fit(
   source: str,
   spec: Spec,
   resize: str = "linear",
-  beside: Facts = facts.NOTHING,
+  beside: Sequence[Facts] = (),
   told: Told = agreement.NOTHING,
 ) -> tuple[Arrays, Arrays]:
   """Returns what a file in any known layout holds of a backbone.
@@ -157,7 +157,7 @@ def fit(
     source: name of the checkpoint, for errors.
     spec: of the backbone.
     resize: see `load`.
-    beside: what the config beside the file says.
+    beside: what the configs beside the file say.
     told: see `load`.
 
   Returns:
@@ -197,13 +197,13 @@ def fit(
 
 
 def understood(
-  flat: Mapping[str, np.ndarray], beside: Facts, told: Told
+  flat: Mapping[str, np.ndarray], beside: Sequence[Facts], told: Told
 ) -> tuple[Translated, Facts]:
   """Returns a file's arrays under our names, and what is known beside them.
 
   Args:
     flat: see `fit`.
-    beside: what the config beside the file says.
+    beside: what the configs beside the file say.
     told: what the user said.
 
   Raises:
@@ -217,7 +217,8 @@ def understood(
   if told.all:
     return found, facts.NOTHING
   by_names = facts.by_names(found.layout, flat.keys())
-  return found, facts.merged(beside, by_names)
+  of_config = facts.for_layout(beside, found.layout)
+  return found, facts.merged(of_config, by_names)
 
 
 def patch_size(arrays: Mapping[str, Any]) -> int:
