@@ -4,6 +4,7 @@ from pathlib import Path
 import shutil
 from typing import Any, Protocol
 
+from flax import serialization
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
@@ -19,6 +20,7 @@ from vpt_jax.data.transforms import decode
 from vpt_jax.nn import cost
 from vpt_jax.serving import predictor
 from vpt_jax.training import adapter_files
+from vpt_jax.utils import trees
 from vpt_jax.weights import load
 
 Arrays = dict[str, np.ndarray]
@@ -79,6 +81,8 @@ class Checkpoints:
     (folder / "npz.npz").rename(folder / "npz")
     np.savez_compressed(folder / "packed", **flat)
     (folder / "float32.safetensors").write_bytes(safetensors.numpy.save(flat))
+    tree = trees.unflatten(flat)
+    (folder / "flax.msgpack").write_bytes(serialization.to_bytes(tree))
     parts = _torch_parts(flat)
     (folder / "zip.pth").write_bytes(weight_files.torch_zip(parts))
     (folder / "legacy.pth").write_bytes(weight_files.torch_legacy(parts))

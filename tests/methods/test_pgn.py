@@ -277,6 +277,7 @@ def run(tmp_path_factory, tiny):
     folder / "clip.npz", {**flat, "logit_scale": np.log([10.0])}, np.float32
   )
   config.backbone.checkpoint = str(folder / "clip.npz")
+  config.backbone.gelu = "quick"  # Which the file does not say.
   result = vpt_jax.run(config, folder / "run")
   for file in ("generator.npz", "texts.npz"):  # an adapter needs neither
     (folder / file).unlink()
