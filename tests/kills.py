@@ -52,11 +52,11 @@ from vpt_jax.weights import convert
 # Attempts at the same time; each has more threads than one.
 LANES = 2
 # After so many kills a run is left alone, so that it ends.
-MOST_KILLS = 40
+MOST_KILLS = 20
 # Seconds after a signal in which a process must end.
 HANGS = 60.0
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# Before a command has begun, and in downloads, SIGTERM has no handler.
+# Before a command has begun SIGTERM has no handler.
 STATUSES = {
   signal.SIGKILL: (-signal.SIGKILL,),
   signal.SIGTERM: (128 + signal.SIGTERM, -signal.SIGTERM),
@@ -133,11 +133,16 @@ def train_command(*arguments: str) -> Callable[[Path], int]:
   return run
 
 
+def listened() -> int:
+  """Begins as commands do; returns the exit status."""
+  return command_line.exit_status(signals.listen)
+
+
 def prepare_command(photos: Path) -> Callable[[Path], int]:
   """Returns what runs `python -m vpt_jax.data prepare`."""
 
   def run(folder: Path) -> int:
-    return command_line.exit_status(signals.listen) or data_command.main(
+    return listened() or data_command.main(
       [
         "data",
         "prepare",
@@ -158,7 +163,7 @@ def download_command(url: str) -> Callable[[Path], int]:
     os.environ["VPT_JAX_CACHE"] = str(folder)
     output = folder / "converted.npz"
     arguments = ["--to", str(output), "--backbone", "vit_mini4", "--no-verify"]
-    return convert.main(["convert", url, *arguments])
+    return listened() or convert.main(["convert", url, *arguments])
 
   return run
 
@@ -450,6 +455,7 @@ class Killing:
     before = ", ".join(number.name for number in run.kills)
     text = run.log.read_text(errors="replace")[-3000:]
     self.faults.append(f"{run.kind}: {what}; kills before: {before}\n{text}")
+    print(self.faults[-1], flush=True)
     return True
 
   def table(self) -> str:
@@ -497,8 +503,6 @@ def command(argv: Sequence[str]) -> int:
       os.kill(process, signal.SIGKILL)
     shutil.rmtree(root)
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-  for fault in killing.faults:
-    print(fault)
   print(killing.table())
   return 1 if killing.faults else 0
 

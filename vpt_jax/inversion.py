@@ -6,4 +6,4 @@ from vpt_jax.analysis import inversion
 from vpt_jax.utils import command_line
 
 if __name__ == "__main__":
-  command_line.leave(inversion.main(sys.argv[1:]))
+  command_line.program(lambda: inversion.main(sys.argv[1:]))

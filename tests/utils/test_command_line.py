@@ -2,6 +2,9 @@
 
 import errno
 import os
+from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
@@ -72,3 +75,37 @@ def test_errors_of_the_system_hold_no_numbers(tmp_path):
     text = system_errors.explain(caught.value)
     assert str(caught.value.filename) in text and "Errno" not in text
     assert caught.value.strerror in text
+
+
+# The first runs other modules as themselves, the others work for a command.
+OTHER_PROGRAMS = {
+  "vpt_jax/__main__.py",
+  "vpt_jax/bench/jax_side.py",
+  "vpt_jax/bench/pytorch_side.py",
+}
+
+
+def test_every_command_listens_to_signals():
+  """As the whole program, so that none is lost and none hangs at the end."""
+  package = Path(command_line.__file__).parents[1]
+  found = 0
+  for path in package.rglob("*.py"):
+    _, is_program, end = path.read_text().partition('if __name__ == "__main__"')
+    name = str(path.relative_to(package.parent))
+    if not is_program or name in OTHER_PROGRAMS:
+      continue
+    found += 1
+    assert "command_line.program(" in end or "exit_with(" in end, name
+  assert found > 10
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_program_ends_with_the_status_of_its_command(status):
+  code = (
+    "from vpt_jax.utils import command_line\n"
+    f"command_line.program(lambda: print('done') or {status})"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False
+  )
+  assert (done.returncode, done.stdout) == (status, "done\n")

@@ -2,7 +2,8 @@
 
 import sys
 
+from vpt_jax.utils import command_line
 from vpt_jax.weights import listing
 
 if __name__ == "__main__":
-  sys.exit(listing.main(sys.argv))
+  command_line.program(lambda: listing.main(sys.argv))

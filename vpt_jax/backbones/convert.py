@@ -2,7 +2,8 @@
 
 import sys
 
+from vpt_jax.utils import command_line
 from vpt_jax.weights import convert
 
 if __name__ == "__main__":
-  sys.exit(convert.main(sys.argv))
+  command_line.program(lambda: convert.main(sys.argv))

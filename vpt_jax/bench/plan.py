@@ -428,4 +428,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  command_line.leave(main(sys.argv[1:]))
+  command_line.program(lambda: main(sys.argv[1:]))

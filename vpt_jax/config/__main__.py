@@ -57,4 +57,4 @@ def describe(section: str) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  command_line.program(lambda: main(sys.argv[1:]))

@@ -383,4 +383,4 @@ def _run(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(command_line.exit_status(signals.listen) or main(sys.argv))
+  command_line.program(lambda: main(sys.argv))

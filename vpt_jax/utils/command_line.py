@@ -55,6 +55,15 @@ def _say_nothing(_: object) -> None:
   """Takes the place of what writes exceptions that nobody can catch."""
 
 
+def program(main: Callable[[], int]) -> NoReturn:
+  """Runs a command as the whole program, which signals end.
+
+  Args:
+    main: the command; it returns the exit status.
+  """
+  leave(exit_status(signals.listen) or main())
+
+
 def leave(status: int) -> NoReturn:
   """Ends the process; after an error or a signal without libraries' clean-up.
 

@@ -355,4 +355,4 @@ def _verdict(
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  command_line.program(lambda: main(sys.argv))
