@@ -95,6 +95,29 @@ def train_view(
   return augment(_normalize(view, normalize), kind, rng)
 
 
+def normalize_padded(
+  image: jax.Array | np.ndarray, size: jax.Array | np.ndarray, normalize: str
+) -> jax.Array:
+  """Normalises images whose bottom and right may be padding, which becomes 0.
+
+  Segmentation's code pads after it has normalised.
+
+  Args:
+    image: uint8 [B, H, W, 3].
+    size: integers [B, 2], (height, width) of what is no padding.
+    normalize: a name in `NORMALIZE`.
+
+  Returns:
+    float32 [B, H, W, 3].
+  """
+  pixels = _normalize(image.astype(jnp.float32) / 255, normalize)
+  size = jnp.asarray(size)
+  rows = jnp.arange(image.shape[1]) < size[:, :1]
+  columns = jnp.arange(image.shape[2]) < size[:, 1:]
+  inside = rows[:, :, None] & columns[:, None, :]
+  return jnp.where(inside[..., None], pixels, 0)
+
+
 def augment(image: jax.Array, kind: str, rng: jax.Array) -> jax.Array:
   """Moves prepared images at random.
 
