@@ -147,6 +147,25 @@ def test_what_was_fetched_before_is_read(run, cache, tmp_path):
   assert vpt_jax.load_adapter(adapter)(IMAGE).shape == (10,)
 
 
+def test_analyses_look_for_no_images_on_an_adapters_word(run, cache, tmp_path):
+  """Neither its folders are read nor its cache is written to."""
+  arrays, meta = adapter_files.read_adapter(run / "run" / "adapter.npz")
+  evil = str(tmp_path / "evil")
+  meta.config["data"] |= {
+    "source": f"folder:{evil}",
+    "cache": evil,
+    "dir": evil,
+  }
+  path = tmp_path / "x" / "adapter.npz"
+  adapter_files.save_adapter(path, arrays, meta)
+  adapter = subject.read(str(path), backbone=str(run / "vit.npz"))
+  assert evil not in (adapter.config.data.cache, adapter.config.data.dir)
+  with pytest.raises(ValueError, match="not looked for on its word alone"):
+    subject.test(adapter, 1)
+  own = subject.read(str(run / "run" / "adapter.npz"), str(run / "vit.npz"))
+  assert own.has_images and len(subject.test(own, 2).names) == 2
+
+
 def test_a_note_of_a_file_that_is_gone_or_damaged_is_none(cache, tmp_path):
   sha256 = "0" * 64
   known_files.remember(tmp_path / "gone.npz", sha256)

@@ -12,7 +12,7 @@ import numpy as np
 from vpt_jax import config as config_lib
 from vpt_jax import model as model_lib
 from vpt_jax import problems
-from vpt_jax.data import datasets
+from vpt_jax.data import datasets, own_sources
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.serving import predictor
 from vpt_jax.utils import strange_files
@@ -47,6 +47,8 @@ class Adapter:
     config: of its run.
     preprocess: what happens to an image before the model sees it.
     class_names: see `adapter_files.AdapterMeta`.
+    has_images: whether its task's images may be looked for; not where only the
+      adapter says a path.
   """
 
   path: str
@@ -55,6 +57,7 @@ class Adapter:
   config: ConfigDict
   preprocess: Preprocess
   class_names: tuple[str, ...] | None = None
+  has_images: bool = True
 
   @property
   def problem(self) -> problems.Problem:
@@ -95,30 +98,36 @@ def read(path: str, backbone: str = "", data_dir: str = "") -> Adapter:
     ValueError: a damaged file, or another backbone.
   """
   model, variables, meta = predictor.read_model(path, backbone)
-  config = _with_own_paths(path, ConfigDict(meta.config))
+  config, has_images = _with_own_paths(path, ConfigDict(meta.config))
   if data_dir:
     config.data.dir = data_dir
   preprocess = predictor.read_preprocess(meta, model)
   names = None if meta.class_names is None else tuple(meta.class_names)
-  return Adapter(path, model, variables, config, preprocess, names)
+  return Adapter(path, model, variables, config, preprocess, names, has_images)
 
 
-def _with_own_paths(path: str, config: ConfigDict) -> ConfigDict:
-  """Returns the config of a run's adapter with the paths of its images.
+def _with_own_paths(path: str, config: ConfigDict) -> tuple[ConfigDict, bool]:
+  """Returns the config of an adapter with paths of this machine alone.
 
-  An adapter file holds only the last part of each; the whole ones are in the
-  `config.json` of the run's folder.
+  An adapter file holds only the last part of each, or what a stranger wrote.
+  The whole ones are in the `config.json` of the run's folder.
+
+  Returns:
+    (config, whether its images are where it says).
   """
+  config = ConfigDict(config.to_dict())
   try:
     own = ConfigDict(strange_files.read_json(Path(path).parent / "config.json"))
     own.compute.attention = "ours"  # As `read_adapter` sets it.
-    if config_lib.public(own) != config_lib.plain(config):
-      return config
+    known = (config_lib.public(own), config_lib.plain(own))
+    if config_lib.plain(config) in known:
+      config.data = own.data
+      return config, True
   except (OSError, ValueError, TypeError, AttributeError):
-    return config
-  config = ConfigDict(config.to_dict())
-  config.data = own.data
-  return config
+    pass  # No run's folder, or of another run.
+  config.data.cache = ""
+  config.data.dir = config_lib.defaults().data.dir
+  return config, not own_sources.is_own(config.data.source)
 
 
 def plain(adapter: Adapter) -> Adapter:
@@ -176,6 +185,8 @@ def _class_names(adapter: Adapter) -> tuple[str, ...]:
   """Returns the names of the classes, () where they are not known."""
   if adapter.class_names is not None:
     return adapter.class_names
+  if not adapter.has_images:
+    return ()
   data = adapter.config.data
   try:
     examples = datasets.open_split(
@@ -198,9 +209,15 @@ def test(adapter: Adapter, count: int = 0, seed: int | None = None) -> Images:
     seed: they are drawn at random; None: the first.
 
   Raises:
-    ValueError: they are not there.
+    ValueError: they are not there, or only the adapter says where.
   """
   data = adapter.config.data
+  if not adapter.has_images:
+    raise ValueError(
+      f"adapter {adapter.path} was trained on images of another folder "
+      f"({data.source}), which are not looked for on its word alone; analyse "
+      "the adapter in its run's folder, or name files of images"
+    )
   split = datasets.load(
     adapter.config.task,
     data.test_split,

@@ -46,6 +46,7 @@ BESIDE = (
   r"(?:\w+_)?(?:momentum|ema|student|optim|opt|optimizer|scheduler|scaler|"
   r"loss|criterion|queue|center|decoder)(?:_\w+)?|"
   r"trace|mu|nu|count|hyperparams|"  # of optax's states
+  r"(?:\w+_)?(?:metrics?|acc|accuracy|auc)|n_averaged|"
   r"epochs?|steps?|global_step|iter|iteration|rng\w*|best_\w+|"
   r"text\w*|txt|t|b|logit_scale|logit_bias|token_embedding|"
   r"positional_embedding|transformer|ln_final"
