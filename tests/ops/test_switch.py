@@ -11,6 +11,7 @@ from vpt_jax import model as model_lib
 from vpt_jax.ops import (
   attention,
   batch_sum,
+  bilinear,
   convolution,
   dense,
   depthwise,
@@ -23,6 +24,7 @@ from vpt_jax.utils import trees
 
 OPERATIONS = {
   "attention": attention,
+  "bilinear": bilinear,
   "convolution": convolution,
   "depthwise": depthwise,
   "dot_general": dense,

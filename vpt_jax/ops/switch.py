@@ -10,6 +10,7 @@ import jax
 from vpt_jax.ops import (
   attention,
   batch_sum,
+  bilinear,
   convolution,
   dense,
   depthwise,
@@ -62,6 +63,11 @@ class Ops:
     if self.is_plain or self.attention_form == "auto":
       return self._choose(attention)
     return functools.partial(attention.library, self.attention_form)
+
+  @property
+  def bilinear(self) -> Operation:
+    """Resizes maps; see `bilinear.reference`."""
+    return self._choose(bilinear)
 
   @property
   def convolution(self) -> Operation:
