@@ -330,6 +330,24 @@ def test_a_head_reads_patches_of_blocks(name, blocks, backbone):
     np.testing.assert_allclose(patch, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm_order", ["before", "after"])
+def test_a_head_with_its_own_norm_reads_patches_without_the_backbones(
+  norm_order,
+):
+  """Only the last block's patches differ, by the backbone's norm."""
+  backbone = VIT.clone(norm_order=norm_order)
+  reads = Reads((0, 2), final_norm=False)
+  model = Segmenter(backbone, METHODS["deep"], 5, reads=reads)
+  normed = model.clone(reads=Reads((0, 2)))
+  params = models.init(model, jax.random.key(0))
+  first, last = model.apply({"params": params}, IMAGES, method="features")
+  same, other = normed.apply({"params": params}, IMAGES, method="features")
+  np.testing.assert_array_equal(first, same)
+  if norm_order == "before":
+    last = backbone.apply({"params": params["backbone"]}, last, method="norm")
+  np.testing.assert_allclose(last, other, atol=1e-6)
+
+
 def test_a_head_of_patches_has_all_parameters_of_the_backbone():
   whole, _ = make(METHODS["deep"])
   model = Segmenter(VIT, METHODS["deep"], 5, reads=Reads((0,)))

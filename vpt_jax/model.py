@@ -74,8 +74,8 @@ class Model(nn.Module):
     [B, N, D] after each of these, in float32. The backbone's final norm is
     applied to pooled features, before or after the mean as the backbone's spec
     says; and to the patches of the backbone's last block where it stands before
-    the mean, so that they are what would be averaged. Other patches are as
-    their block gives them.
+    the mean, so that they are what would be averaged (unless `reads` leaves it
+    out). Other patches are as their block gives them.
     """
     run_block = type(self)._block  # subclasses may look into it: Grad-CAM
     if self.remat:
@@ -155,7 +155,8 @@ class Model(nn.Module):
   def _patches(self, i: int, tokens: Tokens) -> jax.Array:
     """Returns the patches [B, N, D] after block i, float32; see `features`."""
     spec = self.backbone.spec
-    is_normed = i == spec.depth - 1 and spec.norm == "before"
+    is_last = i == spec.depth - 1
+    is_normed = is_last and spec.norm == "before" and self.reads.final_norm
     patch = self.backbone.norm(tokens.patch) if is_normed else tokens.patch
     return patch.astype(jnp.float32)
 

@@ -38,9 +38,13 @@ class Reads:
   Attributes:
     blocks: indices of the blocks whose patches [B, N, D] it reads, in the order
       in which it gets them; (): the pooled feature [B, D] instead.
+    final_norm: whether the backbone's final norm is applied to the patches of
+      its last block where it stands before the pooling; False: heads with a
+      norm of their own read them as the block gives them.
   """
 
   blocks: tuple[int, ...] = ()
+  final_norm: bool = True
 
   @property
   def patches(self) -> bool:
