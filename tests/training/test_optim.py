@@ -298,3 +298,67 @@ def test_rules_for_frozen_parameters_are_left_out():
   config.policies = (("head/bais", {}), (".*", {}))
   with pytest.raises(ValueError, match="rule r'head/bais' matches no param"):
     make()
+
+
+POLY = {"lr_min": 1e-4, "power": 0.9}
+
+
+@pytest.mark.parametrize("form, left", [("mmengine", 0.0), ("mmcv", 0.1)])
+def test_poly_rates_are_the_formula(form, left):
+  """Both published ways to count the steps, down to a smallest rate."""
+  rates = optim.poly_rates(0.01, 10, form=form, **POLY)
+  steps = 9 if form == "mmengine" else 10
+  want = [(0.01 - 1e-4) * (1 - t / steps) ** 0.9 + 1e-4 for t in range(10)]
+  np.testing.assert_allclose(rates, want, rtol=1e-12)
+  last = (0.01 - 1e-4) * left**0.9 + 1e-4
+  assert rates[-1] == pytest.approx(last, rel=1e-12)
+
+
+def test_poly_rates_after_a_warm_up():
+  rates = optim.poly_rates(0.5, 7, power=1.0, warmup_steps=3)
+  want = [0.5e-6, 0.5 * (1 + 1e-6) / 2, 0.5, 0.5, 1 / 3, 1 / 6, 0]
+  np.testing.assert_allclose(rates, want, rtol=1e-12, atol=1e-15)
+
+
+def test_poly_of_one_step():
+  for form in optim.POLY_FORMS:
+    assert optim.poly_rates(0.5, 1, form=form).tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+  "options, says",
+  [
+    ({"form": "mmcv1"}, "did you mean 'mmcv'"),
+    ({"warmup_steps": 10}, "10 warm-up steps of 10"),
+    ({"lr_min": 0.2}, "falls from 0.1 to 0.2"),
+  ],
+)
+def test_poly_schedules_that_cannot_be(options, says):
+  with pytest.raises(ValueError, match=says):
+    optim.poly_rates(0.1, 10, **options)
+
+
+def test_the_heads_rate_is_ten_times_and_ends_at_the_same():
+  """The smallest rate is absolute, so rates are no multiple of each other."""
+  steps = len(GRADS)
+  options = {"momentum": 0.0, "weight_decay": 0.0}
+  tx = optim.make_optimizer(
+    "sgd",
+    optim.per_epoch(RATES, 1),
+    PARAMS,
+    policies=optim.head_policies(),
+    rate_of=optim.poly_rate_of(0.01, steps, **POLY),
+    **options,
+  )
+  grads = {path: jnp.ones(shape) for path, shape in SHAPES.items()}
+  state = tx.init(grads)
+  moved = {path: [] for path in SHAPES}
+  for _ in range(steps):
+    updates, state = tx.update(grads, state, grads)
+    for path, update in updates.items():
+      moved[path].append(-float(np.max(update)))
+  own = optim.poly_rates(0.01, steps, **POLY)
+  of_head = optim.poly_rates(0.1, steps, **POLY)
+  np.testing.assert_allclose(moved["method/prompt"], own, rtol=1e-6)
+  np.testing.assert_allclose(moved["head/kernel"], of_head, rtol=1e-6)
+  assert moved["head/bias"][-1] == moved["method/prompt"][-1]

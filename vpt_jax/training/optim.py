@@ -1,6 +1,7 @@
 """Defines the papers' learning-rate schedules and optimizers, in optax."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from vpt_jax.utils import lookup, trees
 
 # Step -> learning rate.
 Rate = Callable[[jax.Array | int], jax.Array | float]
+# Factor of a policy -> learning rate of its parameters.
+RateOf = Callable[[float], Rate]
 # Ordered (regex over paths, {"lr": factor, "weight_decay": factor}).
 Policies = Sequence[tuple[str, Mapping[str, float]]]
 # (epoch [E], warm-up epochs W, epochs T) -> factor of the learning rate [E].
@@ -128,6 +131,96 @@ def per_epoch(rates: np.ndarray | jax.Array, steps_per_epoch: int) -> Rate:
   return rate
 
 
+def _until_last(step: np.ndarray, steps: int) -> np.ndarray:
+  """Returns what remains as mmengine counts: nothing in the last step."""
+  return 1 - step / max(1, steps - 1)
+
+
+def _until_over(step: np.ndarray, steps: int) -> np.ndarray:
+  """Returns what remains as mmcv counts: 1 / T in the last step."""
+  return 1 - step / steps
+
+
+# (step [T], T) -> the part of the training that remains [T].
+POLY_FORMS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+  "mmengine": _until_last,
+  "mmcv": _until_over,
+}
+WARMUP_START = 1e-6  # of the rate, as mmsegmentation's ViT configs begin
+
+
+def poly_rates(
+  lr: float,
+  steps: int,
+  *,
+  form: str = "mmengine",
+  power: float = 0.9,
+  lr_min: float = 0.0,
+  warmup_steps: int = 0,
+) -> np.ndarray:
+  """Returns the learning rate of every step of a poly schedule.
+
+    (lr - lr_min) remaining^power + lr_min
+
+  `lr_min` is absolute: parameters whose policy multiplies the rate have a
+  larger `lr` and the same `lr_min`, so their rates are no multiple of others';
+  see `poly_rate_of`.
+
+  Args:
+    lr: rate at the start.
+    steps: T, of the whole training.
+    form: how the remaining part is counted, a name in `POLY_FORMS`.
+    power: of the polynomial.
+    lr_min: rate at the end.
+    warmup_steps: first the rate rises linearly to `lr` in these; the poly
+      schedule is of the others.
+
+  Returns:
+    float64 [T].
+
+  Raises:
+    ValueError: unknown form, or numbers out of range.
+  """
+  lookup.choose(form, POLY_FORMS, "form of the poly schedule")
+  if not 0 <= warmup_steps < steps:
+    raise ValueError(
+      f"a poly schedule has {warmup_steps} warm-up steps of {steps}; expected "
+      "0 <= warm-up < steps"
+    )
+  if not 0 <= lr_min <= lr:
+    raise ValueError(
+      f"a poly schedule falls from {lr} to {lr_min}; expected 0 <= lr_min <= lr"
+    )
+  step = np.arange(steps - warmup_steps, dtype=np.float64)
+  remaining = POLY_FORMS[form](step, len(step))
+  falling = (lr - lr_min) * remaining**power + lr_min
+  rising = lr * np.linspace(WARMUP_START, 1, warmup_steps)
+  return np.concatenate([rising, falling])
+
+
+def poly_rate_of(lr: float, steps: int, **options: Any) -> RateOf:
+  """Returns the `rate_of` of `make_optimizer` for a poly schedule.
+
+  Args:
+    lr: rate at the start where no policy multiplies it.
+    steps: see `poly_rates`.
+    **options: see there.
+  """
+
+  def rate_of(factor: float) -> Rate:
+    return per_epoch(poly_rates(factor * lr, steps, **options), 1)
+
+  return rate_of
+
+
+def head_policies(factor: float = 10.0) -> Policies:
+  """Returns policies that train the head at a multiple of the rate.
+
+  Ten times is what the published configs of SETR have.
+  """
+  return ((r"head/.*", {"lr": factor}), (r".*", {}))
+
+
 def make_optimizer(
   name: str,
   rate: Rate,
@@ -136,6 +229,7 @@ def make_optimizer(
   weight_decay: float | jax.Array,
   momentum: float = 0.9,
   policies: Policies = ((".*", {}),),
+  rate_of: RateOf | None = None,
 ) -> optax.GradientTransformation:
   """Returns an optimizer over a flat trainable tree.
 
@@ -150,6 +244,8 @@ def make_optimizer(
     policies: ordered (regex over paths, {"lr": factor, "weight_decay":
       factor}); both default to 1. Every path needs a rule and every rule a
       path.
+    rate_of: rate of parameters whose policy has this factor; None: the factor
+      times `rate`.
 
   Raises:
     ValueError: unknown name, or a policy table that does not fit the paths.
@@ -157,16 +253,27 @@ def make_optimizer(
   lookup.choose(name, IS_DECAY_COUPLED, "optim.name")
   rules = [(pattern, str(i)) for i, (pattern, _) in enumerate(policies)]
   rule_of_path = trees.match(paths, rules, "optim.policies")
+  if rate_of is None:
+    rate_of = functools.partial(_multiple, rate)
   chains = {
-    str(i): _chain(name, rate, weight_decay, momentum, policy)
+    str(i): _chain(name, rate_of, weight_decay, momentum, policy)
     for i, (_, policy) in enumerate(policies)
   }
   return optax.partition(chains, rule_of_path)
 
 
+def _multiple(rate: Rate, factor: float) -> Rate:
+  """Returns a multiple of a rate."""
+
+  def multiple(step):
+    return factor * rate(step)
+
+  return multiple
+
+
 def _chain(
   name: str,
-  rate: Rate,
+  rate_of: RateOf,
   weight_decay: float | jax.Array,
   momentum: float,
   policy: Mapping[str, float],
@@ -178,11 +285,7 @@ def _chain(
   decay = optax.add_decayed_weights(
     weight_decay * policy.get("weight_decay", 1.0)
   )
-  factor = policy.get("lr", 1.0)
-
-  def own_rate(step):
-    return factor * rate(step)
-
+  own_rate = rate_of(policy.get("lr", 1.0))
   scale = optax.scale_by_learning_rate(own_rate)
   if IS_DECAY_COUPLED[name]:
     return optax.chain(decay, direction, scale)
