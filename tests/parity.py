@@ -20,7 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import baselines_vtab, common
-from tests import condense_parity, options, pgn_parity, published, running
+from tests import (
+  condense_parity,
+  options,
+  pgn_parity,
+  published,
+  running,
+  segmentation_parity,
+)
 from tests.options import Unsupported
 from tests.parity_report import Report
 from tests.reference import (
@@ -68,6 +75,8 @@ def compare(path: Path) -> Report:
       _schedules(arrays, meta, report)
     elif "file" in meta and case.startswith("ckpt_"):
       published.compare(path, arrays, meta, report)
+    elif case.startswith(("seg_", "traj_seg_")):
+      segmentation_parity.compare(arrays, meta, report)
     elif case.startswith("pgn_"):
       pgn_parity.compare(path, arrays, meta, report)
     elif "statistics" in meta:

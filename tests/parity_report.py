@@ -37,6 +37,9 @@ TOLERANCES = {
   "final logits": Tolerance(1e-4),
   "scores": Tolerance(0.0, 1e-4),
   "selection": Tolerance(0.0),
+  "counts": Tolerance(0.0),
+  "percent": Tolerance(1e-4),
+  "step rates": Tolerance(1e-12),
 }
 # Groups of which the worst few are printed, not only the worst.
 _MANY = ("gradients", "parameters")
