@@ -39,11 +39,17 @@ def photos(tmp_path):
 
 
 def test_printable():
+  """Bytes that are no UTF-8, and characters that spoil a terminal or log."""
   for text, expected in (
     ("café", "café"),
     (os.fsdecode(CLASS), READABLE),
     ("\ud800a", "\\ud800a"),
     ("日本\U0001f600", "日本\U0001f600"),
+    # Controls of a terminal, ends of lines, changes of direction.
+    ("\x1b[31mred\x9b", "\\x1b[31mred\\x9b"),
+    ("a\nb\tc\u2028", "a\\x0ab\\x09c\\u2028"),
+    ("\u202egpj.exe\u2066", "\\u202egpj.exe\\u2066"),
+    ("👨\u200d👩", "👨\u200d👩"),  # joined, which is sound
   ):
     assert texts.printable(text) == expected
     texts.printable(text).encode()

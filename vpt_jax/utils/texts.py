@@ -1,7 +1,9 @@
 """Makes names printable, once, where they come in.
 
 Names of files need not be UTF-8: Python keeps the bytes that are not as lone
-surrogates (PEP 383), which no file, terminal or page takes later on.
+surrogates (PEP 383), which no file, terminal or page takes later on. Others
+have characters that move a terminal's cursor, end a line of the log or turn the
+direction of the text around them.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,13 @@ import re
 from typing import Any
 import unicodedata
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROLS = "\x00-\x1f\x7f-\x9f"
+_LINE_ENDS = "\u2028\u2029"
+_DIRECTIONS = "\u202a-\u202e\u2066-\u2069"
+_SURROGATES = "\ud800-\udfff"
+_UNPRINTABLE = re.compile(
+  f"[{_CONTROLS}{_LINE_ENDS}{_DIRECTIONS}{_SURROGATES}]"
+)
 # Where Python keeps the byte b that is no UTF-8: at 0xDC00 + b.
 _FIRST_BYTE = 0xDC80
 _LAST_BYTE = 0xDCFF
@@ -17,18 +25,21 @@ MOST_SHOWN = 8
 
 
 def printable(text: str) -> str:
-  r"""Returns a text that can be written as UTF-8.
+  r"""Returns a text that can be written as UTF-8, on one line.
 
-  A byte that is no UTF-8 becomes `\xNN`, another lone surrogate `\uNNNN`; any
-  other text stays as it is.
+  A byte that is no UTF-8 becomes `\xNN`, and so do control characters; another
+  lone surrogate, an end of a line or of a change of direction becomes `\uNNNN`.
+  Any other text stays as it is.
   """
-  return _SURROGATE.sub(_escape, text)
+  return _UNPRINTABLE.sub(_escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
   number = ord(match[0])
   if _FIRST_BYTE <= number <= _LAST_BYTE:
-    return f"\\x{number - 0xDC00:02x}"
+    number -= 0xDC00
+  if number <= 0xFF:
+    return f"\\x{number:02x}"
   return f"\\u{number:04x}"
 
 
