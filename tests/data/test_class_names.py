@@ -139,6 +139,16 @@ def test_labels_with_gaps_are_names(labels, numbers, names):
   assert (split.num_classes, split.class_names) == (len({*labels}), names)
 
 
+@pytest.mark.parametrize("labels", [["b", "a"], [1, 3]])
+def test_labels_as_pandas_has_them(labels):
+  """Columns of any objects, if all are texts or all are integers."""
+  split = vpt_jax.from_arrays(images_of(2), np.array(labels, object))
+  assert split.class_names == tuple(map(str, sorted(labels)))
+  mixed = np.array([labels[0], None], object)
+  with pytest.raises(ValueError, match="or names, got object"):
+    vpt_jax.from_arrays(images_of(2), mixed)
+
+
 def test_the_user_says_that_labels_are_numbers():
   split = vpt_jax.from_arrays(images_of(2), [0, 5], 7)
   assert (split.num_classes, split.labels.tolist()) == (7, [0, 5])
@@ -271,6 +281,14 @@ def test_similar_classes_are_told(tmp_path, caplog):
   (tmp_path / "x.csv").write_text("path,label\na,7\nb,007\nc,8\n")
   assert csv_tables.read_csv(tmp_path / "x.csv", "train", 0).num_classes == 2
   assert "labels '007' and '7' are read as one class, 7" in caplog.text
+
+
+def test_similar_classes_of_two_parts_are_told(tmp_path):
+  """`Cat` in train and `cat` in test: the error says that they look alike."""
+  rows = ["a,Cat,train", "b,Dog,train", "c,cat,test"]
+  (tmp_path / "x.csv").write_text("\n".join(["path,label,split", *rows]))
+  with pytest.raises(ValueError, match="'cat', which .*; 'Cat' has: if they"):
+    csv_tables.read_csv(tmp_path / "x.csv", "train", 0)
 
 
 def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path):

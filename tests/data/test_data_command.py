@@ -324,6 +324,17 @@ def test_check_finds_classes_without_images(run, tmp_path):
   assert out.count("1 class folders without images, such as 'dog'") == 1
 
 
+def test_check_says_that_a_run_would_find_no_test_images(run, tmp_path):
+  """What training would end with: parts of which test is missing."""
+  root = write_parts(
+    tmp_path / "x", train={"cat": 3, "dog": 3}, val={"cat": 1, "dog": 1}
+  )
+  status, out, _ = run(f"check --source={root}")
+  assert status == 0
+  assert "has no images for test, only for train, val" in out
+  assert "config.data.test_split name the parts" in out
+
+
 def test_check_tells_a_layout_that_is_not_clear(run, tmp_path):
   root = write_parts(tmp_path / "x", train={"a": 3, "b": 3}, more={"a": 3})
   status, out, _ = run(f"check --source={root}")

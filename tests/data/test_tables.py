@@ -343,3 +343,16 @@ def test_mutated_tables(folder):
       outcomes["read"] += 1
       assert examples.num_classes > 1 and len(examples)
   assert min(outcomes.values()) > 60
+
+
+def test_columns_that_are_not_read_are_told(folder, caplog):
+  """A second label, a division under another name: nothing is left silently."""
+  rows = [(*row, "1", "True") for row in ROWS]
+  read(write(folder, rows, "path,label,fold,is_valid"))
+  assert (
+    "images are in column 'path', labels in 'label', parts in none; "
+    "left out: 'fold', 'is_valid'"
+  ) in caplog.text
+  caplog.clear()
+  read(write(folder, ROWS))
+  assert "left out" not in caplog.text

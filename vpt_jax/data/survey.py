@@ -21,6 +21,7 @@ from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.sources import image_files, parts
 from vpt_jax.data.transforms.preprocess import Preprocess
+from vpt_jax.utils import texts
 
 READY = "ready"
 DOWNLOAD = "can be downloaded"
@@ -165,8 +166,9 @@ def _open_splits(
   for split in SPLITS:
     try:
       opened[split] = datasets.open_split(name, split, **where)
-    except parts.NoImages:
-      continue
+    except parts.NoImages as error:
+      if split == "test":  # a run would end with this
+        state.notes.append(str(error))
     except (OSError, ValueError) as error:
       state.state = BROKEN
       if str(error) not in errors:  # most are those of all splits
@@ -206,7 +208,7 @@ def _image_faults(
     if missing:
       yield (
         f"{len(missing)} of {len(examples)} files are missing, such as "
-        f"{examples.read.base / missing[0]}"
+        f"{texts.printable(str(examples.read.base / missing[0]))}"
       )
       return
   if not deep:
@@ -224,13 +226,13 @@ def _image_faults(
     )
 
 
-def _listed(texts: list[str]) -> str:
-  """Returns texts in lines of their own, unless it is one."""
-  if len(texts) == 1:
-    return texts[0]
-  lines = texts[:MOST_LISTED]
-  if len(texts) > MOST_LISTED:
-    lines.append(f"... ({len(texts) - MOST_LISTED} more)")
+def _listed(faults: list[str]) -> str:
+  """Returns faults in lines of their own, unless it is one."""
+  if len(faults) == 1:
+    return faults[0]
+  lines = faults[:MOST_LISTED]
+  if len(faults) > MOST_LISTED:
+    lines.append(f"... ({len(faults) - MOST_LISTED} more)")
   return "".join(f"\n  {line}" for line in lines)
 
 

@@ -39,7 +39,7 @@ def from_arrays(
     ValueError: wrong type or shape, no image, or a label out of range.
   """
   images = check_images(images)
-  labels = np.asarray(labels)
+  labels = _without_objects(np.asarray(labels))
   names = tuple(map(texts.readable_name, class_names))
   num_classes = _checked_count(num_classes, names)
   if labels.ndim == 2:
@@ -59,6 +59,19 @@ def from_arrays(
       f"range 0..{num_classes - 1}"
     )
   return Split(images, labels.astype(np.int32), num_classes, class_names=names)
+
+
+def _without_objects(labels: np.ndarray) -> np.ndarray:
+  """Returns labels as numbers or texts, where all are that.
+
+  Columns of pandas hold any Python objects.
+  """
+  if labels.dtype.kind != "O":
+    return labels
+  kinds = {type(label) for label in labels.ravel().tolist()}
+  if kinds in ({str}, {int}):
+    return np.array(labels.tolist())
+  return labels
 
 
 def _checked_count(

@@ -15,6 +15,7 @@ from vpt_jax.data.sources import (
 )
 from vpt_jax.data.sources.parts import Label, Parts, TOLD
 from vpt_jax.data.sources.table_columns import Columns
+from vpt_jax.utils import texts
 from vpt_jax.utils.logs import log
 
 # Between the classes of an image that may have several.
@@ -144,6 +145,8 @@ def _read_table(
   finder = table_paths.Finder(base)
   found = table_columns.find(text, columns, finder.exists)
   rows = _read_rows(text, found, multi_label)
+  if is_told:
+    _tell_what_is_left_out(text, found, table)
   names = finder.all([row.name for row in rows])
   if text.is_guessed:
     names = [table_paths.undo_guess(base, name) for name in names]
@@ -162,12 +165,34 @@ def _read_table(
   return _without_repetitions(placed, path if above else base)
 
 
+def _tell_what_is_left_out(
+  text: table_texts.Text, columns: Columns, table: Path
+) -> None:
+  """Logs which columns are read, if there are others."""
+  used = [columns.path, columns.label]
+  if columns.part is not None:
+    used.append(columns.part)
+  head = table_texts.first_row(text, columns.delimiter)
+  if not columns.heading or len(head) <= len(used):
+    return
+  head = [repr(texts.printable(cell.strip())) for cell in head]
+  others = [cell for i, cell in enumerate(head) if i not in used]
+  log.info(
+    "%s: images are in column %s, labels in %s, parts in %s; left out: %s",
+    table,
+    head[columns.path],
+    head[columns.label],
+    "none" if columns.part is None else head[columns.part],
+    texts.shortened(others),
+  )
+
+
 def _tell_what_is_one_class(
-  texts: list[str], labels: list[Label], path: Path
+  written_as: list[str], labels: list[Label], path: Path
 ) -> None:
   """Warns of labels that are read as one number: `7` and `007`."""
   written: dict[Label, set[str]] = {}
-  for text, label in zip(texts, labels, strict=True):
+  for text, label in zip(written_as, labels, strict=True):
     if isinstance(label, int):
       written.setdefault(label, set()).add(text.strip())
   for label, forms in written.items():
@@ -180,10 +205,10 @@ def _tell_what_is_one_class(
       )
 
 
-def _parsed_labels(texts: list[str], multi_label: bool) -> list[Label]:
+def _parsed_labels(cells: list[str], multi_label: bool) -> list[Label]:
   """Returns labels with classes as integers, if all are; else as names."""
   lists = []
-  for text in texts:
+  for text in cells:
     classes = text.split(SEPARATOR) if multi_label else [text]
     lists.append([name.strip() for name in classes if name.strip()])
   is_number = re.compile("[0-9]{1,9}").fullmatch

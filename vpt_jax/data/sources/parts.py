@@ -110,7 +110,8 @@ def select(
     there = [part for part in parts if part and parts[part]]
     raise NoImages(
       f"{origin} has no images for {split}, only for {', '.join(there)}; "
-      "config.data.train_split and test_split name the parts that are used"
+      "config.data.train_split and config.data.test_split name the parts that "
+      "are used, such as train and val"
     )
   are_numbers = classes == list(range(len(classes)))
   return Selection(
@@ -213,8 +214,16 @@ def _check_classes_are_trained(
         if one_class not in numbers:
           raise ValueError(
             f"{origin}: {name} of {part} is of class {one_class!r}, "
-            "which has no training images"
+            f"which has no training images{_twin(one_class, numbers)}"
           )
+
+
+def _twin(one_class: Class, trained: Iterable[Class]) -> str:
+  """Returns words on a trained class that may be the same, if there is one."""
+  for other in trained:
+    if class_names_lib.similar([str(one_class), str(other)]):
+      return f"; {other!r} has: if they are one class, give them one name"
+  return ""
 
 
 def _encoded(labels: Sequence[Label], numbers: dict[Class, int]) -> np.ndarray:
