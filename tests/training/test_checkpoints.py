@@ -14,6 +14,7 @@ from tests.conftest import trained
 import vpt_jax
 from vpt_jax.training import records
 from vpt_jax.training.checkpoints import Checkpoints, OtherLayout
+from vpt_jax.utils import files
 from vpt_jax.utils.logs import log
 
 RUN = {"config": "c0ffee", "data": "da7a"}
@@ -88,10 +89,10 @@ def test_no_flipped_bit_is_taken(two, tmp_path):
   """In any file of the newest checkpoint: the same bits, or the one before."""
   rng = np.random.default_rng(0)
   folder = tmp_path / "checkpoints"
-  files = [path for path in (two / "3").rglob("*") if path.is_file()]
-  assert any("default/d" in str(path) for path in files)
+  found = [path for path in (two / "3").rglob("*") if path.is_file()]
+  assert any("default/d" in str(path) for path in found)
   fallbacks = 0
-  for path in files:
+  for path in found:
     for _ in range(6):
       shutil.rmtree(folder, ignore_errors=True)
       shutil.copytree(two, folder)
@@ -106,14 +107,14 @@ def test_no_flipped_bit_is_taken(two, tmp_path):
         assert_is(restored, 2)
         assert names(folder) == ["2", "damaged-3"]
         fallbacks += 1
-  assert fallbacks > len(files)
+  assert fallbacks > len(found)
 
 
 def test_no_damaged_file_is_taken(two, tmp_path):
   """Files that are empty, cut, filled with zeros or not there."""
   folder = tmp_path / "checkpoints"
-  files = [path for path in (two / "3").rglob("*") if path.is_file()]
-  for path in files:
+  found = [path for path in (two / "3").rglob("*") if path.is_file()]
+  for path in found:
     data = path.read_bytes()
     for damaged in (b"", data[: len(data) // 2], bytes(len(data)), None, b"5"):
       shutil.rmtree(folder, ignore_errors=True)
@@ -218,3 +219,28 @@ def test_a_run_with_damaged_checkpoints_ends_the_same(config, tmp_path):
   kept = names(tmp_path / "checkpoints")
   assert [name for name in kept if "damaged" in name]
   assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+@pytest.mark.parametrize("step", ["save", "wait"])
+def test_a_folder_that_is_deleted_while_orbax_writes(
+  tmp_path, monkeypatch, step
+):
+  """It is said in place of what orbax then does not find."""
+  folder = tmp_path / "run" / "checkpoints"
+  with files.lock(tmp_path / "run"):
+    saved = Checkpoints(folder, 2, RUN)
+    saved.save(1, state(1))
+
+    def deleted(*_, **__):
+      shutil.rmtree(tmp_path / "run")
+      raise ValueError("NOT_FOUND: Error writing")
+
+    name = {"save": "save", "wait": "wait_until_finished"}[step]
+    saved._orbax.wait_until_finished()
+    monkeypatch.setattr(saved._orbax, name, deleted)
+    with pytest.raises(files.Lost, match="run was deleted while this process"):
+      saved.save(2, state(2))
+    monkeypatch.undo()
+    with pytest.raises(files.Lost, match="run was deleted while this process"):
+      saved.close()
+  assert not folder.exists()

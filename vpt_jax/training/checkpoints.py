@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 import shutil
 import sys
+import time
 from typing import Any
 
 import jax
@@ -30,6 +31,9 @@ _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
 
 # Part of the name of a checkpoint that is not complete; orbax gives it.
 UNFINISHED = ".orbax-checkpoint-tmp"
+
+# Seconds after an error in which a folder that is being deleted loses its lock.
+WHILE_DELETED = 0.5
 
 WITHOUT_SEAL = """\
 checkpoint %s is of a version that wrote no checksums: it is taken unchecked"""
@@ -83,7 +87,7 @@ class Checkpoints:
     if self._orbax is None:
       return
     files.check_locks(self._folder)
-    with system_errors.of_library(self._folder):
+    with self._or_lost(), system_errors.of_library(self._folder):
       self._finish(self._orbax)
       self._start_to_write(self._orbax, step, state)
 
@@ -218,6 +222,7 @@ class Checkpoints:
   def _finish(self, orbax: ocp.AsyncCheckpointer) -> None:
     """Waits for the newest checkpoint, then deletes those that are too many."""
     orbax.wait_until_finished()
+    files.check_locks(self._folder)
     for step in self._steps()[: -self._keep]:
       path = self._folder / str(step)
       # Renamed first: a kill leaves no half of a checkpoint.
@@ -225,13 +230,31 @@ class Checkpoints:
       os.rename(path, deleted)
       shutil.rmtree(deleted, ignore_errors=True)
 
+  @contextlib.contextmanager
+  def _or_lost(self) -> Iterator[None]:
+    """Says that the folder was deleted in place of what orbax cannot find then.
+
+    Raises:
+      files.Lost: see `files.check_locks`.
+    """
+    try:
+      yield
+    except Exception:
+      time.sleep(WHILE_DELETED)
+      files.check_locks(self._folder)
+      raise
+
   @signals.saving()
   def close(self) -> None:
     """Waits until everything is on disk."""
     if self._orbax is not None:
-      with self._open, system_errors.of_library(self._folder):
+      # The last one first: what is lost is no error of the system.
+      with (
+        self._open,
+        self._or_lost(),
+        system_errors.of_library(self._folder),
+      ):
         try:
-          files.check_locks(self._folder)
           self._finish(self._orbax)
         finally:
           self._orbax.close()
@@ -275,6 +298,8 @@ def _without_noise() -> Iterator[None]:
 def _is_news(record: logging.LogRecord) -> bool:
   """Returns whether a line of orbax's log is not of an error that it raises."""
   error = record.exc_info[1] if record.exc_info else None
+  if error is not None and record.levelno >= logging.ERROR:
+    return False  # of a thread; who waits for it gets it
   number = system_errors.number_of(error)
   if number is None:
     number = system_errors.number_in(record.getMessage())

@@ -102,6 +102,7 @@ class _Events:
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2
 
+    files.check_locks(folder)  # the imports take long
     self._folder = folder
     self._scalar = summary.scalar
     self._event = event_pb2.Event
