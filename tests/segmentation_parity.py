@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests import dense_head_parity, options
+from tests import dense_head_parity, mmsegmentation_vit, options
 from tests.options import Unsupported
 from tests.parity_report import Report
 from tests.reference import Arrays, below, Names, reference_class
@@ -36,6 +36,8 @@ def compare(arrays: Arrays, meta: dict[str, Any], report: Report) -> None:
     _whole(arrays, meta, report)
   elif case.startswith("traj_seg_"):
     _trajectory(arrays, meta, report)
+  elif case.startswith("seg_mmvit_"):
+    mmsegmentation_vit.compare(arrays, meta, report)
   elif case.startswith("seg_metrics"):
     _scores(arrays, meta, report)
   elif case.startswith("seg_schedules"):

@@ -27,7 +27,7 @@ SHARED = [
   if not (GOLDEN / path.name).exists()
 ]
 # The last are of data and of inference, which have tests of their own.
-UNSUPPORTED = r"base_side|seg_(mmvit_interp|slide_tta|pipeline)"
+UNSUPPORTED = r"base_side|seg_(slide_tta|pipeline)"
 
 
 def check(path):

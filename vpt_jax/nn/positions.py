@@ -1,6 +1,7 @@
 """Makes position embeddings: fixed tables, and tables for another grid."""
 
 from collections.abc import Callable
+import functools
 
 import flax.linen as nn
 import jax
@@ -73,14 +74,16 @@ def resize(
     grid_to: (h', w').
     how: `linear`: corners stay at corners (scipy's zoom), as in big_vision and
       VPT's code. `bicubic`: as DINO's code, which adds 0.1 to the new size
-      before it takes the ratio. `sincos`: MoCo v3's table is computed anew.
+      before it takes the ratio. `bilinear` and `bicubic_exact`: by the ratio
+      of the sizes, as mmsegmentation. `sincos`: MoCo v3's table is computed
+      anew.
   """
   width = table.shape[-1]
   if how == "sincos":
     return sincos(grid_to, width)
   table = table.astype(np.float32).reshape(*grid_from, width)
-  if how == "bicubic":
-    table = _resize_bicubic(table, grid_to)
+  if how in _WEIGHTS:
+    table = _resize_by(_WEIGHTS[how], table, grid_to)
   else:
     table = _resize_linear(table, grid_to)
   return table.reshape(1, -1, width).astype(np.float32)
@@ -96,23 +99,39 @@ def _resize_linear(table: np.ndarray, grid_to: Grid) -> np.ndarray:
   return ndimage.zoom(table, zoom, order=1)
 
 
-def _resize_bicubic(table: np.ndarray, grid_to: Grid) -> np.ndarray:
-  """Returns [h, w, D] as [h', w', D]."""
+def _resize_by(
+  weights_of: Callable[[int, int], np.ndarray], table: np.ndarray, grid_to: Grid
+) -> np.ndarray:
+  """Returns [h, w, D] as [h', w', D]; `weights_of` gives [new, old]."""
   for axis in (0, 1):
-    weights = _cubic_weights(table.shape[axis], grid_to[axis])
+    weights = weights_of(table.shape[axis], grid_to[axis])
     resized = np.tensordot(weights, table, (1, axis))
     table = np.moveaxis(resized, 0, axis)
   return table
 
 
-def _cubic_weights(old: int, new: int) -> np.ndarray:
+def _linear_weights(old: int, new: int) -> np.ndarray:
+  """Returns weights [new, old] of the two nearest, PyTorch's `interpolate`.
+
+  Pixel centres are half-way, the edge is repeated.
+  """
+  target = np.arange(new)
+  centre = np.clip((target + 0.5) * old / new - 0.5, 0, old - 1)
+  first = np.floor(centre).astype(int)
+  weights = np.zeros((new, old))
+  weights[target, first] = 1 - (centre - first)
+  np.add.at(weights, (target, np.minimum(first + 1, old - 1)), centre - first)
+  return weights
+
+
+def _cubic_weights(old: int, new: int, more: float = 0.0) -> np.ndarray:
   """Returns weights [new, old] of Keys' cubic convolution.
 
   Pixel centres are half-way, the edge is repeated: PyTorch's `interpolate` with
-  a scale factor of (new + 0.1) / old.
+  a scale factor of (new + more) / old.
   """
   target = np.arange(new)
-  centre = (target + 0.5) * old / (new + 0.1) - 0.5
+  centre = (target + 0.5) * old / (new + more) - 0.5
   first = np.floor(centre).astype(int)
   weights = np.zeros((new, old))
   for tap in range(-1, 3):
@@ -133,3 +152,11 @@ def _cubic(x: np.ndarray) -> np.ndarray:
   near = (a + 2) * x**3 - (a + 3) * x**2 + 1
   far = a * (x**3 - 5 * x**2 + 8 * x - 4)
   return np.where(x <= 1, near, far)
+
+
+# How positions are resized -> (old, new) -> weights [new, old].
+_WEIGHTS: dict[str, Callable[[int, int], np.ndarray]] = {
+  "bicubic": functools.partial(_cubic_weights, more=0.1),
+  "bicubic_exact": _cubic_weights,
+  "bilinear": _linear_weights,
+}
