@@ -321,6 +321,26 @@ def test_positions_of_9_x_16_are_not_taken_for_12_x_12(tmp_path):
       load.load(path, template, square.spec, told=Told(grid=grid))
 
 
+@pytest.mark.parametrize(
+  "config",
+  [
+    {"model_type": "swin", "window_size": [5, 13]},
+    {"architecture": "swin_tiny", "model_args": {"window_size": [5, 13]}},
+  ],
+)
+def test_windows_that_are_no_squares(config, tmp_path):
+  """Their tables may have as many rows as those of squares."""
+  layout = "timm Swin" if "architecture" in config else "Hugging Face Swin"
+  module, _, file = layouts.made(layout, tmp_path / "model.safetensors")
+  template = cost.shapes(module)
+  square = config | {"window_size": 2, "model_args": {"window_size": 2}}
+  (tmp_path / "config.json").write_text(json.dumps(square))
+  assert load.load(file, template, module.spec).backbone
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  with pytest.raises(ValueError, match="says windows of 5 x 13; here they are"):
+    load.load(file, template, module.spec)
+
+
 def test_positions_that_are_no_square_are_refused_unless_told():
   _, flat = on_grid(3, 5)
   module, _ = on_grid(4, 4)

@@ -65,6 +65,7 @@ def check(
     return
   _check_is_of_file(known, arrays)
   _check_heads(known, template)
+  _check_window(known)
   is_clip = "embedding_norm/scale" in arrays and not _is_swin(template)
   _check_gelu(known, told, spec, is_clip)
   _check_eps(known, told, spec)
@@ -97,6 +98,20 @@ def _check_heads(known: Facts, template: Mapping[str, Any]) -> None:
     raise ValueError(
       f"{known.source} says {known.heads} attention heads, this backbone has "
       f"{heads}; choose a config.backbone.name with {known.heads}"
+    )
+
+
+def _check_window(known: Facts) -> None:
+  """Raises ValueError for windows of a Swin that are no squares.
+
+  Tables of relative positions in 5 x 13 windows have as many rows, 225, as
+  those in 8 x 8.
+  """
+  if known.window and known.window[0] != known.window[1]:
+    rows, columns = known.window
+    raise ValueError(
+      f"{known.source} says windows of {rows} x {columns}; here they are "
+      "squares: choose another backbone"
     )
 
 

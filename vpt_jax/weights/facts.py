@@ -69,6 +69,7 @@ class Facts:
     gelu: of `ops.gelu.NAMES`, or another activation's name; "": not known.
     eps: of the norms; 0: not known.
     image_size: (height, width) that its positions are for; (): not known.
+    window: of a Swin, (rows, columns); (): not known.
     heads: of attention; 0: not known.
     width: D; 0: not known.
     depth: number of blocks; 0: not known.
@@ -82,6 +83,7 @@ class Facts:
   gelu: str = ""
   eps: float = 0.0
   image_size: tuple[int, ...] = ()
+  window: tuple[int, ...] = ()
   heads: int = 0
   width: int = 0
   depth: int = 0
@@ -313,6 +315,7 @@ def _hugging_face(values: Mapping[str, Any]) -> Facts:
     gelu=_activation(own.get("hidden_act", activation)),
     eps=float(own.get("layer_norm_eps", eps)),
     image_size=_size(own.get("image_size", ())),
+    window=_size(own.get("window_size", ())) if kind == "swin" else (),
     heads=int(heads),
     width=int(own.get("embed_dim", own.get("hidden_size", 0))),
     depth=int(depth),
@@ -368,6 +371,7 @@ def _timm(values: Mapping[str, Any]) -> Facts:
     model=name,
     gelu=activation,
     image_size=_size(size),
+    window=_size(arguments.get("window_size", ())) if "swin" in name else (),
     mean=_numbers(pretrained.get("mean", ())),
     std=_numbers(pretrained.get("std", ())),
   )
