@@ -103,29 +103,31 @@ def check_saved(values: Mapping[str, Any]) -> None:
     ValueError: a field that is missing or not known, or a value that it may not
       have.
   """
-  later = sections.added_later()
-  for section in ("", *sections.SECTIONS):
-    is_optional = section in sections.OPTIONAL and section not in values
-    if is_optional:
-      continue
-    part = values.get(section) if section else values
-    if not isinstance(part, Mapping):
-      raise refusal(section, part, "a section with fields")
-    for field in sections.fields_of(section):
-      path = (section, field.name) if section else (field.name,)
-      if field.name not in part and path not in later:
-        raise ValueError(f"config.{'.'.join(path)} is missing")
+  _check_all_there("", values)
   method = values["method"]
   check_type("method", method, "")
   lookup.choose(method, methods.METHODS, "method")
-  options = values.get(method, {})
-  if not isinstance(options, Mapping):
-    raise refusal(method, options, "a section with fields")
-  used = {method, *sections.SECTIONS}
-  for name in values.keys() & methods.METHODS.keys():
-    if name not in used:
-      raise refusal(name, values[name], f"options of {method} alone")
+  for section in (*sections.SECTIONS, *methods.METHODS):
+    if section in values and not isinstance(values[section], Mapping):
+      raise refusal(section, values[section], "a section with fields")
+  for section in sections.SECTIONS:
+    if section in values or section not in sections.OPTIONAL:
+      _check_all_there(section, values.get(section, {}))
   check_values(ConfigDict(dict(values)))
+
+
+def _check_all_there(section: str, values: Mapping[str, Any]) -> None:
+  """Raises ValueError for a missing field that version 0.1 already had.
+
+  Args:
+    section: its name, "" for the top level.
+    values: of the section.
+  """
+  later = sections.added_later()
+  for field in sections.fields_of(section):
+    path = (section, field.name) if section else (field.name,)
+    if field.name not in values and path not in later:
+      raise ValueError(f"config.{'.'.join(path)} is missing")
 
 
 def name_task(config: ConfigDict, named_task: bool) -> None:
