@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from tests import weight_files
 from tests.fuzz import mutations
+from tests.fuzz.masks_kind import Masks
 from tests.fuzz.outcomes import judge, Outcome
 from tests.fuzz.own_state import any_file, damage, make_run, OwnState
 from vpt_jax.backbones.vit import ViT
@@ -276,6 +277,7 @@ class Adapters:
 KINDS: dict[str, type] = {
   "checkpoints": Checkpoints,
   "images": Images,
+  "masks": Masks,
   "npz": NpzData,
   "adapters": Adapters,
   "state": OwnState,

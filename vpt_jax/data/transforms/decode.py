@@ -11,12 +11,11 @@ import math
 import os
 import re
 import struct
-import zlib
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from vpt_jax.data.transforms import heic
+from vpt_jax.data.transforms import heic, png_chunks
 from vpt_jax.utils import strange_files
 
 # Formats that Pillow has drawn by other programs (Ghostscript), which an image
@@ -67,9 +66,6 @@ UPRIGHT = {
 GREY_RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
 # Formats whose 16-bit grey Pillow has already scaled to all 16 bits.
 SCALED_BY_PILLOW = ("PPM", "JPEG2000")
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What pixels are made of: palette, transparency, compressed rows.
-PNG_PIXEL_CHUNKS = (b"PLTE", b"tRNS", b"IDAT")
 TIFF_BITS_PER_SAMPLE = 258
 TIFF_MAX_SAMPLE_VALUE = 281
 
@@ -188,6 +184,21 @@ def convert_to_rgb(
   return np.asarray(rgb)
 
 
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+  """Opens an image file's content, with its pixels read as they are stored.
+
+  Raises:
+    ValueError: see `decode_image`, or a PNG without all of its rows; so does
+      whatever goes wrong in the body.
+  """
+  with _opened(data) as image:
+    if image.format == "PNG":
+      png_chunks.check_rows(data)
+    _load(image, data)
+    yield image
+
+
 def measure_grey(data: bytes) -> int | None:
   """Returns the range of a file's 16-bit grey, None if it is no such file.
 
@@ -268,9 +279,7 @@ def _load(image: Image.Image, data: bytes) -> None:
       would show all the same.
   """
   if image.format == "PNG":
-    for name, content, crc in _png_chunks(data):
-      if name in PNG_PIXEL_CHUNKS and zlib.crc32(name + content) != crc:
-        raise ValueError(f"a damaged PNG: its {name.decode()} has a wrong CRC")
+    png_chunks.check_sums(data)
   image.load()
 
 
@@ -302,7 +311,7 @@ def _stated_range(image: Image.Image, data: bytes) -> int | None:
   if image.format in SCALED_BY_PILLOW:
     return 0xFFFF
   if image.format == "PNG":
-    bits = _png_significant_bits(data)
+    bits = png_chunks.significant_bits(data)
     return None if bits is None else 2**bits - 1
   if image.format == "TIFF":
     tags = getattr(image, "tag_v2", {})
@@ -321,35 +330,6 @@ def _first_integer(value: object) -> int | None:
   if isinstance(value, tuple):
     value = value[0] if value else None
   return value if isinstance(value, int) and value > 0 else None
-
-
-def _png_significant_bits(data: bytes) -> int | None:
-  """Returns what the sBIT chunk of a grey PNG says; Pillow skips it."""
-  for name, content, _ in _png_chunks(data):
-    if name == b"sBIT" and len(content) == 1:
-      bits = content[0]
-      return bits if 0 < bits <= 16 else None
-    if name == b"IDAT":  # sBIT comes before the pixels
-      return None
-  return None
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int | None]]:
-  """Yields the name, the content and the CRC-32 of all chunks of a PNG.
-
-  The CRC-32 is None where the file ends before it.
-  """
-  position = len(PNG_SIGNATURE)
-  while position + 8 <= len(data):
-    length, name = struct.unpack_from(">I4s", data, position)
-    # Length, name and CRC-32 are 4 bytes each.
-    start, end = position + 8, position + 8 + length
-    position = end + 4
-    stored = data[end:position]
-    crc = int.from_bytes(stored, "big") if len(stored) == 4 else None
-    yield name, data[start:end], crc
-    if name == b"IEND":
-      return
 
 
 def _scale_grey(image: Image.Image, grey_range: int) -> np.ndarray:

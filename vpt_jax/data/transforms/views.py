@@ -110,7 +110,7 @@ def normalize_padded(
   Returns:
     float32 [B, H, W, 3].
   """
-  pixels = _normalize(image.astype(jnp.float32) / 255, normalize)
+  pixels = _normalize(jnp.asarray(image, jnp.float32) / 255, normalize)
   size = jnp.asarray(size)
   rows = jnp.arange(image.shape[1]) < size[:, :1]
   columns = jnp.arange(image.shape[2]) < size[:, 1:]
