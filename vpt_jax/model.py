@@ -45,6 +45,8 @@ class Model(nn.Module):
     remat: compute a block's activations again in the backward pass, instead of
       keeping them.
     reads: what the head reads; the last block computes just that.
+    dense: head that gives every pixel its logits, of the patches in `reads`
+      (see `nn/dense_heads.py`); None: the linear one, or MLP, of the others.
   """
 
   backbone: nn.Module
@@ -57,9 +59,13 @@ class Model(nn.Module):
   hidden_layers: int = 0
   remat: bool = False
   reads: Reads = Reads()
+  dense: nn.Module | None = None
 
   def setup(self):
     """Makes the head; backbone and method are made by those who give them."""
+    if self.dense is not None:
+      self.head = self.dense.copy(name="head")
+      return
     outputs = self.num_classes
     if self.groups:
       outputs = sum(len(group) for group in self.groups)
