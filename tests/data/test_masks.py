@@ -17,7 +17,7 @@ from vpt_jax.data.sources import masks
 from vpt_jax.data.sources.masks import Meaning
 from vpt_jax.data.transforms import png_chunks
 
-RECORDED = Path(__file__).parents[1] / "golden_data" / "seg_labels.npz"
+RECORDED = Path(__file__).parents[1] / "golden" / "seg_metrics.npz"
 LABEL = np.kron(np.arange(12).reshape(3, 4) % 3, np.ones((4, 4)))
 LABEL = LABEL.astype(np.uint8)
 COLOURS = np.array([[0, 0, 0], [0, 128, 255], [255, 0, 0]], np.uint8)
