@@ -13,7 +13,7 @@ from tests.parity_report import Report
 from tests.reference import Arrays, below
 from vpt_jax.nn import dense_heads
 from vpt_jax.nn.dense_heads import Design, UpHead
-from vpt_jax.problems.segmentation import Segmentation
+from vpt_jax.problems.semantic_segmentation import Segmentation
 from vpt_jax.utils import trees
 
 # Of gradients that are zero in theory, sums over all pixels, to the largest.

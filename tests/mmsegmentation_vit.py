@@ -19,7 +19,7 @@ from vpt_jax.methods.method import Method
 from vpt_jax.nn import positions
 from vpt_jax.nn.dense_heads import UpHead
 from vpt_jax.nn.tokens import Reads
-from vpt_jax.problems.segmentation import Segmentation
+from vpt_jax.problems.semantic_segmentation import Segmentation
 from vpt_jax.utils import trees
 
 # Parts of names there -> timm's.

@@ -17,8 +17,8 @@ from vpt_jax.methods.method import Method
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.nn import dense_heads
 from vpt_jax.nn.tokens import Reads
-from vpt_jax.problems import segmentation
-from vpt_jax.problems.segmentation import Segmentation
+from vpt_jax.problems import semantic_segmentation
+from vpt_jax.problems.semantic_segmentation import Segmentation
 from vpt_jax.training import optim
 from vpt_jax.utils import trees
 
@@ -360,7 +360,7 @@ def _scores(arrays: Arrays, meta: dict[str, Any], report: Report) -> None:
       area = np.asarray(sums[name], np.float64)
       report.add("counts", f"{theirs}/{i}", area, arrays[f"out/{theirs}/{i}"])
       total[name] = total[name] + area
-  found = segmentation.of_classes(total)
+  found = semantic_segmentation.of_classes(total)
   for name, theirs in (("iou", "IoU"), ("accuracy", "Acc")):
     want = 100 * arrays[f"out/{theirs}"]
     values = found[name]

@@ -12,7 +12,7 @@ from vpt_jax.methods.gated import Gated
 from vpt_jax.methods.vpt import VPT
 from vpt_jax.nn import dense_heads
 from vpt_jax.nn.tokens import Reads
-from vpt_jax.problems.segmentation import Segmentation
+from vpt_jax.problems.semantic_segmentation import Segmentation
 from vpt_jax.training import evaluation, optim
 from vpt_jax.training import step as step_lib
 from vpt_jax.utils import trees

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vpt_jax.distributed import shard_gradients
-from vpt_jax.problems import segmentation
-from vpt_jax.problems.segmentation import Segmentation
+from vpt_jax.problems import semantic_segmentation
+from vpt_jax.problems.semantic_segmentation import Segmentation
 
 CLASSES = 4
 IGNORE = 255
@@ -66,7 +66,7 @@ def test_the_other_mean_is_over_labelled_pixels_of_the_batch(mask):
   np.testing.assert_allclose(mean, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("average", segmentation.AVERAGES)
+@pytest.mark.parametrize("average", semantic_segmentation.AVERAGES)
 def test_shards_give_the_loss_of_the_whole_batch(average):
   """Loss and gradient, for batches in one, two or four parts."""
   problem = dataclasses.replace(PROBLEM, average=average)
@@ -87,7 +87,7 @@ def test_shards_give_the_loss_of_the_whole_batch(average):
     np.testing.assert_allclose(found, results[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("average", segmentation.AVERAGES)
+@pytest.mark.parametrize("average", semantic_segmentation.AVERAGES)
 def test_images_without_labels_give_zero(average):
   """And no NaN, in their gradient neither."""
   problem = dataclasses.replace(PROBLEM, average=average)
@@ -158,7 +158,7 @@ def test_scores_leave_classes_out_that_do_not_occur():
     "predicted": np.array([8, 4, 3, 0]),
     "label": np.array([10, 0, 5, 0]),
   }
-  found = segmentation.of_classes(sums)
+  found = semantic_segmentation.of_classes(sums)
   np.testing.assert_allclose(found["iou"], [50, 0, 60, np.nan])
   np.testing.assert_allclose(found["accuracy"], [60, np.nan, 60, np.nan])
   scores = PROBLEM.measure(sums, {}, LABELS)
