@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests import dense_head_parity, mmsegmentation_vit, options
+from tests import dense_head_parity, mmsegmentation_vit, options, sliding_parity
 from tests.options import Unsupported
 from tests.parity_report import Report
 from tests.reference import Arrays, below, Names, reference_class
@@ -30,7 +30,11 @@ def compare(arrays: Arrays, meta: dict[str, Any], report: Report) -> None:
     Unsupported: a fixture of something that is not compared here.
   """
   case = str(meta["case"])
-  if case.startswith(("seg_head_", "seg_setr_head_")):
+  if case.startswith("seg_slide_tta"):
+    rows, columns = meta["crop"]
+    whole = build(arrays, meta, (rows, columns))
+    sliding_parity.compare(whole, arrays, meta, report)
+  elif case.startswith(("seg_head_", "seg_setr_head_")):
     dense_head_parity.compare(arrays, meta, report)
   elif case.startswith(("seg_vpt_", "seg_gated_")):
     _whole(arrays, meta, report)
@@ -84,10 +88,10 @@ def _method_of(meta: dict[str, Any], spec: Any) -> Method:
   num_tokens = meta["sizes"]["tokens"]
   if "gated" in reference_class(meta):
     return Gated(spec, num_tokens, num_gates=spec.depth - 1)
-  return VPT(spec, num_tokens, deep=meta["deep"])
+  return VPT(spec, num_tokens, deep=meta.get("deep", False))
 
 
-def _build(
+def build(
   arrays: Arrays, meta: dict[str, Any], image_size: tuple[int, int]
 ) -> Whole:
   """Returns the model that a fixture's `meta` and parameters describe."""
@@ -106,7 +110,11 @@ def _build(
     backbone_flat, image_size, sizes["heads"], gelu="exact", **more
   )
   method = _method_of(meta, backbone.spec)
-  reads = Reads(tuple(meta["out_indices"]), final_norm=False)
+  # At test time there are no auxiliary heads.
+  numbers = {key.split(".")[1] for key in params if key.startswith("auxil")}
+  *others, last = meta["out_indices"]
+  blocks = (*others[: len(numbers)], last)
+  reads = Reads(blocks, final_norm=False)
   num_classes, channels, _, _ = params["decode_head.conv_seg.weight"].shape
   model = model_lib.Model(backbone, method, num_classes, reads=reads)
   names = names.of(method)
@@ -182,7 +190,7 @@ def _whole(arrays: Arrays, meta: dict[str, Any], report: Report) -> None:
   """Compares a prompted model with its heads, and all gradients."""
   images = jnp.asarray(arrays["input/images"])
   labels = jnp.asarray(arrays["input/labels"])
-  whole = _build(arrays, meta, images.shape[1:3])
+  whole = build(arrays, meta, images.shape[1:3])
   grads = below(arrays, "grad/")
   of_encoder = below(grads, "enc.")
   trained = whole.names.paths(of_encoder)
@@ -267,7 +275,7 @@ def _trajectory(arrays: Arrays, meta: dict[str, Any], report: Report) -> None:
   for i in range(2):
     images = jnp.asarray(arrays[f"input/images/{i}"])
     batches.append((images, jnp.asarray(arrays[f"input/labels/{i}"])))
-  whole = _build(arrays, meta, batches[0][0].shape[1:3])
+  whole = build(arrays, meta, batches[0][0].shape[1:3])
   trained = set()
   for key in meta["initial_lr"]:
     if key.startswith("enc."):

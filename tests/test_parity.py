@@ -26,8 +26,8 @@ SHARED = [
   for path in sorted(folder.glob("*.npz"))
   if not (GOLDEN / path.name).exists()
 ]
-# The last are of data and of inference, which have tests of their own.
-UNSUPPORTED = r"base_side|seg_(slide_tta|pipeline)"
+# The last one is of data, which have tests of their own.
+UNSUPPORTED = r"base_side|seg_pipeline"
 
 
 def check(path):
