@@ -223,3 +223,25 @@ def test_the_default_says_what_it_takes_in_its_first_line(capsys, tmp_path):
     "--config.optim.warmup_epochs=0",
   )
   assert status == 0 and "is finished" in out
+
+
+def test_own_images_on_a_backbone_that_is_named(capsys, tmp_path):
+  """What is said of the backbone is true: embedded, or another one's name."""
+  photos = tmp_path / "photos"
+  for options, said in (
+    ((), "the embedded backbone vit_mini4_cifar10; a real one"),
+    (("--config.backbone.name=vit_ti16",), "and the backbone vit_ti16\n"),
+    (
+      (f"--config.backbone.checkpoint={tmp_path}/no.npz",),
+      "and the backbone vit_mini4_cifar10\n",
+    ),
+  ):
+    _, out, _ = run(
+      capsys,
+      VTAB,
+      f"--workdir={tmp_path}/run",
+      f"--config.data.source={photos}",
+      "--config.epochs=-1",  # so that nothing is trained
+      *options,
+    )
+    assert said in out

@@ -41,6 +41,8 @@ from vpt_jax.training import (
 from vpt_jax.utils import command_line, files, malloc, signals, trees
 from vpt_jax.utils.logs import log
 
+EMBEDDED_BACKBONE = "vit_mini4_cifar10"
+
 EMBEDDED = """\
 no task named: takes the embedded data (scikit-learn's digits) and backbone \
 %s; name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
@@ -48,6 +50,8 @@ no task named: takes the embedded data (scikit-learn's digits) and backbone \
 OWN_ON_EMBEDDED = """\
 no task named: takes your images, %s, and the embedded backbone %s; a real one,
 ViT-B/16 IN-21k, is taken by --config=%s:eurosat --config.task="""
+
+OWN = "no task named: takes your images, %s, and the backbone %s"
 
 OUT_OF_MEMORY = """\
 out of memory. In another workdir take a smaller config.batch_size (of a sweep:
@@ -369,7 +373,11 @@ def name_nothing(command: config_lib.Command) -> ConfigDict:
     return config
   config = ConfigDict(config.to_dict())
   config.task = own_sources.name_of(source)
-  log.info(OWN_ON_EMBEDDED, source, config.backbone.name, command.path)
+  backbone = config.backbone
+  if backbone.checkpoint or backbone.name != EMBEDDED_BACKBONE:
+    log.info(OWN, source, backbone.name)
+  else:
+    log.info(OWN_ON_EMBEDDED, source, backbone.name, command.path)
   return config
 
 

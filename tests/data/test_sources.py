@@ -532,6 +532,8 @@ def test_an_npz(tmp_path):
   assert part.labels.tolist() == [0, 1, 0] and part.class_names == ("3", "5")
   np.testing.assert_array_equal(part.read(2), picture(2))
   assert npz(tmp_path, labels=np.array(list("baba"))).class_names == ("a", "b")
+  capitals = np.array(["Train", "TRAINING", "Val ", "Test"])
+  assert len(npz(tmp_path, "trainval", split=capitals)) == 3
   grey = npz(tmp_path, images=np.zeros((4, 5, 6), np.uint8))
   assert grey.read(0).shape == (5, 6, 1)
   many = dict(

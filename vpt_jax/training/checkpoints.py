@@ -207,10 +207,10 @@ class Checkpoints:
     os.rename(path, aside)
     reason = str(why).strip() or repr(why)
     log.warning(
-      "checkpoint %s cannot be taken: %s; the one before is taken, this one "
-      "is kept as %s",
+      "checkpoint %s cannot be taken: %s; %s, this one is kept as %s",
       path,
       reason.splitlines()[0][:160],
+      "the one before is taken" if self._steps() else "no other is there",
       aside,
     )
 

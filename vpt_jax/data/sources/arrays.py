@@ -328,6 +328,7 @@ def _checked_parts(
   if split is None:
     return [""] * count
   names = split.ravel().tolist() if split.dtype.kind == "U" else []
+  names = [name.strip().lower() for name in names]
   if len(names) != count or not set(names) <= NAMES.keys():
     raise ValueError(
       f"{path}: split must be names [{count}] out of {', '.join(NAMES)}"
