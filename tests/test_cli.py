@@ -1,5 +1,7 @@
 """The command line: what it says first, and when something is wrong."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -245,3 +247,13 @@ def test_own_images_on_a_backbone_that_is_named(capsys, tmp_path):
       *options,
     )
     assert said in out
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc", "a b", "..", "x" * 300])
+def test_the_default_folder_of_a_run_is_below_runs(name):
+  """A task's name is any text: it names one folder, wherever it points."""
+  config = config_lib.load_config("configs/linear_vtab.py")
+  folder = Path(main.default_workdir(name, config))
+  assert folder.parent == Path("runs")
+  assert folder.name not in (".", "..")
+  assert len(folder.name) < 120

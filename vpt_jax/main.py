@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 from pathlib import Path
+import re
 import sys
 import tempfile
 import time
@@ -417,8 +418,14 @@ def run_sweep(command: config_lib.Command) -> int:
 
 
 def default_workdir(name: str, config: ConfigDict) -> str:
-  """Returns the folder of a run whose command line names none."""
-  run_name = f"{name}-{config.method}-{config_lib.digest(config)}"
+  """Returns the folder of a run whose command line names none.
+
+  Args:
+    name: of the task, which may be any text: it is made one folder's name.
+    config: of the run.
+  """
+  readable = re.sub(r"[^\w.-]+", "_", name).strip(".")[:64]
+  run_name = f"{readable}-{config.method}-{config_lib.digest(config)}"
   return os.path.join("runs", run_name)
 
 

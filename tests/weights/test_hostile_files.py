@@ -5,6 +5,7 @@ import itertools
 import operator
 import os
 import pickle
+import socket
 import struct
 import tracemalloc
 
@@ -35,7 +36,9 @@ from tests.weight_files import (
   torch_zip,
   zipped,
 )
-from vpt_jax.weights import file_formats, pytorch_files
+from vpt_jax.backbones.vit import ViT
+from vpt_jax.nn import cost
+from vpt_jax.weights import file_formats, load, pytorch_files
 
 
 def fuzz(examples, *args, **kwargs):
@@ -304,3 +307,31 @@ def test_any_view(file, shape, strides, offset, count):
       got[index]
       == NUMBERS[:count][offset + sum(map(operator.mul, index, strides))]
     )
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_only_regular_files_are_opened(tmp_path, kind, is_beside):
+  """A checkpoint, or the config beside it, that waits or never ends.
+
+  A pipe without a writer keeps who opens it for ever, and so its checksum.
+  """
+  vit = ViT((8, 8), patch_size=4, width=8, depth=1, num_heads=1, mlp_dim=8)
+  shapes = cost.shapes(vit)
+  checkpoint = tmp_path / "model.npz"
+  np.savez(checkpoint, **{name: np.ones(x.shape) for name, x in shapes.items()})
+  strange = tmp_path / "config.json" if is_beside else checkpoint
+  strange.unlink(missing_ok=True)
+  with socket.socket(socket.AF_UNIX) as open_socket:
+    if kind == "pipe":
+      os.mkfifo(strange)
+    elif kind == "device":
+      strange.symlink_to("/dev/zero")
+    else:
+      open_socket.bind(str(strange))
+    try:
+      load.load(checkpoint, shapes, vit.spec)
+    except (ValueError, OSError) as error:
+      assert str(strange) in str(error)
+    else:
+      assert is_beside  # what is no file is no config

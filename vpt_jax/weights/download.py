@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from vpt_jax.utils import files, lookup, system_errors
+from vpt_jax.utils import files, lookup, strange_files, system_errors
 from vpt_jax.utils.logs import log
 
 TRIES = 3
@@ -79,7 +79,7 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 def digest(path: str | Path, algorithm: str) -> str:
   """Returns the hash of a file as hex digits."""
   total = hashlib.new(algorithm, usedforsecurity=False)
-  with open(path, "rb") as file:
+  with strange_files.open_regular(path) as file:
     while chunk := file.read(_HASHED):
       total.update(chunk)
   return total.hexdigest()

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from vpt_jax.utils import strange_files
 from vpt_jax.weights import file_formats
 
 # Name of the array, a JSON text, in npz files that `convert` writes.
@@ -239,7 +240,7 @@ def read_json(file: Path) -> dict[str, Any]:
   Raises:
     ValueError: it is no such file; naming it.
   """
-  with open(file, "rb") as stream:
+  with strange_files.open_regular(file) as stream:
     content = stream.read(_MOST_BYTES + 1)
   if len(content) > _MOST_BYTES:
     raise ValueError(

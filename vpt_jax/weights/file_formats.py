@@ -101,7 +101,7 @@ def float32(array: np.ndarray) -> np.ndarray:
 
 def _read_file(path: Path) -> Arrays:
   """Reads a file by what it begins with."""
-  with open(path, "rb") as file:
+  with strange_files.open_regular(path) as file:
     head = file.read(512)
   if head.startswith(b"PK"):
     return _read_zip(path)
@@ -147,7 +147,7 @@ def _read_npz(archive: zipfile.ZipFile, names: list[str]) -> Arrays:
 
 def is_npz(path: Path) -> bool:
   """Returns whether a file is an archive of arrays, not PyTorch's."""
-  with open(path, "rb") as file:
+  with strange_files.open_regular(path) as file:
     if file.read(2) != b"PK":
       return False
   try:

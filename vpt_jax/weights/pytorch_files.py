@@ -50,7 +50,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       would become much larger than it is.
   """
   try:
-    with open(path, "rb") as file:
+    with strange_files.open_regular(path) as file:
       is_zip = file.read(2) == b"PK"
     return _read_zip(path) if is_zip else _read_legacy(path)
   except ValueError:
@@ -109,7 +109,7 @@ def _read_legacy(path: str | Path) -> dict[str, np.ndarray]:
   They are five pickles in a row, then (count, numbers) per storage.
   """
   with contextlib.ExitStack() as stack:
-    file = stack.enter_context(open(path, "rb"))
+    file = stack.enter_context(strange_files.open_regular(path))
     data = stack.enter_context(
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     )

@@ -130,8 +130,8 @@ def _with_several_classes(
   wanted = (len(images), num_classes or labels.shape[1])
   if labels.shape != wanted or labels.dtype.kind not in "biu":
     raise ValueError(
-      f"labels of several classes must be zeros and ones {list(wanted)}, got "
-      f"{labels.dtype} {list(labels.shape)}"
+      "labels of several classes must be integers, zeros and ones "
+      f"{list(wanted)}, got {labels.dtype} {list(labels.shape)}"
     )
   if not np.isin(labels, (0, 1)).all():
     raise ValueError(
@@ -314,9 +314,14 @@ def _checked_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
     and np.isin(labels, (0, 1)).all()
   )
   if not is_vector and not is_matrix:
+    found = f"{labels.dtype} {list(labels.shape)}"
+    if labels.shape == (count, 1):
+      found += "; labels[:, 0] are the integers [N] of such a column"
+    elif labels.dtype.kind == "i" and labels.size and labels.min() < 0:
+      found += f" with the value {labels.min()}"
     raise ValueError(
       f"{path}: labels must be integers from 0 on, or names, [{count}], or "
-      f"zeros and ones [{count}, K], got {labels.dtype} {list(labels.shape)}"
+      f"zeros and ones [{count}, K], got {found}"
     )
   return labels
 
