@@ -59,8 +59,9 @@ def test_printable():
   }
 
 
-def test_names_are_printable_in_every_source(photos, tmp_path):
+def test_names_are_printable_in_every_source(photos, tmp_path, caplog):
   """Folders, tables, lists and arrays: the image is read all the same."""
+  caplog.set_level("INFO")
   (name, *_) = os.listdir(os.path.join(photos, os.fsdecode(CLASS)))
   path = f"{os.fsdecode(CLASS)}/{name}"
   lists = {path: "caf\udce9", "b.png": "tea"}
@@ -80,6 +81,8 @@ def test_names_are_printable_in_every_source(photos, tmp_path):
       text.encode()
     assert len(examples.read(0)) > 0
   os.remove(f"{photos}/train.json")
+  assert "\\xff" in caplog.text  # the folder's name
+  caplog.text.encode()
 
 
 def test_a_run_ends_with_such_names(config, photos, tmp_path):

@@ -6,6 +6,8 @@ Where the messages go is decided once, by the command that runs.
 
 import logging
 
+from vpt_jax.utils import texts
+
 
 class Once(logging.Filter):
   """Lets every message through once."""
@@ -23,4 +25,19 @@ class Once(logging.Filter):
     return is_new
 
 
+class Encodable(logging.Filter):
+  """Makes every message one that can be written.
+
+  Paths in it need not be UTF-8. A handler that cannot write a message prints a
+  traceback in its place.
+  """
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Changes the message where it has to be; always returns True."""
+    record.msg = texts.encodable(record.getMessage())
+    record.args = ()
+    return True
+
+
 log = logging.getLogger("vpt_jax")
+log.addFilter(Encodable())

@@ -18,6 +18,7 @@ _SURROGATES = "\ud800-\udfff"
 _UNPRINTABLE = re.compile(
   f"[{_CONTROLS}{_LINE_ENDS}{_DIRECTIONS}{_SURROGATES}]"
 )
+_LONE = re.compile(f"[{_SURROGATES}]")
 # Where Python keeps the byte b that is no UTF-8: at 0xDC00 + b.
 _FIRST_BYTE = 0xDC80
 _LAST_BYTE = 0xDCFF
@@ -32,6 +33,11 @@ def printable(text: str) -> str:
   Any other text stays as it is.
   """
   return _UNPRINTABLE.sub(_escape, text)
+
+
+def encodable(text: str) -> str:
+  """Returns a text that can be written as UTF-8, on as many lines as it has."""
+  return _LONE.sub(_escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
