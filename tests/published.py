@@ -17,6 +17,7 @@ from vpt_jax.methods.method import Method
 from vpt_jax.nn import positions
 from vpt_jax.utils import trees
 from vpt_jax.weights import file_formats, load, translate
+from vpt_jax.weights.agreement import Told
 
 
 class Feature(NamedTuple):
@@ -45,6 +46,8 @@ FEATURES = {
 }
 OWN_FEATURES = ("features", "pooled", "logits")
 # How the published code of a case brings positions to another grid.
+# A fixture says of which network it is; its file need not.
+SAID = Told(all=True)
 RESIZE = {"dino": "bicubic", "moco": "sincos"}
 CLIP_HEAD_WIDTH = 64  # OpenAI's code makes a head for each 64 of the width.
 
@@ -124,7 +127,9 @@ def loaded(
     return model_lib.init(model, jax.random.key(0), ["backbone"])["backbone"]
 
   template = trees.flatten(jax.eval_shape(initial))
-  params, extras = load.fit(flat, template, str(file), backbone.spec, resize)
+  params, extras = load.fit(
+    flat, template, str(file), backbone.spec, resize, told=SAID
+  )
   return model, params, extras
 
 

@@ -15,6 +15,7 @@ from vpt_jax.backbones import factory
 from vpt_jax.methods.method import Method
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
+from vpt_jax.weights.agreement import Told
 
 # timm's name -> (entry, options).
 MODELS = {
@@ -60,7 +61,8 @@ def loaded(name, options, file):
       lambda: model_lib.init(model, jax.random.key(0), ["backbone"])
     )["backbone"]
   )
-  return model, load.load(file, template, backbone.spec)
+  # timm's names say of which model the file is.
+  return model, load.load(file, template, backbone.spec, told=Told(all=True))
 
 
 def close(got, want):

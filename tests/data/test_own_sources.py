@@ -138,7 +138,7 @@ def test_the_command_line_without_a_task(capsys, photos, tmp_path):
     capsys, VTAB, f"--config.data.source={photos}", workdir, *small
   )
   assert status == 0
-  assert f"takes your images, folder:{photos}, and the embedded" in out
+  assert f"takes your images, folder:{photos}, and the backbone vit_test" in out
   assert "embedded data" not in out
   assert "photos test: top-1" in out
   assert "trainval: 18 images of 2 classes: cat (9), dog (9)" in out
