@@ -58,7 +58,7 @@ class _State:
     describe_saved: returns what is saved, see `tell_saved`; None: not known.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.sign_of_life = 0.0
     self.step = 0.0
     self.step_seconds = 0.0
