@@ -217,24 +217,14 @@ def adapt_kept(
 
 
 def read_result(path: Path, run: Mapping[str, str]) -> dict[str, Any]:
-  """Returns a finished condensation's result.
+  """Returns a finished condensation's result; see `run_results.read_owned`.
 
   Args:
     path: of its condense.json.
-    run: that it should be of, as far as known, see `run_folder.identity`.
-
-  Raises:
-    ValueError: the file is damaged, or of another run.
+    run: that it should be of.
   """
-  result = json_files.read(path, RESULT, run_results.REMEDY)
-  wrong = record_checks.fault_of_problem(result)
-  wrong = wrong or record_checks.fault_of_condensation(result)
-  if "run" in result:
-    wrong = wrong or json_files.fault(result, {"run": json_files.TEXTS})
-  if wrong:
-    raise ValueError(f"{path}: {wrong}; {run_results.REMEDY}")
-  run_folder.check_owner(path, result.get("run"), run)
-  return result
+  fault_of = record_checks.fault_of_condensation
+  return run_results.read_owned(path, RESULT, fault_of, run)
 
 
 def stored(path: Path, compute: Callable[[], Arrays]) -> Arrays:

@@ -1,6 +1,6 @@
 """Makes what a run leaves: its result, record, adapter and predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib.metadata
 from pathlib import Path
@@ -143,20 +143,40 @@ def record(
 
 
 def read_result(path: Path, run: Mapping[str, str]) -> dict[str, Any]:
-  """Returns a finished run's result.
+  """Returns a finished run's result; see `read_owned`.
 
   Args:
     path: of its result.json.
+    run: that it should be of.
+  """
+  return read_owned(path, RESULT, _fault_of_scores, run)
+
+
+def _fault_of_scores(result: Mapping[str, Any]) -> str:
+  """Returns what is wrong with the scores of a result; "": nothing."""
+  scores = [score.name for score in problems.of_run(result).scores]
+  return json_files.fault(result, dict.fromkeys(scores, json_files.NUMBER))
+
+
+def read_owned(
+  path: Path,
+  fields: json_files.Fields,
+  fault_of: Callable[[dict[str, Any]], str],
+  run: Mapping[str, str],
+) -> dict[str, Any]:
+  """Returns what a finished run or condensation has left, checked.
+
+  Args:
+    path: of the JSON file.
+    fields: that it has.
+    fault_of: returns what else is wrong with it; "": nothing.
     run: that it should be of, as far as known, see `run_folder.identity`.
 
   Raises:
     ValueError: the file is damaged, or of another run.
   """
-  result = json_files.read(path, RESULT, REMEDY)
-  wrong = record_checks.fault_of_problem(result)
-  if not wrong:
-    scores = [score.name for score in problems.of_run(result).scores]
-    wrong = json_files.fault(result, dict.fromkeys(scores, json_files.NUMBER))
+  result = json_files.read(path, fields, REMEDY)
+  wrong = record_checks.fault_of_problem(result) or fault_of(result)
   if not wrong and "run" in result:
     wrong = json_files.fault(result, {"run": json_files.TEXTS})
   if wrong:

@@ -95,7 +95,7 @@ def select(
   """
   parts = _with_readable_classes(parts)
   if "val" not in parts:
-    parts = _with_val(parts, origin, seed)
+    parts = _with_val(parts, origin, seed, split in TOLD)
   found = _classes_in(parts.get("train", []))
   _check_classes(found, origin, num_classes)
   if split in TOLD:
@@ -127,12 +127,14 @@ def classes_of(label: Label) -> tuple[Class, ...]:
   return label if isinstance(label, tuple) else (label,)
 
 
-def _with_val(parts: Parts, origin: str, seed: int) -> Parts:
+def _with_val(parts: Parts, origin: str, seed: int, is_told: bool) -> Parts:
   """Returns the parts with val (and, if nothing is divided, test) taken out."""
   has_train = "train" in parts
   source = "train" if has_train else ""
   taken = ("val",) if has_train else ("val", "test")
   divided = parts | carve(parts.get(source, []), seed, taken)
+  if not is_told:
+    return divided
   listed = "\n".join(name for name, _ in divided["train"])
   log.info(
     "%s: divided with seed %d: a tenth of each class for %s; "
