@@ -39,6 +39,10 @@ TOLERANCES = {
   "selection": Tolerance(0.0),
   "counts": Tolerance(0.0),
   "percent": Tolerance(1e-4),
+  # OpenCV resizes in fixed-point numbers.
+  "pixels": Tolerance(1.0),
+  "share of unequal pixels": Tolerance(0.1),
+  "normalized images": Tolerance(1e-6, 1e-6),
   "step rates": Tolerance(1e-12),
 }
 # Groups of which the worst few are printed, not only the worst.

@@ -1,4 +1,4 @@
-"""Compares dense heads, whole segmentation models, scores and schedules."""
+"""Compares fixtures of segmentation: heads, models, scores, schedules, data."""
 
 import re
 from typing import Any, NamedTuple
@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests import dense_head_parity, mmsegmentation_vit, options, sliding_parity
+from tests import (
+  dense_head_parity,
+  mmsegmentation_vit,
+  options,
+  pipeline_parity,
+  sliding_parity,
+)
 from tests.options import Unsupported
 from tests.parity_report import Report
 from tests.reference import Arrays, below, Names, reference_class
@@ -46,6 +52,8 @@ def compare(arrays: Arrays, meta: dict[str, Any], report: Report) -> None:
     _scores(arrays, meta, report)
   elif case.startswith("seg_schedules"):
     _schedules(arrays, meta, report)
+  elif case.startswith("seg_pipeline"):
+    pipeline_parity.compare(arrays, meta, report)
   else:
     raise Unsupported(f"segmentation's {case!r}")
 

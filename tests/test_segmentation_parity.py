@@ -41,6 +41,14 @@ def edited(tmp_path, name, edit):
     (METRICS, "input/prediction/2", 1),
     ("seg_schedules", "out/lr/setr_ade", 1e-9),
     ("seg_schedules", "out/lr_mmcv0/setr_ade", 1e-9),
+    ("seg_pipeline", "out/resized_hw/square_512", 1),
+    ("seg_pipeline", "out/multiscale_hw_from_2048x512", 1),
+    ("seg_pipeline", "out/random_resize_hw_in_out", 9),
+    ("seg_pipeline", "out/image_resized/1", 2),
+    ("seg_pipeline", "out/label_resized/3", 1),
+    ("seg_pipeline", "out/crop_box_y1y2x1x2", 1),
+    ("seg_pipeline", "out/photo_bgr/4", 1),
+    ("seg_pipeline", "out/preprocessed_nchw", 1e-5),
     (TRAJECTORY, "out/losses", 1e-3),
     (TRAJECTORY, "param_after/decode_head.up_convs.0.0.conv.weight", 1e-2),
     (TRAJECTORY, "param_after/enc.prompt_embeddings", 1e-2),
@@ -77,7 +85,7 @@ def test_what_a_fixture_lacks_is_no_agreement(tmp_path, key):
 def test_cases_that_are_not_compared_say_so(tmp_path):
   def edit(arrays, meta):
     del arrays
-    meta["case"] = "seg_pipeline"
+    meta["case"] = "seg_instances"
 
-  with pytest.raises(Unsupported, match="seg_pipeline"):
+  with pytest.raises(Unsupported, match="seg_instances"):
     parity.compare(edited(tmp_path, METRICS, edit))

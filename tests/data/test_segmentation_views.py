@@ -1,23 +1,18 @@
 """Views of images with label maps equal those of mmsegmentation's pipeline.
 
-`golden_data/seg_pipeline.npz` was recorded from mmsegmentation 1.2.2 with
+`golden/seg_pipeline.npz` was recorded from mmsegmentation 1.2.2 with
 OpenCV; its images are blue, green, red.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vpt_jax.data.transforms import (
-  opencv_resize,
-  photometric,
-  segmentation,
-  views,
-)
+from tests import parity
+from vpt_jax.data.transforms import opencv_resize, photometric, segmentation
 
-RECORDED = Path(__file__).parents[1] / "golden_data" / "seg_pipeline.npz"
+RECORDED = Path(__file__).parents[1] / "golden" / "seg_pipeline.npz"
 
 
 @pytest.fixture(scope="module")
@@ -26,36 +21,12 @@ def golden():
     return dict(arrays)
 
 
-def as_sizes(array):
-  return [tuple(row) for row in array.tolist()]
-
-
-@pytest.mark.parametrize(
-  ("name", "scale"),
-  [
-    ("test_2048x512", (2048, 512)),
-    ("square_512", (512, 512)),
-    ("pascal_context_520x520", (520, 520)),
-  ],
-)
-def test_sizes_of_a_test_are_the_published(golden, name, scale):
-  want = as_sizes(golden[f"out/resized_hw/{name}"])
-  sizes = as_sizes(golden["input/sizes_hw"])
-  assert [segmentation.fitted_size(size, scale) for size in sizes] == want
-
-
-@pytest.mark.parametrize(
-  ("name", "scale"),
-  [
-    ("multiscale_hw_from_2048x512", segmentation.SCALE),
-    ("multiscale_hw_tta_scale_factor", None),
-  ],
-)
-def test_both_published_forms_of_several_scales(golden, name, scale):
-  want = golden[f"out/{name}"]
-  for number, size in enumerate(as_sizes(golden["input/sizes_hw"])):
-    sizes = segmentation.evaluation_sizes(size, scale=scale)
-    assert sizes == as_sizes(want[:, number])
+def test_views_are_the_published():
+  """Sizes, resized images, crops and colours: see `pipeline_parity`."""
+  report = parity.compare(RECORDED)
+  assert not report.failed, "\n".join(report.lines(verbose=False))
+  assert not report.notes
+  assert len(report.rows) > 25
 
 
 def test_setr_raises_the_shorter_side_to_the_crop():
@@ -64,28 +35,6 @@ def test_setr_raises_the_shorter_side_to_the_crop():
   assert sizes[0] == (512, 683)
   with pytest.raises(ValueError, match="without a scale"):
     segmentation.evaluation_sizes((375, 500), scale=None, shortest=512)
-
-
-def test_random_scales_are_the_published(golden):
-  factors = golden["out/random_resize_ratio"]
-  want = as_sizes(golden["out/random_resize_scale_wh"])
-  sizes = as_sizes(golden["out/random_resize_hw_in_out"])
-  for factor, scale, row in zip(factors, want, sizes, strict=True):
-    drawn = segmentation.random_scale((factor - 0.5) / 1.5)
-    assert drawn == scale
-    assert segmentation.fitted_size(row[:2], drawn) == row[2:]
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_images_and_labels_are_resized_as_by_opencv(golden, number):
-  image, label = golden["input/image_bgr"], golden["input/label"]
-  want = golden[f"out/image_resized/{number}"]
-  got = opencv_resize.bilinear(image, want.shape[:2])
-  assert np.abs(got.astype(int) - want).max() <= 1
-  # Nearly all are equal, so that no rule is off by half a pixel.
-  assert (got == want).mean() > 0.9
-  want = golden[f"out/label_resized/{number}"]
-  np.testing.assert_array_equal(opencv_resize.nearest(label, want.shape), want)
 
 
 @pytest.mark.parametrize("size", [(97, 31), (10, 12), (21, 27), (300, 200)])
@@ -97,52 +46,12 @@ def test_a_part_of_a_resized_image_is_that_part(golden, size):
     np.testing.assert_array_equal(part, segmentation.cut(whole, box))
 
 
-def test_crops_are_chosen_as_published(golden):
-  label = golden["input/crop_label"]
-  candidates = golden["out/crop_candidates"]
-  chosen = as_sizes(golden["out/crop_box_y1y2x1x2"])
-  for trial, want in enumerate(chosen):
-    rows = candidates[candidates[:, 0] == trial]
-    boxes = as_sizes(rows[:, 1:5])
-    for box, is_accepted in zip(boxes, rows[:, 8], strict=True):
-      part = segmentation.cut(label, box)
-      assert segmentation.is_varied(part) == is_accepted
-    assert segmentation.choose_box(label, boxes) == want
-
-
 def test_the_eleventh_crop_is_taken_as_it_is():
   label = np.zeros((40, 40), np.uint8)
   label[:, 20:] = segmentation.IGNORED
   boxes = [(0, 8, column, column + 8) for column in range(20)]
   assert segmentation.choose_box(label, boxes) == boxes[10]
   assert segmentation.choose_box(label, boxes, most=1) == boxes[0]
-
-
-def recorded_distortion(draws):
-  """Returns the distortion of the numbers that the published code drew."""
-  numbers = iter([value for _, _, value in draws])
-
-  def maybe():
-    return next(numbers) if next(numbers) else None
-
-  brightness = maybe()
-  is_first = bool(next(numbers))
-  contrast = maybe() if is_first else None
-  saturation = maybe()
-  hue = maybe()
-  if not is_first:
-    contrast = maybe()
-  assert not list(numbers)
-  return photometric.Distortion(brightness, contrast, is_first, saturation, hue)
-
-
-def test_colours_are_distorted_as_published(golden):
-  image = golden["input/photo_bgr"][..., ::-1]
-  draws = json.loads(str(golden["meta"]))["photo_random_draws"]
-  for number, drawn in enumerate(draws):
-    got = recorded_distortion(drawn)(image)
-    want = golden[f"out/photo_bgr/{number}"][..., ::-1]
-    np.testing.assert_array_equal(got, want)
 
 
 def test_the_parts_of_a_distortion_come_half_of_the_time():
@@ -159,19 +68,6 @@ def test_the_parts_of_a_distortion_come_half_of_the_time():
     assert there.max() <= high
     assert np.ptp(there) > 0.95 * (high - low)
   assert 0.46 < np.mean([one.contrast_first for one in drawn]) < 0.54
-
-
-def test_normalised_and_padded_as_published(golden):
-  want = golden["out/preprocessed_nchw"].transpose(0, 2, 3, 1)
-  image, label = golden["input/image_bgr"][..., ::-1], golden["input/label"]
-  size = want.shape[1:3]
-  padded = segmentation.pad(image, size, 0)[None]
-  got = views.normalize_padded(padded, np.array([label.shape]), "imagenet")
-  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-  np.testing.assert_array_equal(
-    segmentation.pad(label, size, segmentation.IGNORED),
-    golden["out/preprocessed_label"],
-  )
 
 
 @pytest.fixture(scope="module")
