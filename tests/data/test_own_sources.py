@@ -35,7 +35,7 @@ def run(capsys, *args):
 
 
 def test_every_kind_has_a_reader():
-  assert tuple(own_readers.USER) == own_sources.KINDS
+  assert {*own_readers.USER, *own_sources.MASKED} == {*own_sources.KINDS}
 
 
 def test_a_path_says_its_kind(tmp_path, photos):

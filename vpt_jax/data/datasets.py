@@ -89,6 +89,12 @@ def open_split(
   source = own_sources.canonical(source)
   if own_sources.is_own(source):
     kind, _, path = source.partition(":")
+    if kind not in own_readers.USER:
+      raise ValueError(
+        f"config.data.source={source!r} has masks, which are for "
+        "config.problem=segmentation; for images of one class each name "
+        "folder:PATH, in which subfolders are the classes"
+      )
     reader = own_readers.USER[kind]
     reading = own_readers.Reading(seed, multi_label, layout, as_text, columns)
     examples = reader(Path(path).expanduser(), split, reading)

@@ -1,15 +1,20 @@
 """Defines labelled images, before (`Examples`) and after decoding (`Split`).
 
-Sources give the first, training takes the second.
+Sources give the first, training takes the second. Images with masks are never
+held decoded: `MaskedExamples` is what sources give, `MaskedSplit` what training
+takes.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
 import math
+from typing import Protocol
 
 import numpy as np
 
 from vpt_jax.data import class_names
+from vpt_jax.data.sources.masks import Colour, Meaning
+from vpt_jax.data.transforms.decode import UnknownGreyRange
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.utils import texts
 
@@ -193,3 +198,89 @@ class Strips:
     row += self.first[i]
     part = rows[row : row + size, column : column + size]
     return part.swapaxes(0, 1) if self.wide[i] else part
+
+
+class MaskedExamples(Protocol):
+  """Images with masks that are not decoded yet, of any sizes."""
+
+  @property
+  def names(self) -> Sequence[str]:
+    """Names of the images, for errors and for files with predictions."""
+
+  @property
+  def origin(self) -> str:
+    """Where they are from, for errors."""
+
+  @property
+  def identity(self) -> str:
+    """A text that changes whenever names, sizes or times of files do."""
+
+  @property
+  def meaning(self) -> Meaning:
+    """What the masks' pixels mean."""
+
+  def __len__(self) -> int: ...
+
+  def mask(self, i: int) -> np.ndarray:
+    """Returns the labels of image i, uint8 [H, W]."""
+
+  def decoded(
+    self, i: int, grey_range: int | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns image i and its labels: uint8 [H, W, 3] and uint8 [H, W]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedSplit:
+  """Holds one part of a data set of images with masks.
+
+  Attributes:
+    examples: the images; each is decoded when it is asked for. Their meaning
+      knows the number of classes: other labels are refused.
+    num_classes: K; labels are 0 .. K - 1, and 255 is ignored.
+    class_names: K, or () if not known.
+    palette: colours of the classes, K or more; () if there are none.
+    grey_range: of 16-bit grey images, the same for the whole data set; None:
+      the training images have none.
+  """
+
+  examples: MaskedExamples
+  num_classes: int
+  class_names: tuple[str, ...] = ()
+  palette: tuple[Colour, ...] = ()
+  grey_range: int | None = None
+
+  def __len__(self) -> int:
+    return len(self.examples)
+
+  @property
+  def names(self) -> Sequence[str]:
+    """The names of the images."""
+    return self.examples.names
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the classes, K; their numbers where there are no names."""
+    return self.class_names or tuple(map(str, range(self.num_classes)))
+
+  @property
+  def skipped(self) -> int:
+    """Images that are left out: none, as bad ones are errors here."""
+    return 0
+
+  def decoded(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns image i and its labels: uint8 [H, W, 3] and uint8 [H, W].
+
+    Raises:
+      ValueError: with the file's name: one of both is damaged, labels are out
+        of range, their sizes differ, or the image is 16-bit grey and no
+        training image is.
+    """
+    try:
+      return self.examples.decoded(i, self.grey_range)
+    except UnknownGreyRange:
+      raise ValueError(
+        f"{self.examples.origin}: image {self.names[i]} is grey of 16 bits, "
+        "whose range the training images tell, and none of them that may be "
+        "such (PNG, TIFF, PGM ...) is; save it with 8 bits"
+      ) from None

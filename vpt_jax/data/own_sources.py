@@ -5,8 +5,11 @@ from pathlib import Path
 
 from vpt_jax.utils import lookup, texts
 
-# What the user brings, as KIND:PATH; `own_readers.USER` has the readers.
-KINDS = ("folder", "csv", "json", "npz")
+# What the user brings, as KIND:PATH; `own_readers.USER` has the readers, and
+# `masked_datasets` those of images with masks.
+KINDS = ("folder", "csv", "json", "npz", "segfolder")
+# Those of images with masks; npz may have either.
+MASKED = ("npz", "segfolder")
 
 _KIND_OF_SUFFIX = {".csv": "csv", ".tsv": "csv", ".npz": "npz"}
 _LISTS = ("train.json", "val.json", "test.json")

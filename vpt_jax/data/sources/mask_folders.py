@@ -60,6 +60,18 @@ def read(
   return MaskedImages(root, pairs, meaning or Meaning(), origin, upright=True)
 
 
+def has_masks(path: Path) -> bool:
+  """Returns whether a folder, or one for a part in it, has images and masks."""
+  if not path.is_dir():
+    return False
+  tops = [path, *_named_after_parts(path, "", is_strict=False).values()]
+  return any(_has_both(top) for top in tops)
+
+
+def _has_both(top: Path) -> bool:
+  return (top / IMAGES).is_dir() and (top / MASKS).is_dir()
+
+
 def _divided(root: Path, seed: int, tells: bool) -> dict[str, list[Pair]]:
   """Returns the pairs by part, with val and test taken out of the others."""
   found = _read_parts(root)
@@ -150,8 +162,15 @@ def _names(paths: Mapping[str, Path]) -> str:
   return ", ".join(path.name for path in paths.values())
 
 
-def _named_after_parts(folder: Path, suffix: str) -> dict[str, Path]:
+def _named_after_parts(
+  folder: Path, suffix: str, is_strict: bool = True
+) -> dict[str, Path]:
   """Returns what is named after parts: folders, or files with a suffix.
+
+  Args:
+    folder: that is looked into.
+    suffix: of the files; "": folders.
+    is_strict: two of the same part are an error, else the first is returned.
 
   Raises:
     ValueError: two are named after the same part.
@@ -165,6 +184,8 @@ def _named_after_parts(folder: Path, suffix: str) -> dict[str, Path]:
       continue
     part = parts.NAMES.get(path.name.lower().removesuffix(suffix))
     if part is None:
+      continue
+    if part in found and not is_strict:
       continue
     if part in found:
       raise refusal(

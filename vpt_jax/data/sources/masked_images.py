@@ -5,12 +5,14 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vpt_jax.data.sources import masks
+from vpt_jax.data.sources import masks, parts
 from vpt_jax.data.sources.masks import Meaning
 from vpt_jax.data.transforms import decode
 from vpt_jax.utils import texts
@@ -49,6 +51,19 @@ class MaskedImages:
   def names(self) -> list[str]:
     """The images' paths, printable: for errors and files of predictions."""
     return [texts.printable(pair.image) for pair in self.pairs]
+
+  @functools.cached_property
+  def identity(self) -> str:
+    """Changes whenever names, sizes or times of the files do."""
+    lines = []
+    for pair in self.pairs:
+      for path in pair:
+        try:
+          stat = os.stat(self.root / path)
+          lines.append(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}")
+        except (OSError, ValueError):  # told of when it is read
+          lines.append(path)
+    return parts.digest("\n".join(lines))
 
   def read_image(self, i: int) -> bytes:
     """Returns the content of image i.

@@ -10,8 +10,11 @@ from vpt_jax.data.sources import (
   class_folders,
   csv_tables,
   image_files,
+  layouts,
+  mask_folders,
   parts,
 )
+from vpt_jax.utils import texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,8 @@ def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
       "classes name a csv:PATH with labels a|b|c, a json:PATH with lists, or "
       "an npz:PATH with zeros and ones [N, K]"
     )
+  if reading.layout == "auto" and mask_folders.has_masks(path):
+    raise ValueError(_with_masks(path))
   try:
     return class_folders.folder(
       path, split, reading.seed, layout=reading.layout, as_text=reading.as_text
@@ -45,6 +50,20 @@ def _read_folder(path: Path, split: str, reading: Reading) -> Examples:
       f"{error}. There is a {csv_tables.METADATA}: to read the labels from it, "
       f"name config.data.source=csv:{path}"
     ) from None
+
+
+def _with_masks(path: Path) -> str:
+  """Says that a folder has images and masks, and what to do."""
+  refusal = layouts.refusal(
+    path,
+    f"has folders for kinds of files, {mask_folders.IMAGES} and "
+    f"{mask_folders.MASKS}, where classes should be",
+  )
+  return (
+    f"{refusal}. To learn the class of every pixel: "
+    "config.problem=segmentation and "
+    f"config.data.source=segfolder:{texts.printable(str(path))}"
+  )
 
 
 def _read_csv(path: Path, split: str, reading: Reading) -> Examples:

@@ -1,0 +1,252 @@
+"""Finds the images with masks of a task, and what their pixels mean."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vpt_jax.data import own_sources
+from vpt_jax.data.cache import grey_range, mask_counts, prepared
+from vpt_jax.data.examples import Examples, MaskedSplit
+from vpt_jax.data.sources import mask_folders, mask_layouts, masks, parts
+from vpt_jax.data.sources.image_files import PACK_LISTS
+from vpt_jax.data.sources.masked_images import MaskedImages
+from vpt_jax.data.sources.masks import Meaning
+from vpt_jax.data.transforms.segmentation import IGNORED
+from vpt_jax.utils import lookup
+from vpt_jax.utils.logs import log
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+_SECTION = "config.segmentation"
+# What a user may bring.
+SOURCES = ("segfolder:PATH",)
+# Kinds of image files without grey of 16 bits.
+_SHALLOW = frozenset({".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp"})
+
+
+def load(
+  task: str, split: str, data: "ConfigDict", masks: "ConfigDict"
+) -> MaskedSplit:
+  """Lists the images with masks of a split; they are decoded when asked for.
+
+  Args:
+    task: a name of `mask_layouts.LAYOUTS`; not read where `data.source` has a
+      path.
+    split: `train`, `val`, `trainval` or `test`.
+    data: config.data.
+    masks: config.segmentation: what the pixels of own masks mean.
+
+  Returns:
+    The split. The classes of own data are those of the training masks, for
+    every split.
+
+  Raises:
+    ValueError: unknown names, another source, missing or damaged files, or
+      masks that may mean several things.
+    OSError: a folder cannot be read.
+  """
+  if split not in PACK_LISTS:
+    raise ValueError(f"unknown split {split!r}; known: {', '.join(PACK_LISTS)}")
+  if data.on_error != "raise":
+    raise ValueError(
+      f"config.data.on_error={data.on_error!r}: with masks a bad image or mask "
+      "is always an error, as scores are of all pixels; say "
+      "config.data.on_error=raise, and mend or remove what `python -m "
+      "vpt_jax.data check --deep` names"
+    )
+  source = own_sources.canonical(data.source)
+  if own_sources.is_own(source):
+    return _own(source, split, data, meaning_of(masks))
+  if source:
+    raise ValueError(
+      f"config.data.source={source!r} has no masks; expected "
+      f"{' or '.join(SOURCES)}, or a task with masks, "
+      f"{', '.join(mask_layouts.LAYOUTS)}, without a source"
+    )
+  return _published(task, split, data, masks)
+
+
+def meaning_of(masks: "ConfigDict") -> Meaning:
+  """Returns what config.segmentation says of the pixels of own masks.
+
+  Raises:
+    ValueError: with the field that cannot be used.
+  """
+  return Meaning(
+    colours=_colours(masks.colours),
+    reduce_zero_label=masks.reduce_zero_label,
+    label_map=_label_map(masks.label_map),
+    num_classes=checked_count(
+      masks.num_classes, f"{_SECTION}.num_classes", or_unknown=True
+    ),
+    thin=masks.thin,
+  )
+
+
+def checked_count(num_classes: int, what: str, or_unknown: bool = False) -> int:
+  """Returns a number of classes that labels of 8 bits can have.
+
+  Raises:
+    ValueError: below two, or more than labels beside the ignored 255.
+  """
+  if (or_unknown and num_classes == 0) or 2 <= num_classes <= IGNORED:
+    return num_classes
+  unknown = ", or 0: as the training masks say" if or_unknown else ""
+  raise ValueError(
+    f"{what}={num_classes}; expected 2..{IGNORED}{unknown} (labels have 8 "
+    f"bits, and {IGNORED} means ignored)"
+  )
+
+
+def _colours(text: str) -> dict[masks.Colour, int]:
+  try:
+    return masks.parse_colours(text) if text else {}
+  except ValueError as error:
+    raise ValueError(f"{_SECTION}.colours: {error}") from None
+
+
+def _label_map(pairs: Iterable[Sequence[int]]) -> dict[int, int]:
+  """Returns pairs (stored label, label that is meant) as a map."""
+  found: dict[int, int] = {}
+  for pair in pairs:
+    numbers = tuple(pair) if not isinstance(pair, (str, int)) else ()
+    is_pair = len(numbers) == 2 and all(type(n) is int for n in numbers)
+    if not is_pair or not 0 <= numbers[0] < 2**16 or not 0 <= numbers[1] < 256:
+      raise ValueError(
+        f"{_SECTION}.label_map: found {pair!r}; expected pairs of a stored "
+        "label and the label that it means, 0..254 or, for ignored pixels, "
+        "255, such as ((0,0),(255,1))"
+      )
+    if numbers[0] in found:
+      raise ValueError(
+        f"{_SECTION}.label_map has the stored label {numbers[0]} twice; keep "
+        "one of both"
+      )
+    found[numbers[0]] = numbers[1]
+  return found
+
+
+def _published(
+  task: str, split: str, data: "ConfigDict", masks: "ConfigDict"
+) -> MaskedSplit:
+  """Lists a split of a published data set."""
+  known = mask_layouts.LAYOUTS
+  if task not in known:
+    lookup.choose(task, known, "task with masks (config.task)")
+  meaning = known[task].meaning
+  _check_agrees(task, meaning, meaning_of(masks))
+  examples = mask_layouts.read(task, Path(data.dir).expanduser(), split)
+  return MaskedSplit(examples, meaning.num_classes)
+
+
+def _check_agrees(task: str, published: Meaning, own: Meaning) -> None:
+  """Raises ValueError if settings contradict those of a data set."""
+  wrong = []
+  if own.colours:
+    wrong.append("colours")
+  if own.label_map:
+    wrong.append("label_map")
+  if own.reduce_zero_label and not published.reduce_zero_label:
+    wrong.append("reduce_zero_label")
+  if own.num_classes not in (0, published.num_classes):
+    wrong.append("num_classes")
+  if wrong:
+    fields = ", ".join(f"{_SECTION}.{field}" for field in wrong)
+    raise ValueError(
+      f"{fields}: the masks of {task} have a meaning of their own "
+      f"({published.num_classes} classes"
+      f"{', 0 is ignored' if published.reduce_zero_label else ''}), with which "
+      "scores compare; leave these fields out, or read the images as your own "
+      f"by config.data.source={SOURCES[0]}"
+    )
+
+
+def _own(
+  source: str, split: str, data: "ConfigDict", meaning: Meaning
+) -> MaskedSplit:
+  """Lists a split of the user's own images."""
+  kind, _, path = source.partition(":")
+  if kind not in own_sources.MASKED:
+    raise ValueError(
+      f"config.data.source={source!r} has one class an image, and "
+      "config.problem=segmentation needs one a pixel; expected "
+      f"{' or '.join(SOURCES)} with images and masks"
+    )
+  examples = _read(kind, Path(path).expanduser(), split, data.seed, meaning)
+  training = examples
+  if split != "train":
+    training = _read(kind, Path(path).expanduser(), "train", data.seed, meaning)
+  cache_dir = prepared.default_folder()
+  if data.cache:
+    cache_dir = Path(data.cache).expanduser()
+  num_classes = meaning.num_classes
+  if not num_classes:
+    counts = mask_counts.count(training, cache_dir)
+    num_classes = masks.number_of_classes(counts, training.origin)
+    if split in parts.TOLD:
+      log.info("%s: %s", training.origin, summary(counts, num_classes))
+  meaning = dataclasses.replace(meaning, num_classes=num_classes)
+  return MaskedSplit(
+    dataclasses.replace(examples, meaning=meaning),
+    num_classes,
+    grey_range=_grey_range(training, cache_dir),
+  )
+
+
+def _read(
+  kind: str, path: Path, split: str, seed: int, meaning: Meaning
+) -> MaskedImages:
+  """Lists a split of KIND:PATH."""
+  del kind
+  return mask_folders.read(path, split, seed, meaning)
+
+
+def summary(
+  counts: np.ndarray, num_classes: int, names: Sequence[str] = ()
+) -> str:
+  """Returns which share of the pixels with a class each class has, as text.
+
+  Args:
+    counts: pixels of each label, [256].
+    num_classes: K.
+    names: of the classes; (): their numbers.
+  """
+  names = names or [str(number) for number in range(num_classes)]
+  total = max(1, int(counts[:num_classes].sum()))
+  shares = []
+  for name, pixels in zip(names, counts[:num_classes].tolist(), strict=True):
+    shares.append(f"{name} {100 * pixels / total:.3g} %")
+  everything = max(1, int(counts.sum()))
+  ignored = 100 * int(counts[IGNORED]) / everything
+  return (
+    f"{num_classes} classes with shares of the labelled pixels: "
+    f"{', '.join(shares)}; {ignored:.3g} % of all pixels are ignored"
+  )
+
+
+def _grey_range(training: MaskedImages, cache_dir: Path) -> int | None:
+  """Returns the range of the 16-bit grey images, None if there are none.
+
+  It is found as for classification, but before the first such image comes up:
+  images are decoded in other processes, too.
+  """
+  pairs = []
+  for pair in training.pairs:
+    if Path(pair.image).suffix.lower() not in _SHALLOW:
+      pairs.append(pair)
+  if not pairs:
+    return None
+  deep = dataclasses.replace(training, pairs=pairs)
+  images = Examples(
+    deep.names,
+    np.zeros(len(deep), np.int32),
+    1,
+    deep.read_image,
+    deep.origin,
+    f"{deep.identity} images with masks",
+  )
+  return grey_range.find_grey_range(images, cache_dir)
