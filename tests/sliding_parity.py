@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.parity_report import Report
 from tests.reference import Arrays
-from vpt_jax.serving import sliding
+from vpt_jax.training import sliding
 
 SCALES = 2  # each of them twice, the second time flipped
 

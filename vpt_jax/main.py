@@ -28,7 +28,6 @@ from vpt_jax.distributed import memory, processes, program_cache, sharding
 from vpt_jax.report import result_tables
 from vpt_jax.sweeps import protocol
 from vpt_jax.training import (
-  evaluation,
   experiment,
   loop,
   metrics,
@@ -213,9 +212,11 @@ def train_and_evaluate(
     check_start(job, origin)
   log_sizes(job)
 
-  rates = optim.epoch_rates(config.optim, config.batch_size, config.epochs)
-  rate = optim.per_epoch(rates, len(job.train))
-  optimizer = job.optimizer(rate, config.optim.weight_decay)
+  rate_of = optim.rates_from_config(
+    config.optim, config.batch_size, config.epochs, len(job.train)
+  )
+  rate = rate_of(1.0)
+  optimizer = job.optimizer(rate, config.optim.weight_decay, rate_of)
   first_state = experiment.train_state(config, job.start, optimizer)
   run_folder.claim(workdir, config, job.backbone, fingerprint)
   identity = run_folder.identity([config], job.backbone, fingerprint)
@@ -235,17 +236,11 @@ def train_and_evaluate(
     identity,
   )
 
-  sums, predictions = evaluation.collect(
-    evaluation.make_eval_step(job.apply, job.problem, job.mesh),
-    state.trainable,
-    job.start.frozen,
-    state.collections,
-    job.test,
-  )
-  labels = data.test.labels
+  evaluated = job.evaluate(state, workdir)
   result = {
     **run_results.facts(job),
-    **evaluation.scores(job.problem, sums, predictions, labels),
+    **evaluated.scores,
+    **evaluated.told,
     "run": identity,
     "images_per_second": images_per_second,
     "seconds": time.monotonic() - started,
@@ -256,7 +251,7 @@ def train_and_evaluate(
     config,
     state.trainable,
     state.collections,
-    predictions,
+    evaluated,
     identity,
   )
   record = run_results.record(
@@ -264,8 +259,7 @@ def train_and_evaluate(
     config,
     "single",
     list(metrics.read_metrics(workdir / metrics.FILE)),
-    sums,
-    predictions,
+    evaluated,
     speed=images_per_second,
     seconds=result["seconds"],
   )
@@ -308,7 +302,8 @@ def log_sizes(job: experiment.Experiment) -> None:
   log.info("%s", run_texts.split_table(start.trainable, start.frozen, pattern))
   for part in ("train", "test"):
     split = getattr(job.data, part)
-    if split.preprocess is None:  # arrays in memory; of others it was told
+    is_told = job.problem.dense or split.preprocess is not None
+    if not is_told:  # arrays in memory
       log.info("%s: %s", part, datasets.summary_of(split))
   log.info(
     "%d training and %d test images, %d classes",

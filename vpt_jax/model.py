@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from vpt_jax import problems
 from vpt_jax.backbones import factory
 from vpt_jax.methods import registry
 from vpt_jax.methods.method import Method
 from vpt_jax.nn import cost, transformer
 from vpt_jax.nn.layers import Head, HEAD_INITS
-from vpt_jax.nn.tokens import POOLS, Reads, Tokens
+from vpt_jax.nn.tokens import POOLS, Reads, Spec, Tokens
 from vpt_jax.ops.switch import ATTENTION_FORMS, KINDS, Ops
-from vpt_jax.problems import heads
+from vpt_jax.problems import heads, segmentation_heads
 from vpt_jax.utils import lookup, trees
 from vpt_jax.weights import file_formats, known_files, load
 from vpt_jax.weights.agreement import Told
@@ -271,6 +272,8 @@ def build(
   method = registry.build(config.method, options, backbone.spec)
   if config.head == "prototypes":
     backbone = heads.without_prototypes(backbone)
+  if problems.of_run(config).dense:
+    return _dense(config, backbone, method, num_classes)
   return Model(
     backbone,
     method,
@@ -281,6 +284,37 @@ def build(
     head_init=config.head_init,
     hidden_layers=config.head_layers,
     remat=config.compute.remat,
+  )
+
+
+def _dense(
+  config: ConfigDict,
+  backbone: nn.Module,
+  method: Method,
+  num_classes: int,
+) -> Model:
+  """Returns the model of a problem with a class for every pixel.
+
+  Raises:
+    ValueError: a method that shifts the image, or see `segmentation_heads`.
+  """
+  spec: Spec = backbone.spec
+  if tuple(method.input_size) != tuple(spec.image_size):
+    raise ValueError(
+      f"method {config.method!r} puts an image of {list(method.input_size)} "
+      f"into one of {list(spec.image_size)} pixels, so that patches are not "
+      "where the labels are; choose another method for segmentation"
+    )
+  head, reads = segmentation_heads.build(
+    config.segmentation, num_classes, spec, jnp.dtype(config.compute.dtype)
+  )
+  return Model(
+    backbone,
+    method,
+    num_classes,
+    remat=config.compute.remat,
+    reads=reads,
+    dense=head,
   )
 
 

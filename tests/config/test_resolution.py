@@ -125,7 +125,8 @@ def test_every_method_checks_its_options_before_data_are_read(method):
 
 
 def test_the_names_that_the_optimizer_knows():
-  assert set(sections.SCHEDULES) == set(optim.SCHEDULES)
+  assert set(sections.SCHEDULES) == {*optim.SCHEDULES, "poly"}
+  assert set(sections.POLY_FORMS) == set(optim.POLY_FORMS)
   for name in sections.OPTIMIZERS:
     optim.make_optimizer(name, lambda step: 1.0, ["a"], weight_decay=0.0)
 

@@ -69,6 +69,9 @@ def digest(config: ConfigDict, digits: int = 8) -> str:
   values = plain(config)
   for path, default in _defaults_of_later().items():
     _remove_default(values, path, default)
+  for section in sections.LATER:
+    if not values.get(section, True):
+      del values[section]
   _write_as_older(values)
   text = json.dumps(values, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:digits]

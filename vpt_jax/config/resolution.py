@@ -7,10 +7,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vpt_jax import model as model_lib
+from vpt_jax import problems
 from vpt_jax.backbones import factory as backbones
 from vpt_jax.config import normalization, sections
 from vpt_jax.config.options import check_fields, check_type, refusal
-from vpt_jax.data import datasets, own_sources, tasks
+from vpt_jax.data import datasets, masked_datasets, own_sources, tasks
 from vpt_jax.data.transforms import views
 from vpt_jax.methods import registry as methods
 from vpt_jax.ops import gelu
@@ -56,17 +57,21 @@ def drop_unused_sections(config: ConfigDict) -> None:
     del config.condense
   if "sweep" in config and config.get("mode") != "sweep":
     del config.sweep
+  if "segmentation" in config and not problems.of_run(config).dense:
+    del config.segmentation
 
 
 def add_missing_fields(config: ConfigDict) -> None:
   """Gives fields that an older config lacks their defaults."""
+  wanted = "segmentation" if problems.of_run(config).dense else ""
   for field, value in sections.default_values("").items():
     if field not in config:
       config[field] = value
   for section in (*sections.SECTIONS, config.method):
     if section not in config:
       values = sections.default_values(section)
-      if section in sections.OPTIONAL or not values:
+      is_left_out = section in sections.OPTIONAL and section != wanted
+      if is_left_out or not values:
         continue
       config[section] = ConfigDict()
     for field, value in sections.default_values(section).items():
@@ -155,6 +160,8 @@ def name_task(config: ConfigDict, named_task: bool) -> None:
         "config.task=NAME; or, if they are a copy of this task's images, say "
         "so: config.data.own_copy=True"
       )
+  elif named_task and problems.of_run(config).dense:
+    masked_datasets.check_name(config.task)
   elif named_task:
     tasks.get(config.task)
 
@@ -193,12 +200,13 @@ def choose_network(config: ConfigDict) -> None:
 def choose_preprocessing(config: ConfigDict, named_task: bool) -> None:
   """Fills in how images are prepared, where the config leaves it open."""
   data = config.data
+  is_dense = problems.of_run(config).dense
   if not data.preprocess:
     data.preprocess = "vtab"
-    if named_task:
+    if named_task and not is_dense:
       data.preprocess = datasets.own_family(config.task, data.source)
   if not data.augment:
-    data.augment = views.OWN[data.preprocess]
+    data.augment = "none" if is_dense else views.OWN[data.preprocess]
   normalization.choose(config, named_task)
 
 
@@ -210,9 +218,64 @@ def check_together(config: ConfigDict) -> None:
       "compute.attention='cudnn' takes 16-bit numbers only; set "
       "config.compute.dtype=bfloat16"
     )
-  warmup = config.optim.warmup_epochs
-  if warmup > config.epochs:
-    raise refusal("optim.warmup_epochs", warmup, f"0 to epochs={config.epochs}")
+  optim = config.optim
+  if optim.schedule == "poly":
+    check_poly(config)
+  elif optim.warmup_epochs > config.epochs:
+    raise refusal(
+      "optim.warmup_epochs", optim.warmup_epochs, f"0 to epochs={config.epochs}"
+    )
+  if problems.of_run(config).dense:
+    check_dense(config)
+
+
+def check_poly(config: ConfigDict) -> None:
+  """Raises ValueError for a poly schedule that no run can have."""
+  optim = config.optim
+  if optim.warmup_epochs:
+    raise refusal(
+      "optim.warmup_epochs",
+      optim.warmup_epochs,
+      "0 with schedule='poly', whose warm-up is counted in steps: set "
+      "config.optim.poly_warmup",
+    )
+  if optim.poly_min > optim.lr:
+    raise refusal("optim.poly_min", optim.poly_min, f"at most lr={optim.lr}")
+
+
+# What a dense head makes meaningless: field -> (its only value, what to do).
+ONLY_IMAGES = {
+  "head": ("linear", "choose the head in config.segmentation.decoder"),
+  "head_groups": ((), "choose classes by config.segmentation.label_map"),
+  "head_layers": (0, "choose the head in config.segmentation.decoder"),
+  "pool": ("", "a dense head reads patches: config.segmentation.blocks"),
+  "data.augment": ("none", "views are set in the section segmentation"),
+  "data.min_scale": (1.0, "set config.segmentation.factors"),
+  "data.train_share": (1.0, "list fewer images in train.txt"),
+  "backbone.projection": (False, "a dense head reads patches"),
+}
+
+
+def check_dense(config: ConfigDict) -> None:
+  """Raises ValueError for what segmentation does not have.
+
+  A field that would be ignored is refused.
+  """
+  name = config.problem
+  for field, (only, remedy) in ONLY_IMAGES.items():
+    value = config
+    for part in field.split("."):
+      value = value[part]
+    if value != only and (value or only):  # JSON has [] in place of ()
+      raise ValueError(
+        f"config.{field}={value!r} is for whole images, not for problem "
+        f"{name!r}; leave it {only!r}: {remedy}"
+      )
+  if "condense" in config:
+    raise ValueError(
+      f"condensation ranks prompts by what the class token sees, and problem "
+      f"{name!r} has none that is read; set config.condense.shares=()"
+    )
 
 
 def check_parts(config: ConfigDict) -> None:

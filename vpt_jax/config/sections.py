@@ -31,6 +31,7 @@ from vpt_jax.config.options import (
   text,
   whole_number,
 )
+from vpt_jax.config.segmentation_section import SegmentationSection
 from vpt_jax.data import datasets
 from vpt_jax.data.sources import layouts
 from vpt_jax.data.transforms import resize, views
@@ -49,7 +50,9 @@ SCHEDULES = (
   "cosine_hardrestart",
   "pgn_cosine_with_warmup",
   "constant",
+  "poly",
 )
+POLY_FORMS = ("mmengine", "mmcv")
 FLOATS = ("float32", "bfloat16")
 
 # Of an image and of a step: more is a slip, or no memory has room for it.
@@ -144,6 +147,14 @@ class General:
   )
   epochs: int = option(
     100, at_least(0), help="Passes over the training images; 0: no training."
+  )
+  steps_per_epoch: int = option(
+    0,
+    at_least(0),
+    help="Above 0 an epoch is so many steps: images come in an endless order, "
+    "shuffled anew after each pass, and every batch is full. 0: an epoch is "
+    "one pass.",
+    since="0.2.0",
   )
   seed: int = option(
     42,
@@ -349,7 +360,8 @@ class Optim:
     "cosine",
     one_of(SCHEDULES),
     help="cosine | cosine_hardrestart | pgn_cosine_with_warmup | constant; "
-    "the factor changes once per epoch, as published.",
+    "the factor changes once per epoch, as published. poly: it changes with "
+    "every step, see the fields poly_*.",
   )
   warmup_epochs: int = option(
     10, at_least(0), help="Epochs in which the learning rate grows linearly."
@@ -359,6 +371,28 @@ class Optim:
     help="True as published: epoch e < warm-up has rate lr * e / "
     "warmup_epochs, so THE WHOLE FIRST EPOCH HAS RATE 0. False: lr * (e + 1) "
     "/ warmup_epochs.",
+  )
+  poly_form: str = option(
+    "mmengine",
+    one_of(POLY_FORMS),
+    help="Of schedule=poly, what remains of T steps before step t: mmengine, 1 "
+    "- t / (T - 1) | mmcv, 1 - t / T.",
+    since="0.2.0",
+  )
+  poly_power: float = option(
+    0.9, at_least(0), help="Of schedule=poly.", since="0.2.0"
+  )
+  poly_min: float = option(
+    0.0,
+    at_least(0),
+    help="Of schedule=poly: the rate at its end, of every policy alike.",
+    since="0.2.0",
+  )
+  poly_warmup: int = option(
+    0,
+    at_least(0),
+    help="Of schedule=poly: steps in which the rate first rises linearly.",
+    since="0.2.0",
   )
   policies: tuple = option(
     (("head/bias", {"weight_decay": 0.0}), (".*", {})),
@@ -532,9 +566,12 @@ SECTIONS: dict[str, type] = {
   "condense": Condense,
   "sweep": Sweep,
   "clip": Clip,
+  "segmentation": SegmentationSection,
 }
 # Sections that a resolved config lacks if nothing of them is used.
-OPTIONAL = ("condense", "sweep")
+OPTIONAL = ("condense", "sweep", "segmentation")
+# Sections that no config of version 0.1 has.
+LATER = ("segmentation",)
 
 
 def fields_of(section: str) -> tuple[dataclasses.Field, ...]:
@@ -573,7 +610,7 @@ def added_later() -> dict[tuple[str, ...], Any]:
   added: dict[tuple[str, ...], Any] = {}
   for section in ("", *SECTIONS):
     for field in fields_of(section):
-      if field.metadata["since"]:
+      if field.metadata["since"] or section in LATER:
         path = (section, field.name) if section else (field.name,)
         added[path] = default_of(field)
   return added

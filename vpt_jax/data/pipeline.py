@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
 from vpt_jax.data.cache.checked import CheckedImages
-from vpt_jax.data.examples import Split
+from vpt_jax.data.examples import MaskedSplit, Split
 from vpt_jax.data.transforms import views
 from vpt_jax.distributed import memory, sharding
 
@@ -37,6 +37,37 @@ def crop_positions(n: int, seed: int, epoch: int) -> np.ndarray:
   The same on any number of devices and wherever the images lie.
   """
   return np.random.default_rng((seed, epoch, 1)).random((n, 2), np.float32)
+
+
+class Visits(NamedTuple):
+  """Images in the order in which a training sees them.
+
+  Attributes:
+    images: their numbers, [M].
+    passes: how many times each was seen before, [M].
+  """
+
+  images: np.ndarray
+  passes: np.ndarray
+
+
+def visits(num_images: int, seed: int, first: int, count: int) -> Visits:
+  """Returns a piece of an endless order: pass after pass, each shuffled anew.
+
+  Args:
+    num_images: N.
+    seed: see `order`.
+    first: place where the piece begins; the first pass has places 0 .. N - 1.
+    count: length of the piece.
+  """
+  places = np.arange(first, first + count)
+  passes = places // num_images
+  images = np.empty(count, np.int64)
+  for number in np.unique(passes).tolist():
+    is_of_pass = passes == number
+    places_in_pass = places[is_of_pass] % num_images
+    images[is_of_pass] = order(num_images, seed, number)[places_in_pass]
+  return Visits(images, passes)
 
 
 def spare_bytes(mesh: Mesh) -> int:
@@ -78,7 +109,81 @@ def read_rows(
         images.check_image(int(row), buffer)
 
 
-class Feed:
+class BaseFeed:
+  """Knows the order of a training's images, and the rows of each process.
+
+  Attributes:
+    batch_size: of all devices together.
+    mesh: of the devices.
+  """
+
+  def __init__(
+    self,
+    split: Split | MaskedSplit,
+    batch_size: int,
+    mesh: Mesh,
+    steps_per_epoch: int = 0,
+  ):
+    """Takes a split.
+
+    Args:
+      split: images.
+      batch_size: of all devices together.
+      mesh: from `sharding.make_mesh`.
+      steps_per_epoch: steps of an epoch of an endless order; 0: an epoch is one
+        pass.
+    """
+    self.batch_size = batch_size
+    self.mesh = mesh
+    self._num_images = len(split)
+    self._steps_per_epoch = steps_per_epoch
+    self._sharding = sharding.batch_sharding(mesh)
+
+  def __len__(self) -> int:
+    """Returns the number of batches per epoch."""
+    if self._steps_per_epoch:
+      return self._steps_per_epoch
+    return math.ceil(self._num_images / self.batch_size)
+
+  @property
+  def images_per_epoch(self) -> int:
+    """How many images an epoch sees."""
+    if self._steps_per_epoch:
+      return self._steps_per_epoch * self.batch_size
+    return self._num_images
+
+  def epoch(
+    self, seed: int, epoch: int, steps_done: int = 0
+  ) -> Iterator[Batch]:
+    """Yields the training batches of an epoch, without its first steps.
+
+    Args:
+      seed: of the order.
+      epoch: its number.
+      steps_done: of this epoch.
+    """
+    raise NotImplementedError
+
+  def visits(self, seed: int, epoch: int, steps_done: int = 0) -> Visits:
+    """Returns the images of an epoch, without those of its first steps."""
+    done = steps_done * self.batch_size
+    first = epoch * self.images_per_epoch + done
+    return visits(self._num_images, seed, first, self.images_per_epoch - done)
+
+  def _local_rows(self, size: int) -> slice:
+    """Returns which rows of a batch are for the devices of this process."""
+    of_device = self._sharding.addressable_devices_indices_map((size,))
+    rows = []
+    for index in of_device.values():
+      if index is not None:  # only of devices of other processes
+        rows.append(index[0].indices(size))
+    return slice(min(row[0] for row in rows), max(row[1] for row in rows))
+
+  def _put(self, local: np.ndarray) -> jax.Array:
+    return jax.make_array_from_process_local_data(self._sharding, local)
+
+
+class Feed(BaseFeed):
   """Gives fixed-size batches {image, label, mask} of a split.
 
   The last batch of an epoch is filled up with copies that `mask` (float32, 0
@@ -97,6 +202,7 @@ class Feed:
     mesh: Mesh,
     device_bytes: float | None = None,
     crop: int = 0,
+    steps_per_epoch: int = 0,
   ):
     """Puts the split on the device if it fits.
 
@@ -106,21 +212,32 @@ class Feed:
       mesh: from `sharding.make_mesh`.
       device_bytes: what may lie on each device; None: `spare_bytes`.
       crop: side of the squares that are taken from strips.
+      steps_per_epoch: see `BaseFeed`.
     """
+    super().__init__(split, batch_size, mesh, steps_per_epoch)
     self.split = split
-    self.batch_size = batch_size
-    self.mesh = mesh
     self._crop = crop
-    self._sharding = sharding.batch_sharding(mesh)
     limit = spare_bytes(mesh) if device_bytes is None else device_bytes
     self.resident = split.images.nbytes <= limit
     if self.resident:
       self._arrays = sharding.replicate(_arrays(split), mesh)
       self._take_on_device = jax.jit(self._take, out_shardings=self._sharding)
 
-  def __len__(self) -> int:
-    """Returns the number of batches per epoch."""
-    return math.ceil(len(self.split) / self.batch_size)
+  def epoch(
+    self, seed: int, epoch: int, steps_done: int = 0
+  ) -> Iterator[Batch]:
+    """Yields the training batches of an epoch, see `BaseFeed.epoch`."""
+    found = self.visits(seed, epoch, steps_done)
+    return self.batches(found.images, self.places(seed, found))
+
+  def places(self, seed: int, found: Visits) -> np.ndarray:
+    """Returns where images are cropped, [M, 2]; see `crop_positions`."""
+    places = np.empty((len(found.images), 2), np.float32)
+    for number in np.unique(found.passes).tolist():
+      is_of_pass = found.passes == number
+      of_pass = crop_positions(len(self.split), seed, number)
+      places[is_of_pass] = of_pass[found.images[is_of_pass]]
+    return places
 
   def batches(
     self,
@@ -175,18 +292,6 @@ class Feed:
       images, first[i], lengths[i], wide[i], place, self._crop
     )
     return squares, labels[i]
-
-  def _local_rows(self, size: int) -> slice:
-    """Returns which rows of a batch are for the devices of this process."""
-    of_device = self._sharding.addressable_devices_indices_map((size,))
-    rows = []
-    for index in of_device.values():
-      if index is not None:  # only of devices of other processes
-        rows.append(index[0].indices(size))
-    return slice(min(row[0] for row in rows), max(row[1] for row in rows))
-
-  def _put(self, local: np.ndarray) -> jax.Array:
-    return jax.make_array_from_process_local_data(self._sharding, local)
 
   def _streamed(
     self, parts: list[Part]

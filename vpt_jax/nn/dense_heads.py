@@ -45,7 +45,7 @@ class Design:
 
 
 # The factors are those for patches of 16 pixels, so that main heads give logits
-# of the image's size.
+# of the image's size; names with `_4` are for patches of 4.
 DESIGNS = {
   # mmsegmentation: the classifier is last, convolutions have no biases.
   "pup": Design((2, 2, 2, 2), 1, use_bias=False),
@@ -55,6 +55,9 @@ DESIGNS = {
   "setr_pup": Design((2, 2, 2, 1), 2, use_bias=True),
   "setr_aux": Design((1,), 16, use_bias=True),  # auxiliary, one enlargement
   "setr_aux_ade": Design((4,), 4, use_bias=True),  # auxiliary, ADE20K
+  # Ours, for small images.
+  "pup_4": Design((2, 2), 1, use_bias=False),
+  "aux_4": Design((4,), 1, use_bias=False),  # auxiliary
 }
 
 

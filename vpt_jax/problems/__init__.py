@@ -6,6 +6,7 @@ from typing import Any
 from vpt_jax.problems.classification import Classification
 from vpt_jax.problems.multi_label import MultiLabel
 from vpt_jax.problems.problem import Problem, Score
+from vpt_jax.problems.semantic_segmentation import Segmentation
 from vpt_jax.utils import lookup
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
   "MultiLabel",
   "Problem",
   "Score",
+  "Segmentation",
   "build",
   "from_config",
   "get",
@@ -24,6 +26,7 @@ __all__ = [
 PROBLEMS: dict[str, type[Problem]] = {
   "classification": Classification,
   "multi_label": MultiLabel,
+  "segmentation": Segmentation,
 }
 # Runs of versions that knew no other one do not name it.
 DEFAULT = "classification"
@@ -53,7 +56,7 @@ def of_run(facts: Mapping[str, Any]) -> type[Problem]:
 
 def from_config(config: Mapping[str, Any], num_classes: int) -> Problem:
   """Returns the problem of a run, see `of_run`."""
-  return of_run(config)(num_classes)
+  return of_run(config).from_config(config, num_classes)
 
 
 def titles() -> dict[str, str]:

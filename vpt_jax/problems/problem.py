@@ -44,6 +44,7 @@ class Problem:
     training_score: the running score of training, of each epoch.
     training_sum_names: the keys of `training_sums`.
     multi_label: labels are rows [K] of zeros and ones, not one integer.
+    dense: labels are maps, a class for every pixel; heads read patches.
   """
 
   num_classes: int
@@ -52,6 +53,15 @@ class Problem:
   training_score: ClassVar[Score]
   training_sum_names: ClassVar[tuple[str, ...]]
   multi_label: ClassVar[bool] = False
+  dense: ClassVar[bool] = False
+
+  @classmethod
+  def from_config(
+    cls, config: Mapping[str, Any], num_classes: int
+  ) -> "Problem":
+    """Returns the problem with the options of a resolved config."""
+    del config
+    return cls(num_classes)
 
   def check_labels(self, labels: np.ndarray, origin: str) -> None:
     """Raises ValueError for labels that this problem cannot use.
@@ -73,6 +83,20 @@ class Problem:
       [B], float32.
     """
     raise NotImplementedError
+
+  def batch_loss(
+    self, outputs: jax.Array, labels: jax.Array, mask: jax.Array
+  ) -> jax.Array:
+    """Returns the loss of every image of a batch, see `loss`.
+
+    Args:
+      outputs: [B, ...].
+      labels: [B, ...].
+      mask: [B], 0 for copies that fill the last batch up, else 1; only a loss
+        that is a mean over the batch has to know them.
+    """
+    del mask
+    return self.loss(outputs, labels)
 
   def training_sums(
     self, outputs: jax.Array, labels: jax.Array, mask: jax.Array

@@ -56,6 +56,7 @@ class Segmentation(Problem):
   )
   training_score = Score("train_aacc", "training pixel accuracy")
   training_sum_names = ("hits", "labelled")
+  dense = True
 
   def __post_init__(self):
     """Checks the options.
@@ -70,6 +71,19 @@ class Segmentation(Problem):
         f"{self.num_classes} classes 0..{self.num_classes - 1}; choose another "
         "number for pixels without a class"
       )
+
+  @classmethod
+  def from_config(
+    cls, config: Mapping[str, Any], num_classes: int
+  ) -> "Segmentation":
+    """Returns the problem with the options of the section `segmentation`."""
+    section = config["segmentation"]
+    return cls(
+      num_classes,
+      auxiliary_weight=section["auxiliary_weight"],
+      average=section["average"],
+      align_corners=section["align_corners"],
+    )
 
   def check_labels(self, labels: np.ndarray, origin: str) -> None:
     """Raises ValueError unless labels are [N, H, W], 0 .. K - 1 or `ignore`."""
@@ -120,13 +134,19 @@ class Segmentation(Problem):
       total += self.auxiliary_weight * of_head
     return total
 
+  def batch_loss(
+    self, outputs: Outputs, labels: jax.Array, mask: jax.Array
+  ) -> jax.Array:
+    """Returns the loss of every image of a batch."""
+    return self.loss(outputs, labels, mask)
+
   def _cross_entropy(
     self, logits: jax.Array, labels: jax.Array, mask: jax.Array | None
   ) -> jax.Array:
     """Returns the mean over an image's pixels, [B]; see `average`."""
     logits = self.resized(logits, _size_of(labels))
     is_labelled = labels != self.ignore
-    known = jnp.where(is_labelled, labels, 0)
+    known = jnp.where(is_labelled, labels, 0).astype(jnp.int32)
     of_pixels = optax.softmax_cross_entropy_with_integer_labels(logits, known)
     of_pixels = jnp.where(is_labelled, of_pixels, 0.0)
     if self.average == "all":
@@ -271,33 +291,16 @@ class Segmentation(Problem):
     image alone, empty if it has no such pixel.
     """
     del class_names
-    lines = [("path", "labelled", "accuracy", "miou")]
-    for name, label, prediction in zip(
-      names, labels, predictions["prediction"], strict=True
+    sums = []
+    for label, prediction in zip(
+      labels, predictions["prediction"], strict=True
     ):
-      sums = self._sums_of_maps(label, prediction)
-      labelled = int(sums["label"].sum())
-      accuracy = ""
-      miou = ""
-      if labelled:
-        scores = measured(sums)
-        accuracy = f"{scores['aacc']:.4f}"
-        miou = f"{scores['miou']:.4f}"
-      lines.append((name, str(labelled), accuracy, miou))
-    return csv_texts.lines(lines)
+      sums.append(self._sums_of_maps(label, prediction))
+    return table(names, sums)
 
   def record(self, labels: np.ndarray, predictions: Arrays) -> dict[str, Any]:
-    """Returns `class_iou` and `class_accuracy` [K] in percent.
-
-    A value is null where the class is in neither labels nor predictions, or not
-    in the labels.
-    """
-    sums = self._sums_of_maps(labels, predictions["prediction"])
-    found = of_classes(sums)
-    return {
-      "class_iou": _without_nan(found["iou"]),
-      "class_accuracy": _without_nan(found["accuracy"]),
-    }
+    """Returns `class_iou` and `class_accuracy` [K], see `kept_of`."""
+    return kept_of(self._sums_of_maps(labels, predictions["prediction"]))
 
   def _sums_of_maps(
     self, labels: np.ndarray, prediction: np.ndarray
@@ -370,6 +373,44 @@ def measured(sums: Mapping[str, Any]) -> dict[str, float]:
     "macc": float(np.nanmean(found["accuracy"])),
     "aacc": float(100 * right / labelled),
   }
+
+
+def kept_of(sums: Mapping[str, Any]) -> dict[str, list[float | None]]:
+  """Returns `class_iou` and `class_accuracy` [K] in percent, for records.
+
+  A value is None where the class is in neither labels nor predictions, or not
+  in the labels.
+
+  Args:
+    sums: `evaluation_sums` of a whole split.
+  """
+  found = of_classes(sums)
+  return {
+    "class_iou": _without_nan(found["iou"]),
+    "class_accuracy": _without_nan(found["accuracy"]),
+  }
+
+
+def table(names: Sequence[str], sums: Sequence[Mapping[str, Any]]) -> str:
+  """Returns lines `path,labelled,accuracy,miou`, with a header.
+
+  See `Segmentation.write_predictions`.
+
+  Args:
+    names: of the images.
+    sums: `evaluation_sums` of each.
+  """
+  lines = [("path", "labelled", "accuracy", "miou")]
+  for name, of_image in zip(names, sums, strict=True):
+    labelled = int(of_image["label"].sum())
+    accuracy = ""
+    miou = ""
+    if labelled:
+      scores = measured(of_image)
+      accuracy = f"{scores['aacc']:.4f}"
+      miou = f"{scores['miou']:.4f}"
+    lines.append((name, str(labelled), accuracy, miou))
+  return csv_texts.lines(lines)
 
 
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ marked; the others are not affected.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 import time
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,21 +115,28 @@ def run(
   out = []
   for i, (config, cell) in enumerate(zip(configs, cells, strict=True)):
     done = bool(finite[i])
-    own_predictions = _row(predictions, i)
+    reached = None
+    if done:
+      reached = evaluation.evaluated(
+        job.problem,
+        _row(total, i),
+        _row(predictions, i),
+        job.data.test,
+        job.data.train.class_names,
+      )
     record = run_results.record(
       job,
       config,
       stage,
       runs.curve_lines(trained.curve, i, done),
-      _row(total, i) if done else None,
-      own_predictions,
+      reached,
       seconds=seconds_each,
       speed=trained.images_per_second or None,
       cell=cell,
       group=len(configs),
     )
     out.append(record)
-    if folders and done:
+    if folders and reached is not None:
       own_frozen = _row(runs.own.frozen, i)
       own_trainable = _row(trained.state.trainable, i)
       run_results.save(
@@ -138,7 +145,7 @@ def run(
         config,
         {**own_frozen, **own_trainable},
         _row(trained.state.collections, i),
-        own_predictions,
+        reached,
         run_folder.identity([config], job.backbone, fingerprint),
       )
   return out
@@ -296,16 +303,13 @@ class VmappedRuns:
     They are [B, ...] if all runs have the same order of images, else
     [B, G, ...].
     """
-    feed = self.job.train
-    num_images = len(feed.split)
+    feed = cast(pipeline.Feed, self.job.train)
     orders = []
     crops = []  # where each image is cropped, in the order of the run
     for config in self.configs:
-      order = pipeline.order(num_images, config.seed, epoch)
-      orders.append(order)
-      crops.append(
-        pipeline.crop_positions(num_images, config.seed, epoch)[order]
-      )
+      visits = feed.visits(config.seed, epoch)
+      orders.append(visits.images)
+      crops.append(feed.places(config.seed, visits))
     if self._one_order:
       yield from feed.batches(orders[0], crops[0])
     else:
@@ -323,7 +327,7 @@ class VmappedRuns:
       orders: [N, G] indices of images.
       crops: [N, G, 2], see `pipeline.crop_positions`.
     """
-    feed = self.job.train
+    feed = cast(pipeline.Feed, self.job.train)
     size = feed.batch_size
     num_images, num_runs = orders.shape
     filled = []  # positions in an epoch; the last batch is filled with copies
@@ -377,7 +381,7 @@ class VmappedRuns:
       first,
       config.epochs,
       steps_per_epoch,
-      len(self.job.train.split) * len(self.configs),
+      self.job.train.images_per_epoch * len(self.configs),
       problem.training_score,
     )
     try:
@@ -481,7 +485,7 @@ class VmappedRuns:
       state.trainable,
       self.shared,
       state.collections,
-      job.test,
+      cast(pipeline.Feed, job.test),
       axis=1,
     )
 

@@ -26,6 +26,54 @@ Predictions = Mapping[str, np.ndarray]
 Step = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+  """What a model reached on a split.
+
+  Attributes:
+    scores: {name: value} of the problem, and `loss` (mean over images) and
+      `count` (images).
+    kept: what a record keeps beside these, see `Problem.record`.
+    table: text of predictions.csv, a line for each image.
+    told: what result.json has beside the scores.
+  """
+
+  scores: Mapping[str, float]
+  kept: Mapping[str, Any]
+  table: str
+  told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def evaluated(
+  problem: Problem,
+  sums: Sums,
+  predictions: Predictions,
+  split: Split,
+  class_names: tuple[str, ...] = (),
+) -> Evaluated:
+  """Returns what a model reached, from its sums and predictions.
+
+  Args:
+    problem: that they are of.
+    sums: see `collect`.
+    predictions: see there.
+    split: that they are of.
+    class_names: K; (): the split's own.
+
+  Raises:
+    ValueError: the loss is NaN or infinite.
+  """
+  # Images without a name are called by their index.
+  names = list(split.names) or [str(i) for i in range(len(split))]
+  return Evaluated(
+    scores=scores(problem, sums, predictions, split.labels),
+    kept=problem.record(split.labels, predictions),
+    table=problem.write_predictions(
+      names, split.labels, predictions, class_names or split.class_names
+    ),
+  )
+
+
 def make_apply(model: model_lib.Model, preprocess: Preprocess) -> Apply:
   """Returns `apply(variables, image uint8 [B, H, W, 3]) -> outputs [B, ...]`.
 
@@ -60,7 +108,7 @@ def eval_step(apply: Apply, problem: Problem) -> Step:
     outputs = apply(variables, batch["image"])
     label = batch["label"]
     mask = batch["mask"]
-    loss = problem.loss(outputs, label)
+    loss = problem.batch_loss(outputs, label, mask)
     sums = {
       "loss": (loss * mask).sum(),
       **problem.evaluation_sums(outputs, label, mask),

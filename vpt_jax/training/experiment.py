@@ -1,6 +1,8 @@
 """Builds what a run is made of: data, model, parameters, feeds, optimizer."""
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any, cast, NamedTuple
 
 import jax
@@ -11,10 +13,13 @@ import optax
 
 from vpt_jax import model as model_lib
 from vpt_jax import problems
-from vpt_jax.data import class_names, datasets, pipeline
+from vpt_jax.data import class_names, datasets, masked_datasets, pipeline
+from vpt_jax.data.examples import MaskedSplit
+from vpt_jax.data.mask_feed import MaskFeed
 from vpt_jax.data.transforms.preprocess import Preprocess
+from vpt_jax.data.transforms.segmentation import TrainView
 from vpt_jax.distributed import sharding
-from vpt_jax.training import evaluation, optim
+from vpt_jax.training import dense_evaluation, evaluation, labelling, optim
 from vpt_jax.training import step as step_lib
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
@@ -25,12 +30,12 @@ class Data:
   """The two splits of a run.
 
   Attributes:
-    train: images that are trained on.
-    test: images that are scored at the end.
+    train: images that are trained on, a `Split` or `MaskedSplit`.
+    test: images that are scored at the end, likewise.
   """
 
-  train: datasets.Split
-  test: datasets.Split
+  train: Any
+  test: Any
 
   def aligned(self) -> "Data":
     """Returns both splits with the same numbers for the same classes.
@@ -42,6 +47,8 @@ class Data:
       ValueError: test images of a class that the training images do not have.
     """
     train, test = self.train, self.test
+    if isinstance(train, MaskedSplit):
+      return self  # label maps have numbers
     if train.class_names == test.class_names:
       return self
     if not test.class_names and not class_names.are_numbers(train.class_names):
@@ -56,6 +63,8 @@ class Data:
 def load_data(config: ConfigDict) -> Data:
   """Returns the splits that a resolved config names."""
   data = config.data
+  if problems.of_run(config).dense:
+    return _load_masked(config)
   # What the method puts around or below an image is not part of it; how many
   # classes there are does not matter here.
   num_classes = len(config.head_groups) or 1
@@ -81,6 +90,17 @@ def load_data(config: ConfigDict) -> Data:
   test = load_split(data.test_split, preprocess, train=False)
   if data.get("train_share", 1) < 1:
     train = train.share(data.train_share, data.seed)
+  return Data(train, test)
+
+
+def _load_masked(config: ConfigDict) -> Data:
+  """Returns the splits of images with label maps."""
+  parts = []
+  for split in (config.data.train_split, config.data.test_split):
+    parts.append(
+      masked_datasets.load(config.task, split, config.data, config.segmentation)
+    )
+  train, test = parts
   return Data(train, test)
 
 
@@ -111,8 +131,10 @@ class Experiment:
     checkpoint: the backbone's, see `model.load_backbone`.
     start: on all devices.
     apply: (variables, what the test feed gives) -> outputs of the head.
-    train: feed of images, or of cached features [B, D].
-    test: likewise.
+    train: feed of images, of cached features [B, D], or of views with label
+      maps.
+    test: feed of images, or of cached features; None: the problem is dense,
+      and sees test images one by one.
     on_features: the feeds give features.
   """
 
@@ -124,8 +146,8 @@ class Experiment:
   checkpoint: load.Loaded | None
   start: Start
   apply: evaluation.Apply
-  train: pipeline.Feed
-  test: pipeline.Feed
+  train: pipeline.BaseFeed
+  test: pipeline.Feed | None
   on_features: bool
 
   @property
@@ -133,6 +155,9 @@ class Experiment:
     """What happens to an image before the model sees it, in evaluation."""
     image_size = self.model.method.input_size
     preprocess = Preprocess.from_config(self.config, image_size)
+    if self.problem.dense:
+      grey_range = self.data.test.grey_range
+      return dataclasses.replace(preprocess, grey_range=grey_range)
     return preprocess.of_split(self.data.test)
 
   @property
@@ -142,12 +167,20 @@ class Experiment:
     return {"name": self.config.backbone.name, "sha256": sha256}
 
   def optimizer(
-    self, rate: optim.Rate, weight_decay: float | jax.Array
+    self,
+    rate: optim.Rate,
+    weight_decay: float | jax.Array,
+    rate_of: optim.RateOf | None = None,
   ) -> optax.GradientTransformation:
     """Returns the optimizer, see `optim.from_config`."""
     trainable, frozen, _ = self.start
     return optim.from_config(
-      self.config.optim, rate, weight_decay, trainable, [*trainable, *frozen]
+      self.config.optim,
+      rate,
+      weight_decay,
+      trainable,
+      [*trainable, *frozen],
+      rate_of,
     )
 
   def step(
@@ -171,6 +204,48 @@ class Experiment:
       shards=self.mesh.shape["data"],
     )
 
+  def evaluate(
+    self, state: step_lib.TrainState, folder: Path
+  ) -> evaluation.Evaluated:
+    """Scores the test images.
+
+    Args:
+      state: after the last step.
+      folder: gets pictures of what is predicted, where a problem makes some.
+    """
+    if self.test is None:
+      return dense_evaluation.evaluate(
+        self.labeller(),
+        trees.merge(state.trainable, self.start.frozen),
+        state.collections,
+        self.data.test,
+        folder,
+        self.config.segmentation.save_maps,
+      )
+    sums, predictions = evaluation.collect(
+      evaluation.make_eval_step(self.apply, self.problem, self.mesh),
+      state.trainable,
+      self.start.frozen,
+      state.collections,
+      self.test,
+    )
+    return evaluation.evaluated(
+      self.problem,
+      sums,
+      predictions,
+      self.data.test,
+      self.data.train.class_names,
+    )
+
+  def labeller(self) -> labelling.Labeller:
+    """Returns what labels every pixel of images, with a dense model."""
+    return labelling.Labeller(
+      self.model,
+      cast(problems.Segmentation, self.problem),
+      labelling.Seen.from_config(self.config),
+      self.mesh,
+    )
+
 
 def build(
   config: ConfigDict, data: Data, saved: trees.Flat | None = None
@@ -188,13 +263,30 @@ def build(
   mesh = sharding.make_mesh(config.batch_size, config.shard.model)
   num_classes = data.train.num_classes
   problem = problems.from_config(config, num_classes)
-  problem.check_labels(data.train.labels, "training images")
-  problem.check_labels(data.test.labels, "test images")
+  _check_data(problem, data)
   model = model_lib.build(config, num_classes)
   checkpoint = model_lib.load_backbone(model, config)
   first = _on_devices(
     config, mesh, start(config, model, checkpoint, data, saved)
   )
+  preprocess = Preprocess.from_config(config, model.method.input_size)
+  job = functools.partial(
+    Experiment,
+    config=config,
+    data=data,
+    problem=problem,
+    model=model,
+    mesh=mesh,
+    checkpoint=checkpoint,
+    start=first,
+  )
+  if problem.dense:
+    return job(
+      apply=evaluation.make_apply(model, preprocess),
+      train=_mask_feed(config, data.train, mesh),
+      test=None,
+      on_features=False,
+    )
 
   def make_feed(split: datasets.Split) -> pipeline.Feed:
     return pipeline.Feed(
@@ -203,11 +295,11 @@ def build(
       mesh,
       config.data.device_gb * 2**30 or None,
       config.image_size,
+      config.steps_per_epoch,
     )
 
   train = make_feed(data.train)
   test = make_feed(data.test)
-  preprocess = Preprocess.from_config(config, model.method.input_size)
   apply = evaluation.make_apply(model, preprocess)
   on_features = _only_head_changes(config, data.train, first)
   if on_features:
@@ -217,18 +309,45 @@ def build(
     )
     test = make_feed(evaluation.cache_features(model, params, test, preprocess))
     apply = _on_cached(model)
-  return Experiment(
-    config=config,
-    data=data,
-    problem=problem,
-    model=model,
-    mesh=mesh,
-    checkpoint=checkpoint,
-    start=first,
-    apply=apply,
-    train=train,
-    test=test,
-    on_features=on_features,
+  return job(apply=apply, train=train, test=test, on_features=on_features)
+
+
+def _check_data(problem: problems.Problem, data: Data) -> None:
+  """Raises ValueError for labels that the problem cannot use.
+
+  Label maps are checked one by one, as they are decoded.
+  """
+  are_masks = isinstance(data.train, MaskedSplit)
+  if problem.dense != are_masks:
+    found = "images with label maps" if are_masks else "images with classes"
+    raise ValueError(
+      f"the data are {found}, which problem {problem.name!r} cannot use; set "
+      "config.problem=segmentation for label maps, and leave it for classes"
+    )
+  if are_masks:
+    return
+  problem.check_labels(data.train.labels, "training images")
+  problem.check_labels(data.test.labels, "test images")
+
+
+def _mask_feed(config: ConfigDict, split: MaskedSplit, mesh: Mesh) -> MaskFeed:
+  """Returns the feed of random views that a section `segmentation` asks for."""
+  section = config.segmentation
+  view = TrainView(
+    crop=(config.image_size, config.image_size),
+    scale=tuple(section.scale),
+    factors=tuple(section.factors),
+    most_of_one_class=section.most_of_one_class,
+    flip=section.flip,
+    distort=section.distort,
+  )
+  return MaskFeed(
+    split,
+    config.batch_size,
+    mesh,
+    view,
+    config.steps_per_epoch,
+    section.workers,
   )
 
 

@@ -124,7 +124,7 @@ class _Loop:
       self.first_epoch,
       config.epochs,
       len(train),
-      len(train.split),
+      train.images_per_epoch,
       problem.training_score,
     )
 
@@ -168,11 +168,8 @@ class _Loop:
 
   def _batches(self, epoch: int) -> Iterator[pipeline.Batch]:
     """Yields the batches of an epoch that are left."""
-    num_images = len(self._train.split)
-    order = pipeline.order(num_images, self._config.seed, epoch)
-    crops = pipeline.crop_positions(num_images, self._config.seed, epoch)[order]
-    images_done = len(self._step_metrics) * self._train.batch_size
-    return self._train.batches(order[images_done:], crops[images_done:])
+    steps_done = len(self._step_metrics)
+    return self._train.epoch(self._config.seed, epoch, steps_done)
 
   def _look_at_loss(self, epoch: int, lr: float) -> None:
     """Shows a loss that is ready, and checks it."""

@@ -213,6 +213,32 @@ def poly_rate_of(lr: float, steps: int, **options: Any) -> RateOf:
   return rate_of
 
 
+def rates_from_config(
+  config: Any, batch_size: int, epochs: int, steps_per_epoch: int
+) -> RateOf:
+  """Returns the rate of parameters by their policy's factor, see `RateOf`.
+
+  Args:
+    config: `config.optim`.
+    batch_size: of all devices together.
+    epochs: of the run.
+    steps_per_epoch: steps.
+  """
+  if config.schedule == "poly":
+    lr = scaled_rate(config.lr, batch_size) if config.scale_lr else config.lr
+    return poly_rate_of(
+      lr,
+      max(1, epochs * steps_per_epoch),
+      form=config.poly_form,
+      power=config.poly_power,
+      lr_min=config.poly_min,
+      warmup_steps=config.poly_warmup,
+    )
+  rates = epoch_rates(config, batch_size, epochs)
+  rate = per_epoch(rates, steps_per_epoch)
+  return functools.partial(_multiple, rate)
+
+
 def head_policies(factor: float = 10.0) -> Policies:
   """Returns policies that train the head at a multiple of the rate.
 
@@ -298,6 +324,7 @@ def from_config(
   weight_decay: float | jax.Array,
   paths: Iterable[str],
   all_paths: Iterable[str],
+  rate_of: RateOf | None = None,
 ) -> optax.GradientTransformation:
   """Returns the optimizer that `config.optim` names.
 
@@ -308,6 +335,7 @@ def from_config(
     paths: of the trainable parameters.
     all_paths: of the model's. The policy table must cover them all; rules for
       those that are not trained are then left out.
+    rate_of: see `make_optimizer`.
 
   Raises:
     ValueError: see `make_optimizer`; or policies that are no such pairs.
@@ -329,4 +357,5 @@ def from_config(
     weight_decay=weight_decay,
     momentum=config.momentum,
     policies=[policies[i] for i in used],
+    rate_of=rate_of,
   )

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import config as config_lib
-from vpt_jax.data.examples import Split
+from vpt_jax.data.examples import MaskedSplit, Split
 from vpt_jax.training import adapter_files
 from vpt_jax.utils import files, json_files
 
@@ -37,7 +37,8 @@ def fingerprint(data: "Data") -> dict[str, dict[str, int]]:
 
   Returns:
     {train, test: {images, classes, crc32}}; the checksum is of the labels and
-    of the images, of many images a part.
+    of the images, of many images a part. Of images with label maps it is of
+    what identifies their files.
   """
   return {"train": _of_split(data.train), "test": _of_split(data.test)}
 
@@ -99,7 +100,13 @@ def _digest(value: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _of_split(split: Split) -> dict[str, int]:
+def _of_split(split: Split | MaskedSplit) -> dict[str, int]:
+  if isinstance(split, MaskedSplit):
+    return {
+      "images": len(split),
+      "classes": split.num_classes,
+      "crc32": zlib.crc32(split.examples.identity.encode()),
+    }
   step = -(-split.images.nbytes // BYTES_COMPARED)  # rounded up
   images = np.ascontiguousarray(split.images[::step])
   return {

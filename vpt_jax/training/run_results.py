@@ -15,12 +15,11 @@ from vpt_jax.data import tasks
 from vpt_jax.problems import Problem
 from vpt_jax.training import (
   adapter_files,
-  evaluation,
   record_checks,
   records,
   run_folder,
 )
-from vpt_jax.training.evaluation import Predictions, Sums
+from vpt_jax.training.evaluation import Evaluated
 from vpt_jax.utils import files, json_files, trees
 
 if TYPE_CHECKING:
@@ -94,8 +93,7 @@ def record(
   config: ConfigDict,
   stage: str,
   curve: Sequence[Mapping[str, float]],
-  sums: Sums | None,
-  predictions: Predictions | None,
+  evaluated: Evaluated | None,
   *,
   seconds: float,
   speed: float | None,
@@ -109,16 +107,15 @@ def record(
     config: its own.
     stage: see `records.RunRecord`.
     curve: its metrics, a mapping for each epoch.
-    sums: see `evaluation.collect`; None: it diverged.
-    predictions: likewise.
+    evaluated: what it reached; None: it diverged.
     seconds: see `records.RunRecord`.
     speed: its `images_per_second`.
     cell: see there.
     group: see there.
   """
   outcome = None
-  if sums is not None and predictions is not None:
-    outcome = _outcome(job, config, sums, predictions)
+  if evaluated is not None:
+    outcome = _outcome(job, config, evaluated)
     if stage == "search":  # of which there are many
       outcome = dataclasses.replace(outcome, kept=dict.fromkeys(outcome.kept))
   columns: dict[str, list[float]] = {}
@@ -186,24 +183,23 @@ def read_owned(
 
 
 def _outcome(
-  job: "Experiment", config: ConfigDict, sums: Sums, predictions: Predictions
+  job: "Experiment", config: ConfigDict, evaluated: Evaluated
 ) -> records.Outcome:
   """Returns what a finished run reached on the test images."""
-  problem = job.problem
-  labels = job.data.test.labels
-  measured = evaluation.scores(problem, sums, predictions, labels)
-  scores = {score.name: measured[score.name] for score in problem.scores}
-  metric = problem.scores[0].name
+  scores = {
+    score.name: evaluated.scores[score.name] for score in job.problem.scores
+  }
+  metric = job.problem.scores[0].name
   task = tasks.TASKS.get(config.task)
   if task is not None and task.metric in scores:
     metric = task.metric
   return records.Outcome(
     metric=metric,
     scores=scores,
-    loss=measured["loss"],
-    count=len(labels),
+    loss=evaluated.scores["loss"],
+    count=len(job.data.test),
     classes=tuple(map(str, job.data.train.class_names)),
-    kept=problem.record(labels, predictions),
+    kept=evaluated.kept,
   )
 
 
@@ -213,7 +209,7 @@ def save(
   config: ConfigDict,
   trainable: trees.Flat,
   collections: Mapping[str, Any],
-  predictions: Predictions,
+  evaluated: Evaluated,
   run: Mapping[str, str],
 ) -> None:
   """Writes adapter.npz and predictions.csv of a run.
@@ -227,7 +223,7 @@ def save(
     config: its own.
     trainable: flat trained parameters.
     collections: the model's mutable variables.
-    predictions: of the test images.
+    evaluated: on the test images.
     run: that they are of, see `run_folder.identity`.
   """
   values = trees.flatten(collections)
@@ -248,11 +244,4 @@ def save(
       run=run,
     ),
   )
-  test = job.data.test
-  # Images without a name are called by their index.
-  names = list(test.names) or [str(i) for i in range(len(test))]
-  class_names = job.data.train.class_names or test.class_names
-  text = job.problem.write_predictions(
-    names, test.labels, predictions, class_names
-  )
-  files.write_atomic(folder / "predictions.csv", text.encode())
+  files.write_atomic(folder / "predictions.csv", evaluated.table.encode())

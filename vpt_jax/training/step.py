@@ -102,7 +102,7 @@ def train_step(
       rngs={"dropout": rng},
       method=model.classify if on_features else None,
     )
-    loss = problem.loss(outputs, batch["label"])
+    loss = problem.batch_loss(outputs, batch["label"], mask)
     sums = problem.training_sums(outputs, batch["label"], mask)
     return (loss * mask).sum() / num_images, (sums, updated)
 
@@ -112,7 +112,10 @@ def train_step(
     rng = jax.random.fold_in(state.rng, state.step)
     augment_rng, dropout_rng = jax.random.split(rng)
     num_images = batch["mask"].sum()
-    if not on_features:
+    if "size" in batch:  # views that were made, and padded, on the host
+      image = preprocess.normalize_padded(batch["image"], batch["size"])
+      batch = {**batch, "image": image}
+    elif not on_features:
       image = preprocess.train_view(
         batch["image"], augment, augment_rng, min_scale
       )

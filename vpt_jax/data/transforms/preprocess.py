@@ -216,6 +216,22 @@ class Preprocess:
 
     return views.prepare(images, self.image_size, self.normalize)
 
+  def normalize_padded(
+    self, images: "jax.Array | np.ndarray", size: "jax.Array | np.ndarray"
+  ) -> "jax.Array":
+    """Normalises views of the model's size, whose ends may be padding.
+
+    Args:
+      images: uint8 [B, height, width, 3].
+      size: integers [B, 2], (height, width) of what is no padding.
+
+    Returns:
+      float32 [B, height, width, 3], 0 where there is padding.
+    """
+    from vpt_jax.data.transforms import views  # imports JAX
+
+    return views.normalize_padded(images, size, self.normalize)
+
   def train_view(
     self,
     images: "jax.Array | np.ndarray",

@@ -65,7 +65,8 @@ class Canvas:
   """Holds the logits of an image on the device.
 
   Attributes:
-    logits: float32 [h, w, K], of which the first rows and columns count.
+    logits: float32 [h, w, K], of which the first rows and columns count; or
+      other scores.
     size: (height, width) of what counts.
   """
 
@@ -76,6 +77,11 @@ class Canvas:
     """Returns the logits that count, float32 [H, W, K]."""
     height, width = self.size
     return np.asarray(self.logits)[:height, :width]
+
+  def label_map(self) -> np.ndarray:
+    """Returns the class of the largest one for every pixel, int32 [H, W]."""
+    height, width = self.size
+    return np.asarray(_argmax(self.logits))[:height, :width]
 
 
 @dataclasses.dataclass
@@ -210,17 +216,17 @@ def views_of(
   return found
 
 
-def label_map(
+def combined(
   canvases: Iterable[Canvas],
   size: Size,
   flip: bool = False,
   align_corners: bool = False,
   grain: int = 128,
-) -> np.ndarray:
-  """Returns the class of every pixel of an image.
+) -> Canvas:
+  """Returns what the views of an image say of each pixel, at its own size.
 
-  Logits are resized to the image, bilinear. Of one view the largest one is
-  taken; of several the largest mean of their softmax.
+  Logits are resized to the image, bilinear. Those of one view stay logits; of
+  several it is the sum of their softmax.
 
   Args:
     canvases: logits of the image's views, in the order of `views_of`.
@@ -228,9 +234,6 @@ def label_map(
     flip: every second view was flipped.
     align_corners: of the resizing, as the head has it.
     grain: sides of what is computed are multiples of it.
-
-  Returns:
-    int32 [H, W].
 
   Raises:
     ValueError: there is no view.
@@ -246,11 +249,25 @@ def label_map(
     if total is None:
       total = jax.nn.softmax(first)
     total = _add_softmax(total, logits)
-  # The largest sum is the largest mean.
-  best = first if total is None else total
-  if best is None:
+  scores = first if total is None else total
+  if scores is None:
     raise ValueError("no view of the image; expected one at least")
-  return np.asarray(_argmax(best))[: size[0], : size[1]]
+  return Canvas(scores, size)
+
+
+def label_map(
+  canvases: Iterable[Canvas],
+  size: Size,
+  flip: bool = False,
+  align_corners: bool = False,
+  grain: int = 128,
+) -> np.ndarray:
+  """Returns the class of every pixel of an image, int32 [H, W].
+
+  Of one view that of the largest logit; of several that of the largest mean of
+  their softmax. See `combined`.
+  """
+  return combined(canvases, size, flip, align_corners, grain).label_map()
 
 
 def resize_logits(

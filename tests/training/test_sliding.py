@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vpt_jax.data.transforms import segmentation
-from vpt_jax.serving import sliding
-from vpt_jax.serving.sliding import Canvas, SlidingWindows
+from vpt_jax.training import sliding
+from vpt_jax.training.sliding import Canvas, SlidingWindows
 
 CLASSES = 4
 RNG = np.random.default_rng(0)

@@ -1,0 +1,80 @@
+"""Makes a dense model see images of other sizes than it was built for."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vpt_jax import model as model_lib
+from vpt_jax.nn import positions
+from vpt_jax.nn.tokens import Spec
+from vpt_jax.problems import segmentation_heads
+from vpt_jax.utils import trees
+
+POSITIONS = "backbone/pos_embedding"
+Size = tuple[int, int]
+
+
+def filled_size(model: model_lib.Model, size: Size) -> Size:
+  """Returns the least size, of whole patches, that has room for an image."""
+  patch = model.backbone.spec.patch_size
+  height, width = (-(-side // patch) * patch for side in size)
+  return height, width
+
+
+def model_at(model: model_lib.Model, size: Size) -> model_lib.Model:
+  """Returns a dense model for images of another size, (height, width)."""
+  backbone = model.backbone.clone(image_size=size)
+  spec: Spec = backbone.spec
+  return model.clone(
+    backbone=backbone,
+    method=model.method.clone(spec=spec),
+    dense=segmentation_heads.at_size(model.dense, spec, model.reads),
+  )
+
+
+def params_at(
+  model: model_lib.Model, other: model_lib.Model, params: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns a model's parameters for the same one at another size.
+
+  Positions come to the other grid; nothing else may depend on the size.
+
+  Args:
+    model: whose parameters these are.
+    other: from `model_at`.
+    params: nested {backbone, method, head}.
+
+  Raises:
+    ValueError: another parameter depends on the size.
+  """
+  shapes = jax.eval_shape(lambda: model_lib.init(other, jax.random.key(0)))
+  wanted = trees.flatten(shapes)
+  found = {}
+  for name, leaf in trees.flatten(params).items():
+    if leaf.shape == wanted[name].shape:
+      found[name] = leaf
+    elif name == POSITIONS:
+      found[name] = _resized(model, other, leaf)
+    else:
+      raise ValueError(
+        f"{name} is {list(leaf.shape)} for images of "
+        f"{list(model.backbone.image_size)} pixels and "
+        f"{list(wanted[name].shape)} for {list(other.backbone.image_size)}: "
+        "this method or backbone sees images of one size; use "
+        "config.segmentation.test='slide' with images that are no smaller "
+        "than a window"
+      )
+  return trees.unflatten(found)
+
+
+def _resized(
+  model: model_lib.Model, other: model_lib.Model, table: jax.Array
+) -> jax.Array:
+  """Returns positions for the other model's grid."""
+  grid_from = model.backbone.spec.grids[0]
+  grid_to = other.backbone.spec.grids[0]
+  how = model.backbone.resize
+  resized = positions.resize(np.asarray(table), grid_from, grid_to, how)
+  return jnp.asarray(resized, table.dtype)
