@@ -74,8 +74,8 @@ class SegmentationSection:
     "pup",
     one_of(segmentation_heads.DECODERS),
     help="The head: pup (SETR's as in mmsegmentation) | setr_pup (as in its "
-    "authors' code) | pup_4 (a shorter one, for patches of 4 pixels) | linear (BatchNorm and a 1 x 1 convolution, as DINOv2 is "
-    "probed).",
+    "authors' code) | pup_4 (a shorter one, for patches of 4 pixels) | linear "
+    "(BatchNorm and a 1 x 1 convolution, as DINOv2 is probed).",
   )
   auxiliary: str = option(
     "aux2x4",

@@ -74,7 +74,7 @@ class Views:
       "image": image,
       "label": label,
       "size": np.array(size, np.int32),
-      "mask": np.float32(row < count),
+      "mask": np.array(row < count, np.float32),
     }
 
 

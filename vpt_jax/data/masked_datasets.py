@@ -70,6 +70,13 @@ def load(
   return _published(task, split, data, masks)
 
 
+def check_name(task: str) -> None:
+  """Raises ValueError unless a task is of images with masks."""
+  known = mask_layouts.LAYOUTS
+  if task not in known:
+    lookup.choose(task, known, "task with masks (config.task)")
+
+
 def meaning_of(masks: "ConfigDict") -> Meaning:
   """Returns what config.segmentation says of the pixels of own masks.
 
@@ -134,10 +141,8 @@ def _published(
   task: str, split: str, data: "ConfigDict", masks: "ConfigDict"
 ) -> MaskedSplit:
   """Lists a split of a published data set."""
-  known = mask_layouts.LAYOUTS
-  if task not in known:
-    lookup.choose(task, known, "task with masks (config.task)")
-  meaning = known[task].meaning
+  check_name(task)
+  meaning = mask_layouts.LAYOUTS[task].meaning
   _check_agrees(task, meaning, meaning_of(masks))
   examples = mask_layouts.read(task, Path(data.dir).expanduser(), split)
   return MaskedSplit(examples, meaning.num_classes)

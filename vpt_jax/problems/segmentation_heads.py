@@ -115,7 +115,7 @@ def _grids(spec: Spec, blocks: Sequence[int]) -> tuple[Grid, ...]:
   return tuple(grids)
 
 
-def at_size(head: nn.Module, spec: Spec, reads: Reads) -> nn.Module:
+def at_size(head: nn.Module | None, spec: Spec, reads: Reads) -> nn.Module:
   """Returns a dense head for images of another size.
 
   Args:
