@@ -209,3 +209,22 @@ def test_folders_of_masks_are_no_classes(own, kind, below):
 def test_segfolder_is_not_for_classification(own):
   with pytest.raises(ValueError, match="config.problem=segmentation"):
     datasets.open_split("own", "train", source=f"segfolder:{own}")
+
+
+def test_a_list_of_names_says_how_many_classes_there_are(own):
+  """Also where the training masks have fewer of them."""
+  names = ("sky", "sea", "Übel", "boat")
+  (own / "classes.txt").write_text("\n".join(names) + "\n", "utf-8")
+  found = load("test", source=f"segfolder:{own}")
+  assert (found.num_classes, found.class_names) == (4, names)
+  assert len(found.palette) == 4
+  with pytest.raises(ValueError, match="has names of 4 classes"):
+    load(source=f"segfolder:{own}", num_classes=3)
+  for content, words in (
+    (b"sky\nsky\n", "classes.txt: sky is the name of two classes"),
+    (b"sky\n", "has 1 names"),
+    (b"\xff\xfe\n", "no text in UTF-8"),
+  ):
+    (own / "classes.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+      load(source=f"segfolder:{own}")

@@ -1,4 +1,4 @@
-"""Draws label maps: in the classes' colours, and over their images."""
+"""Draws label maps: as PNG files with a palette, and over their images."""
 
 from collections.abc import Sequence
 import io
@@ -6,45 +6,64 @@ import io
 import numpy as np
 from PIL import Image
 
-from vpt_jax.data.transforms.segmentation import IGNORED
+from vpt_jax.data import mask_classes
+from vpt_jax.data.sources.masks import Colour
+from vpt_jax.data.transforms.segmentation import check_pair, IGNORED
 
-Colour = tuple[int, int, int]
-
-_OF_LABELS = 0.6  # share of the colours in an overlay
-_IGNORED_COLOUR = (224, 224, 192)  # that of borders in Pascal VOC
-_GAP = 4  # white pixels between pictures
+# Share of a class's colour in an overlay.
+STRENGTH = 0.55
+# Between the pictures of a panel, in pixels.
+GAP = 4
+# What Pascal VOC draws ignored pixels in.
+IGNORED_COLOUR = (224, 224, 192)
 
 
 def palette_png(labels: np.ndarray, palette: Sequence[Colour]) -> bytes:
-  """Returns a label map as a PNG whose pixels are the labels.
+  """Returns a PNG whose pixels are the labels, shown in colours.
+
+  Whoever reads it by its numbers gets the labels back, 255 included.
 
   Args:
-    labels: uint8 [H, W].
-    palette: colours of the classes; (): those of `default_palette`.
+    labels: uint8 [H, W], below the length of the palette or 255.
+    palette: red, green, blue of each class; (): as Pascal VOC numbers them.
+
+  Raises:
+    ValueError: not such labels.
   """
-  picture = Image.fromarray(labels)
-  picture.putpalette(_table(palette).tobytes())
+  _check(labels, palette)
+  # Not by `convert`, which would change the numbers.
+  height, width = labels.shape
+  image = Image.frombytes("P", (width, height), labels.tobytes())
+  image.putpalette(_table(palette).tobytes())
   buffer = io.BytesIO()
-  picture.save(buffer, "PNG", optimize=True)
+  image.save(buffer, "PNG")
   return buffer.getvalue()
 
 
 def overlay(
   image: np.ndarray, labels: np.ndarray, palette: Sequence[Colour]
 ) -> np.ndarray:
-  """Returns an image with its labels' colours over it, uint8 [H, W, 3].
+  """Returns an image with its classes' colours over it.
 
-  Pixels without a class stay as they are.
+  Pixels that are ignored stay as they are.
 
   Args:
     image: uint8 [H, W, 3].
-    labels: uint8 [H, W].
-    palette: see `palette_png`.
+    labels: uint8 [H, W], below the length of the palette or 255.
+    palette: red, green, blue of each class.
+
+  Returns:
+    uint8 [H, W, 3].
+
+  Raises:
+    ValueError: not such an image, or not such labels.
   """
-  colours = _table(palette)[labels]
-  mixed = _OF_LABELS * colours + (1 - _OF_LABELS) * image
-  has_class = (labels != IGNORED)[..., None]
-  return np.where(has_class, mixed, image).astype(np.uint8)
+  check_pair(image, labels)
+  _check(labels, palette)
+  colours = _table(palette)[labels].astype(np.float32)
+  mixed = (1 - STRENGTH) * image + STRENGTH * colours
+  mixed = np.round(mixed).astype(np.uint8)
+  return np.where((labels == IGNORED)[..., None], image, mixed)
 
 
 def panel(
@@ -53,47 +72,48 @@ def panel(
   prediction: np.ndarray,
   palette: Sequence[Colour],
 ) -> np.ndarray:
-  """Returns the image, its labels and a prediction side by side.
+  """Returns an image, its labels over it and a prediction over it, in a row.
 
   Args:
     image: uint8 [H, W, 3].
     labels: uint8 [H, W].
-    prediction: likewise.
-    palette: see `palette_png`.
+    prediction: uint8 [H, W].
+    palette: red, green, blue of each class.
+
+  Returns:
+    uint8 [H, 3 W + 2 GAP, 3].
   """
-  gap = np.full((len(image), _GAP, 3), 255, np.uint8)
-  parts = [
-    image,
-    gap,
-    overlay(image, labels, palette),
-    gap,
-    overlay(image, prediction, palette),
-  ]
-  return np.concatenate(parts, axis=1)
-
-
-def default_palette(count: int) -> list[Colour]:
-  """Returns so many colours, as Pascal VOC numbers them.
-
-  The bits of a number, three at a time, are the highest bits of red, green and
-  blue: 0 is black, 1 dark red, 2 dark green.
-  """
-  colours = []
-  for number in range(count):
-    colour = [0, 0, 0]
-    for place in range(8):
-      for channel in range(3):
-        bit = number >> (3 * place + channel) & 1
-        colour[channel] |= bit << (7 - place)
-    red, green, blue = colour
-    colours.append((red, green, blue))
-  return colours
+  gap = np.full((len(image), GAP, 3), 255, np.uint8)
+  labelled = overlay(image, labels, palette)
+  predicted = overlay(image, prediction, palette)
+  return np.concatenate([image, gap, labelled, gap, predicted], axis=1)
 
 
 def _table(palette: Sequence[Colour]) -> np.ndarray:
-  """Returns the colour of each label, uint8 [256, 3]."""
-  table = np.array(default_palette(256), np.uint8)
-  if len(palette):
-    table[: len(palette)] = palette
-  table[IGNORED] = _IGNORED_COLOUR
+  """Returns the colours of all values of 8 bits, uint8 [256, 3]."""
+  table = np.array(mask_classes.voc_palette(IGNORED + 1), np.uint8)
+  if palette:
+    table[: len(palette)] = np.array(palette, np.uint8)
+  table[IGNORED] = IGNORED_COLOUR
   return table
+
+
+def _check(labels: np.ndarray, palette: Sequence[Colour]) -> None:
+  """Raises ValueError unless every label has a colour, or is ignored."""
+  if labels.dtype != np.uint8 or labels.ndim != 2:
+    raise ValueError(
+      f"labels must be uint8 [H, W], got {labels.dtype} {list(labels.shape)}"
+    )
+  if not palette:
+    return
+  if len(palette) > IGNORED:
+    raise ValueError(
+      f"a palette of {len(palette)} colours; expected at most {IGNORED}, one a "
+      "class"
+    )
+  wrong = labels[(labels >= len(palette)) & (labels != IGNORED)]
+  if wrong.size:
+    raise ValueError(
+      f"label {wrong[0]} has no colour: the palette has {len(palette)}; give "
+      f"one colour for every class, or {IGNORED} to pixels of none"
+    )

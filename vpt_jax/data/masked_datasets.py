@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vpt_jax.data import own_sources
+from vpt_jax.data import mask_classes, own_sources
 from vpt_jax.data.cache import grey_range, mask_counts, prepared
 from vpt_jax.data.examples import Examples, MaskedSplit
 from vpt_jax.data.sources import mask_folders, mask_layouts, masks, parts
@@ -15,7 +15,7 @@ from vpt_jax.data.sources.image_files import PACK_LISTS
 from vpt_jax.data.sources.masked_images import MaskedImages
 from vpt_jax.data.sources.masks import Meaning
 from vpt_jax.data.transforms.segmentation import IGNORED
-from vpt_jax.utils import lookup
+from vpt_jax.utils import lookup, texts
 from vpt_jax.utils.logs import log
 
 if TYPE_CHECKING:
@@ -145,7 +145,10 @@ def _published(
   meaning = mask_layouts.LAYOUTS[task].meaning
   _check_agrees(task, meaning, meaning_of(masks))
   examples = mask_layouts.read(task, Path(data.dir).expanduser(), split)
-  return MaskedSplit(examples, meaning.num_classes)
+  classes = mask_classes.published(task)
+  return MaskedSplit(
+    examples, meaning.num_classes, classes.names, classes.palette
+  )
 
 
 def _check_agrees(task: str, published: Meaning, own: Meaning) -> None:
@@ -188,7 +191,8 @@ def _own(
   cache_dir = prepared.default_folder()
   if data.cache:
     cache_dir = Path(data.cache).expanduser()
-  num_classes = meaning.num_classes
+  names = mask_classes.read_names(training.root)
+  num_classes = _agreed(meaning.num_classes, names, training.origin)
   if not num_classes:
     counts = mask_counts.count(training, cache_dir)
     num_classes = masks.number_of_classes(counts, training.origin)
@@ -198,8 +202,21 @@ def _own(
   return MaskedSplit(
     dataclasses.replace(examples, meaning=meaning),
     num_classes,
-    grey_range=_grey_range(training, cache_dir),
+    names,
+    mask_classes.default_palette(num_classes, names),
+    _grey_range(training, cache_dir),
   )
+
+
+def _agreed(num_classes: int, names: Sequence[str], origin: str) -> int:
+  """Returns the number of classes that is given, or that of names; or 0."""
+  if names and num_classes not in (0, len(names)):
+    raise ValueError(
+      f"{_SECTION}.num_classes={num_classes}, but {origin} has names of "
+      f"{len(names)} classes ({texts.shortened(names)}); leave the field out, "
+      "or mend the names"
+    )
+  return len(names) or num_classes
 
 
 def _read(
