@@ -14,6 +14,7 @@ from vpt_jax.nn import dense_heads
 from vpt_jax.nn.dense_heads import DESIGNS, LinearHead, UpHead
 from vpt_jax.nn.layers import BatchNorm
 from vpt_jax.nn.tokens import Reads
+from vpt_jax.ops import bilinear
 from vpt_jax.ops.switch import Ops
 from vpt_jax.utils import trees
 
@@ -35,6 +36,29 @@ def test_designs_give_logits_of_pixels(name):
   assert scale == (4 if name == "aux1x4" else 16)
   flat = trees.flatten(variables["params"])
   assert ("conv_0/bias" in flat) == name.startswith("setr")
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("name", ["pup", "setr_aux_ade"])
+def test_the_classifier_before_enlarging_is_that_after_it(name, align_corners):
+  """The published order, of which this one has the values: it is linear."""
+  head = UpHead(5, GRID, DESIGNS[name], width=4, align_corners=align_corners)
+  variables = head.init(KEY, PATCHES)
+  found, kept = head.apply(
+    variables, PATCHES, mutable=["intermediates"], capture_intermediates=True
+  )
+  last = f"norm_{len(head.design.scales) - 1}"
+  x = jax.nn.relu(kept["intermediates"][last]["__call__"][0])
+  sizes = []
+  rows, columns = x.shape[1:3]
+  for scale in (head.design.scales[-1], head.design.last_scale):
+    rows, columns = scale * rows, scale * columns
+    sizes.append((rows, columns))
+  weights = variables["params"]["classifier"]
+  enlarged = bilinear.reference(x, sizes[0], align_corners)
+  logits = enlarged @ weights["kernel"][0, 0] + weights["bias"]
+  want = bilinear.reference(logits, sizes[1], align_corners)
+  np.testing.assert_allclose(found, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["reference", "auto"])

@@ -17,6 +17,7 @@ from vpt_jax.ops import (
   depthwise,
   gelu,
   layer_norm,
+  map_convolution,
   pooling,
 )
 from vpt_jax.ops.switch import Ops
@@ -30,6 +31,7 @@ OPERATIONS = {
   "dot_general": dense,
   "gelu": gelu,
   "layer_norm": layer_norm,
+  "map_convolution": map_convolution,
   "max_pool": pooling,
   "to_batch": batch_sum,
 }
@@ -40,7 +42,10 @@ def test_forms(name):
   module = OPERATIONS[name]
   assert getattr(Ops(), name) is module.fast
   assert getattr(Ops("reference"), name) is module.reference
-  on_gpu = module.reference if name == "dot_general" else module.fast
+  on_gpu = {
+    "dot_general": dense.reference,
+    "map_convolution": convolution.fast,
+  }.get(name, module.fast)
   assert getattr(Ops(platform="gpu"), name) is on_gpu
 
 

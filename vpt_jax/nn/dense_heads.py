@@ -95,7 +95,7 @@ def _classifier(num_classes: int, ops: Ops) -> nn.Conv:
     dtype=jnp.float32,
     name="classifier",
     kernel_init=_CLASSIFIER_INIT,
-    conv_general_dilated=ops.convolution,
+    conv_general_dilated=ops.map_convolution,
   )
 
 
@@ -128,11 +128,17 @@ class UpHead(nn.Module):
     """Returns logits [B, H, W, K] of patches [B, N, D]."""
     normed = LayerNorm(NORM_EPS, self.ops, name="norm")(patches)
     x = to_map(normed, self.grid)
-    for i, scale in enumerate(self.design.scales):
+    scale = 1
+    for i, next_scale in enumerate(self.design.scales):
+      x = self._enlarged(x, scale)
       x = self._convolution(f"conv_{i}")(x)
       x = BatchNorm(name=f"norm_{i}")(x.astype(jnp.float32), train)
-      x = self._enlarged(nn.relu(x).astype(self.dtype), scale)
+      x = nn.relu(x).astype(self.dtype)
+      scale = next_scale
+    # A 1 x 1 convolution and enlarging commute; in this order the classifier
+    # sees fewer pixels, and the largest map is of K channels.
     logits = _classifier(self.num_classes, self.ops)(x)
+    logits = self._enlarged(logits, scale)
     return self._enlarged(logits, self.design.last_scale)
 
   def _convolution(self, name: str) -> nn.Conv:
@@ -145,7 +151,7 @@ class UpHead(nn.Module):
       dtype=self.dtype,
       name=name,
       kernel_init=_HIDDEN_INIT,
-      conv_general_dilated=self.ops.convolution,
+      conv_general_dilated=self.ops.map_convolution,
     )
 
   def _enlarged(self, x: jax.Array, scale: int) -> jax.Array:

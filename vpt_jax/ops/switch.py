@@ -16,6 +16,7 @@ from vpt_jax.ops import (
   depthwise,
   gelu,
   layer_norm,
+  map_convolution,
   pooling,
 )
 
@@ -94,6 +95,13 @@ class Ops:
   def layer_norm(self) -> Operation:
     """Normalises the last axis."""
     return self._choose(layer_norm)
+
+  @property
+  def map_convolution(self) -> Operation:
+    """As `convolution`, of maps of many pixels and channels."""
+    if self.platform == "cpu":
+      return self._choose(map_convolution)
+    return self.convolution
 
   @property
   def max_pool(self) -> Operation:
