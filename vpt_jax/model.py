@@ -483,7 +483,11 @@ def pretrained(
 
 
 def multiply_adds(model: Model) -> int:
-  """Returns those of one image, with its prompts and the head."""
+  """Returns those of one image, with its prompts and the head.
+
+  Of dense heads the main one is counted, with all patches of the last block; to
+  enlarge maps is no product, and counts as nothing.
+  """
   image = jnp.zeros((1, *model.method.input_size, 3))
   variables = jax.eval_shape(lambda: _variables(model, jax.random.PRNGKey(0)))
   return cost.counted(model.apply, variables, image)

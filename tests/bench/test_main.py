@@ -10,15 +10,15 @@ import pytest
 
 from tests.bench import cases
 from vpt_jax.bench import __main__ as command
-from vpt_jax.bench import measure, worker
+from vpt_jax.bench import bench_tables, measure, options, worker
 
 
 def parsed(*argv):
-  return command.parser().parse_args(argv)
+  return options.parser().parse_args(argv)
 
 
 def test_cases():
-  found = command.cases(
+  found = options.cases(
     parsed(
       "--backbones",
       "a,b",
@@ -34,7 +34,7 @@ def test_cases():
     for rest in (("linear", 0), ("vpt_deep", 10), ("vpt_deep", 50))
   ]
   assert (
-    len(command.cases(parsed("--batch", "1,8", "--dtype", "float32,bfloat16")))
+    len(options.cases(parsed("--batch", "1,8", "--dtype", "float32,bfloat16")))
     == 2 * 2 * 2 * 21
   )
   for argv, message in (
@@ -47,7 +47,46 @@ def test_cases():
     (("--prompts", "-1"), "--prompts -1; expected at least 0"),
   ):
     with pytest.raises(ValueError, match=message):
-      command.cases(parsed(*argv))
+      options.cases(parsed(*argv))
+
+
+def test_cases_of_segmentation():
+  """Their own defaults, which the command line changes."""
+  found = options.cases(parsed("--segmentation", "setr,linear"))
+  assert [(case["segmentation"], case["method"]) for case in found] == [
+    (head, method)
+    for head in ("setr", "linear")
+    for method in ("vpt_deep", "gated")
+  ]
+  for case in found:
+    assert (case["backbone"], case["batch"]) == ("vit_ti16", 2)
+    assert (case["image_size"], case["classes"]) == (512, 150)
+    assert case["prompts"] == 24
+  [chosen] = options.cases(
+    parsed(
+      "--segmentation",
+      "setr",
+      "--methods",
+      "gated",
+      "--batch",
+      "4",
+      "--backbones",
+      "vit_s16",
+      "--image_size",
+      "256",
+      "--prompts",
+      "100",
+    )
+  )
+  assert (chosen["backbone"], chosen["batch"]) == ("vit_s16", 4)
+  assert (chosen["image_size"], chosen["prompts"]) == (256, 100)
+  assert bench_tables.group(chosen).endswith("segmentation by setr")
+  [other, *_] = options.cases(parsed())
+  assert (other["segmentation"], other["image_size"]) == ("", 224)
+  with pytest.raises(ValueError, match="did you mean 'setr'"):
+    options.cases(parsed("--segmentation", "set"))
+  with pytest.raises(ValueError, match="--scoring is of classification"):
+    options.cases(parsed("--segmentation", "setr", "--scoring"))
 
 
 def test_the_command(tmp_path, torch_side):

@@ -9,7 +9,7 @@ import pytest
 
 from tests import conftest
 from vpt_jax.backbones import factory
-from vpt_jax.bench import jax_side, plan
+from vpt_jax.bench import jax_models, plan
 from vpt_jax.nn import cost
 
 ONE = plan.Machine(devices=1, tflops=100, memory=1, link=100)
@@ -26,7 +26,7 @@ def test_four_small_models_tell_of_the_large_one():
   np.testing.assert_allclose(
     [need.frozen, need.trained, need.image, need.flops], whole, rtol=1e-12
   )
-  config = jax_side.config_of(plan.case("vit_ti16", 4))
+  config = jax_models.config_of(plan.case("vit_ti16", 4))
   backbone = factory.build(config.backbone, 224, "float32")
   assert need.frozen == 2 * cost.parameters(backbone)  # bfloat16
   assert need.trained == 4 * (12 * 4 * 192 + 192 * 100 + 100)

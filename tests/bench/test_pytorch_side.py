@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from tests.bench import cases
-from vpt_jax.bench import jax_side, measure
+from vpt_jax.bench import jax_models, jax_side, measure
 
 
 def test_the_methods_of_both_sides(torch_side):
@@ -14,10 +14,10 @@ def test_the_methods_of_both_sides(torch_side):
 
   assert (
     list(measure.METHODS)
-    == list(jax_side.METHODS)
+    == list(jax_models.METHODS)
     == list(pytorch_methods.METHODS)
   )
-  assert (jax_side.RATE, jax_side.MOMENTUM, jax_side.DECAY) == (
+  assert (jax_side.RATE, jax_models.MOMENTUM, jax_side.DECAY) == (
     torch_side.RATE,
     torch_side.MOMENTUM,
     torch_side.DECAY,

@@ -111,14 +111,33 @@ def test_the_number_of_shards_changes_nothing(head):
     np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-5)
 
 
-def test_cost_counts_the_dense_head():
-  """And only the main one, as auxiliary heads are for training."""
-  counts = {}
-  for name, head in HEADS.items():
-    model = models.Model(VIT, METHODS["vpt"], 2, reads=READS, dense=head)
-    counts[name] = models.multiply_adds(model)
-  assert counts["setr"] > counts["linear"] > 0
-  alone = Reads(READS.blocks[-1:], final_norm=False)
-  head = dense_heads.setr(2, GRIDS[-1:], main="setr_pup", width=8)
-  model = models.Model(VIT, METHODS["vpt"], 2, reads=alone, dense=head)
-  assert models.multiply_adds(model) == counts["setr"]
+def hand_count(head):
+  """Multiply-adds of `VIT` with deep prompts and one of `HEADS`, by hand."""
+  width, hidden, classes = 32, 64, 2
+  patches, prompts = 4 * 6, 3
+  tokens = 1 + patches
+  keys = tokens + prompts  # prompts are keys and values, and no more
+
+  def block(rows):
+    query_and_out = 2 * rows * width**2
+    key_and_value = 2 * keys * width**2
+    attention = 2 * rows * keys * width
+    return query_and_out + key_and_value + attention + 2 * rows * width * hidden
+
+  embedding = patches * 4 * 4 * 3 * width
+  # The last block computes all patches, without the class token.
+  backbone = embedding + 2 * block(tokens) + block(patches)
+  if head == "linear":
+    return backbone + patches * 2 * width * classes  # of two blocks
+  convolutions = 9 * width * 8 * patches
+  for enlarged in (4, 16, 64):  # times as many pixels
+    convolutions += 9 * 8 * 8 * enlarged * patches
+  # The classifier is before the last enlargement; none of these is a product.
+  return backbone + convolutions + 64 * patches * 8 * classes
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_cost_is_that_of_all_patches_and_the_main_head(head):
+  """As auxiliary heads are for training; against a count by hand."""
+  model = models.Model(VIT, METHODS["vpt"], 2, reads=READS, dense=HEADS[head])
+  assert models.multiply_adds(model) == hand_count(head)

@@ -4,10 +4,9 @@ Writes bench.md, bench.json (every sample) and bench.png.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import datetime
 import importlib.util
-import itertools
 import os
 from pathlib import Path
 import platform
@@ -17,194 +16,9 @@ import tempfile
 from typing import Any
 
 from vpt_jax.analysis import figures
-from vpt_jax.bench import bench_tables, measure, plot, worker
+from vpt_jax.bench import bench_tables, measure, options, plot, worker
 from vpt_jax.bench.measure import Case
-from vpt_jax.utils import command_line, files, lookup
-
-CLASSES = 100
-SEED = 0
-
-
-def _words(text: str) -> tuple[str, ...]:
-  return tuple(text.split(","))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-  return tuple(map(int, text.split(",")))
-
-
-# argparse names a type in its errors: "invalid list of numbers value: 'a'".
-_words.__name__ = "list of names"
-_numbers.__name__ = "list of numbers"
-
-
-def parser() -> argparse.ArgumentParser:
-  """Returns the parser of the command line."""
-  out = argparse.ArgumentParser(
-    prog="python -m vpt_jax.bench",
-    description="Times vpt_jax against PyTorch, in one run.",
-  )
-  _add_cases(out)
-  _add_measuring(out)
-  return out
-
-
-def _add_cases(out: argparse.ArgumentParser) -> None:
-  """Adds what is measured."""
-  out.add_argument(
-    "--backbones",
-    type=_words,
-    default=("vit_ti16", "vit_b16"),
-    metavar="A,B",
-    help="plain ViTs of `python -m vpt_jax.backbones` "
-    "(default vit_ti16,vit_b16)",
-  )
-  out.add_argument(
-    "--methods",
-    type=_words,
-    default=measure.METHODS,
-    metavar="A,B",
-    help=f"of {','.join(measure.METHODS)} (default: all)",
-  )
-  out.add_argument(
-    "--prompts",
-    type=_numbers,
-    default=(0, 10, 50, 100, 200),
-    metavar="N,M",
-    help="per block; 0 is for linear alone (default 0,10,50,100,200)",
-  )
-  out.add_argument(
-    "--batch",
-    type=_numbers,
-    default=(8,),
-    metavar="N,M",
-    help="images (default 8)",
-  )
-  out.add_argument(
-    "--dtype",
-    type=_words,
-    default=("float32",),
-    metavar="A,B",
-    help="float32,bfloat16 (default float32)",
-  )
-  out.add_argument(
-    "--image_size", type=int, default=224, help="pixels (default %(default)s)"
-  )
-  out.add_argument(
-    "--dropout",
-    type=float,
-    default=0.1,
-    help="of prompts in training steps (default %(default)s)",
-  )
-  out.add_argument(
-    "--variants",
-    type=_words,
-    default=measure.VARIANTS,
-    metavar="A,B",
-    help="of PyTorch (default eager,sdpa,compile)",
-  )
-  out.add_argument(
-    "--attention",
-    default=measure.ATTENTION,
-    metavar="A",
-    help="config.compute.attention of vpt_jax: ours, xla, cudnn (GPUs, "
-    "bfloat16) (default %(default)s)",
-  )
-
-
-def _add_measuring(out: argparse.ArgumentParser) -> None:
-  """Adds how it is measured, and what is written."""
-  out.add_argument(
-    "--repeats", type=int, default=5, help="samples (default %(default)s)"
-  )
-  out.add_argument(
-    "--threads",
-    type=int,
-    default=0,
-    help="cores to use (default: all that there are)",
-  )
-  out.add_argument(
-    "--start_up",
-    action="store_true",
-    help="also time the start of a process, with and without a cache",
-  )
-  out.add_argument(
-    "--scoring",
-    type=int,
-    nargs="?",
-    const=64,
-    default=0,
-    metavar="N",
-    help="also time scoring the prompts of vpt_deep on N images (64)",
-  )
-  out.add_argument(
-    "--out",
-    default="bench",
-    metavar="FOLDER",
-    help="gets bench.md, .json, .png (default %(default)s)",
-  )
-
-
-def cases(args: argparse.Namespace) -> list[Case]:
-  """Returns all that is to be measured.
-
-  Raises:
-    ValueError: an unknown name, a number that is too small, or nothing to do.
-  """
-  _check_names(args)
-  _check_numbers(args)
-  out = list(_combinations(args))
-  if not out:
-    raise ValueError(
-      "nothing to measure: linear has 0 prompts, the other "
-      "methods have more; see --methods and --prompts"
-    )
-  return out
-
-
-def _check_names(args: argparse.Namespace) -> None:
-  for what, names, known in (
-    ("method", args.methods, measure.METHODS),
-    ("dtype", args.dtype, measure.TOLERANCE),
-    ("variant", args.variants, measure.VARIANTS),
-  ):
-    for name in names:
-      lookup.choose(name, known, what)
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-  for option, value, least in (
-    ("--prompts", min(args.prompts), 0),
-    ("--batch", min(args.batch), 1),
-    ("--repeats", args.repeats, 1),
-    ("--threads", args.threads, 0),
-    ("--scoring", args.scoring, 0),
-    ("--dropout", args.dropout, 0),
-  ):
-    if value < least:
-      raise ValueError(f"{option} {value}; expected at least {least}")
-
-
-def _combinations(args: argparse.Namespace) -> Iterator[Case]:
-  combinations = itertools.product(
-    args.backbones, args.batch, args.dtype, args.methods, args.prompts
-  )
-  for backbone, batch, dtype, method, prompts in combinations:
-    # The linear probe has no prompts, all other methods have.
-    if (method == "linear") != (prompts == 0):
-      continue
-    yield Case(
-      backbone=backbone,
-      image_size=args.image_size,
-      method=method,
-      prompts=prompts,
-      dtype=dtype,
-      batch=batch,
-      dropout=args.dropout,
-      classes=CLASSES,
-      seed=SEED,
-      attention=args.attention,
-    )
+from vpt_jax.utils import command_line, files
 
 
 def host() -> dict[str, Any]:
@@ -256,7 +70,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       compute different things, or nothing that could be measured.
     OSError: nothing can be written there.
   """
-  planned = cases(args)
+  args = options.with_defaults(args)
+  planned = options.cases(args)
   _check_packages()
   out = Path(args.out)
   picture = figures.check(str(out / "bench.png"))
@@ -365,7 +180,7 @@ def run_and_print(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; returns the exit status."""
-  args = parser().parse_args(argv)
+  args = options.parser().parse_args(argv)
   return command_line.exit_status(lambda: run_and_print(args))
 
 

@@ -125,6 +125,8 @@ def group(case: Mapping[str, Any]) -> str:
   attention = case.get("attention", measure.ATTENTION)
   if attention != measure.ATTENTION:
     out += f", attention {attention}"
+  if case.get("segmentation"):
+    out += f", segmentation by {case['segmentation']}"
   return out
 
 

@@ -9,23 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import model as model_lib
-from vpt_jax import problems
-from vpt_jax.bench import worker
+from vpt_jax.bench import jax_models, segmentation, worker
 from vpt_jax.condensation import prompt_scores
 from vpt_jax.data.transforms import views
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.nn import cost
 from vpt_jax.training import optim
 from vpt_jax.training import step as step_lib
-from vpt_jax.utils import lookup, trees
+from vpt_jax.utils import trees
 
 # As in `pytorch_side.py`.
 RATE = 0.01
-MOMENTUM = 0.9
 DECAY = 1e-3
 
 NORMALIZE = "imagenet"
@@ -36,109 +33,6 @@ SCORES = ("elementwise_sample_abs", "elementwise_abs")
 BACKBONE = ("backbone/",)
 TRAINED = ("method/", "head/")
 STATISTICS = ("batch_stats/",)
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodConfig:
-  """How a method of the benchmark is configured.
-
-  Attributes:
-    name: `config.method`.
-    options: of its section.
-    dropout_rates: options that are dropout rates.
-  """
-
-  name: str
-  options: dict[str, Any] = dataclasses.field(default_factory=dict)
-  dropout_rates: tuple[str, ...] = ()
-
-
-METHODS = {
-  "linear": MethodConfig("linear"),
-  "vpt_shallow": MethodConfig("vpt", {"deep": False}, ("dropout",)),
-  "vpt_deep": MethodConfig("vpt", {"deep": True}, ("dropout",)),
-  "vapt": MethodConfig(
-    "vapt", dropout_rates=("dropout", "dropout_channel", "dropout_mlp")
-  ),
-  "gated": MethodConfig("gated", dropout_rates=("dropout",)),
-  "pgn": MethodConfig("pgn"),
-}
-
-# Leaf -> (mean, standard deviation) of its random values; others: 0 and
-# fan-in^-1/2. Nothing is 0 or 1, so that every number has a part in the logits.
-_VALUES = {
-  "scale": (1.0, 0.1),
-  "bias": (0.0, 0.1),
-  "mean": (0.0, 0.1),
-  "var": (1.0, 0.05),
-  "temperature": (1.0, 0.1),
-  "gate_logit": (0.0, 1.0),
-  "cls": (0.0, 0.5),
-  "pos_embedding": (0.0, 0.5),
-  "prompt": (0.0, 0.5),
-  "library": (0.0, 0.5),
-}
-
-
-def config_of(case: dict[str, Any]) -> ConfigDict:
-  """Returns what `model.build` and `optim.from_config` read.
-
-  Args:
-    case: see `measure.Case`.
-  """
-  method = METHODS[lookup.choose(case["method"], METHODS, "method")]
-  options = dict(method.options)
-  for rate in method.dropout_rates:
-    options[rate] = case["dropout"]
-  if method.name != "linear":
-    options["num_tokens"] = case["prompts"]
-  return ConfigDict(
-    {
-      "method": method.name,
-      method.name: options,
-      "image_size": case["image_size"],
-      "pool": "",
-      "head": "linear",
-      "head_init": "kaiming",
-      "head_groups": (),
-      "head_layers": 0,
-      "backbone": {
-        "name": case["backbone"],
-        "gelu": "torch",
-        "norm": "",
-        "projection": False,
-        "frozen_dtype": case["dtype"],
-      },
-      "compute": {
-        "dtype": case["dtype"],
-        "remat": False,
-        "attention": case.get("attention", "ours"),
-      },
-      "optim": {
-        "name": "sgd",
-        "momentum": MOMENTUM,
-        "policies": (("head/bias", {"weight_decay": 0.0}), (".*", {})),
-      },
-    }
-  )
-
-
-def random_values(shapes: dict[str, tuple[int, ...]], seed: int) -> trees.Flat:
-  """Returns float32 arrays of sizes as in a trained model.
-
-  Args:
-    shapes: {path of a leaf: shape}.
-    seed: of the random values.
-  """
-  rng = np.random.default_rng(seed)
-  out = {}
-  for path, shape in shapes.items():
-    *_, layer, leaf = path.split("/")
-    # Kernels of attention are [D, heads, d], others [..., inputs, outputs].
-    inputs = shape[:1] if layer in ("query", "key", "value") else shape[:-1]
-    mean, std = _VALUES.get(leaf, (0.0, np.prod(inputs) ** -0.5))
-    out[path] = (mean + std * rng.standard_normal(shape)).astype(np.float32)
-  return out
 
 
 def _starting_with(arrays: trees.Flat, prefixes: tuple[str, ...]) -> trees.Flat:
@@ -175,8 +69,9 @@ class JaxSide:
       case: see `measure.Case`, with `file`.
     """
     self.case = case
-    self.config = config_of(case)
-    self.model = model_lib.build(self.config, case["classes"])
+    self.config = jax_models.config_of(case)
+    self.model = jax_models.model_of(case)
+    self.problem = jax_models.problem_of(case)
     self._gflops: dict[str, float] = {}
     self.commands: Mapping[str, worker.Command] = {
       "export": self.export,
@@ -193,20 +88,30 @@ class JaxSide:
     """Writes the case's weights, images and labels for both sides."""
     del count
     shapes = {path: leaf.shape for path, leaf in self._leaves().items()}
-    weights = random_values(shapes, self.case["seed"])
+    weights = jax_models.random_values(shapes, self.case["seed"])
     rng = np.random.default_rng(self.case["seed"])
     batch = self.case["batch"]
     height, width = self.model.method.input_size
+    classes = self.case["classes"]
     image = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
+    if self.is_dense:
+      label = segmentation.labels(self.case, (height, width), rng)
+    else:
+      label = rng.integers(0, classes, batch, np.int32)
     mean, std = np.asarray(views.NORMALIZE[NORMALIZE], np.float32)
     np.savez(
       self.case["file"],
       image=image,
       pixels=(image.astype(np.float32) / 255 - mean) / std,
-      label=rng.integers(0, self.case["classes"], batch, np.int32),
+      label=label,
       **weights,
     )
     return {}
+
+  @property
+  def is_dense(self) -> bool:
+    """Whether it is a case of segmentation."""
+    return self.model.dense is not None
 
   def _leaves(self) -> trees.Flat:
     """Returns the shapes of all leaves of the model, flat."""
@@ -248,9 +153,7 @@ class JaxSide:
       args: of the program.
     """
     # Of attention written out: a fused one is nothing that can be counted.
-    plain = model_lib.build(
-      config_of({**self.case, "attention": "ours"}), self.case["classes"]
-    )
+    plain = jax_models.model_of({**self.case, "attention": "ours"})
     multiply_adds = cost.counted(jitted(plain), *args)
     self._gflops[name] = 2 * multiply_adds / self.case["batch"] / 1e9
     return jitted(self.model).lower(*args).compile()
@@ -297,7 +200,7 @@ class JaxSide:
       return step_lib.make_train_step(
         model,
         tx,
-        problem=problems.build("classification", model.num_classes),
+        problem=self.problem,
         preprocess=Preprocess(model.method.input_size, NORMALIZE),
         augment="none",
       )
@@ -327,8 +230,13 @@ class JaxSide:
     )
 
   def logits(self, count: int) -> dict[str, Any]:
-    """Returns those of all images, without dropout, and the seconds."""
+    """Returns those of all images, without dropout, and the seconds.
+
+    Of segmentation they are the main head's at some pixels.
+    """
     seconds, logits = self._timed_forward(count)
+    if self.is_dense:
+      logits = segmentation.sampled(_main(logits))
     return {
       "logits": np.asarray(logits, np.float32).tolist(),
       "seconds": seconds,
@@ -403,6 +311,11 @@ class JaxSide:
         "seconds": end - times[1],
       }
     return {"images": batches * self.case["batch"], "scores": found}
+
+
+def _main(outputs: Any) -> jax.Array:
+  """Returns the logits of the main head."""
+  return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 if __name__ == "__main__":

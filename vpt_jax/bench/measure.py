@@ -50,9 +50,9 @@ class Case(TypedDict):
   """What is measured: a line of the tables, as both sides get it.
 
   `prompts` is per block, `dropout` the rate of all dropouts of the method
-  while training, `file` where weights and images are exchanged; `attention` is
-  for vpt_jax (`config.compute.attention`), `variant` and `device` are for
-  PyTorch.
+  while training, `segmentation` its head ("": classification), `file` where
+  weights and images are exchanged; `attention` is for vpt_jax
+  (`config.compute.attention`), `variant` and `device` are for PyTorch.
   """
 
   backbone: str
@@ -64,6 +64,7 @@ class Case(TypedDict):
   dropout: float
   classes: int
   seed: int
+  segmentation: NotRequired[str]
   attention: NotRequired[str]
   file: NotRequired[str]
   variant: NotRequired[str]
@@ -80,8 +81,8 @@ def compare(
   """Returns the largest difference of two sides' logits.
 
   Args:
-    expected: of vpt_jax, [B, K].
-    logits: of the other side, [B, K].
+    expected: of vpt_jax, [B, K], or [B, n, n, K] of segmentation.
+    logits: of the other side, likewise.
     dtype: of the computation.
     name: of the other side.
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from vpt_jax import model as model_lib
 from vpt_jax import problems
-from vpt_jax.bench import bench_tables, jax_side
+from vpt_jax.bench import bench_tables, jax_models, jax_side
 from vpt_jax.nn import cost
 from vpt_jax.utils import command_line, trees
 
@@ -118,7 +118,7 @@ def _bytes(values: Any) -> int:
 
 
 def _model_of_depth(depth: int, options: dict[str, Any]) -> model_lib.Model:
-  model = model_lib.build(jax_side.config_of(options), options["classes"])
+  model = model_lib.build(jax_models.config_of(options), options["classes"])
   backbone = model.backbone.clone(depth=depth)
   method = model.method.clone(spec=backbone.spec)
   return model.clone(backbone=backbone, method=method)
@@ -180,7 +180,7 @@ def needs(backbone: str, prompts: int, dtype: str = "bfloat16") -> Needs:
   All of it is linear in the number of prompts, and in that of blocks from two
   on (the first and the last do less): four small models are traced.
   """
-  config = jax_side.config_of(case(backbone, 1, dtype))
+  config = jax_models.config_of(case(backbone, 1, dtype))
   spec = model_lib.build(config, 2).backbone.spec
 
   def whole_depth(prompts: int) -> np.ndarray:

@@ -138,7 +138,8 @@ class PromptedViT(nn.Module):
     width = embedding.shape[-1]
     side = round(positions**0.5)
     depth = sum(path.endswith("LayerNorm_0/scale") for path in arrays)
-    self.vit = _vision_transformer()(
+    # Its layers are unknown to type checkers.
+    self.vit: Any = _vision_transformer()(
       img_size=side * patch,
       patch_size=patch,
       num_classes=0,
@@ -150,7 +151,11 @@ class PromptedViT(nn.Module):
     )
     self.vit.requires_grad_(False)
     self.method = METHODS[method](arrays, dropout)
-    self.head = nn.Linear(*arrays["head/kernel"].shape)
+    self.head = self._make_head(arrays)
+
+  def _make_head(self, arrays: Arrays) -> nn.Module:
+    """Returns the head, without its values."""
+    return nn.Linear(*arrays["head/kernel"].shape)
 
   def _fill(self, arrays: Arrays) -> None:
     """Gives the layers their values."""
@@ -164,17 +169,32 @@ class PromptedViT(nn.Module):
     if left:
       raise ValueError(f"a plain ViT has no {', '.join(sorted(left))}")
 
-  def forward(self, image: torch.Tensor) -> torch.Tensor:
+  def forward(self, image: torch.Tensor) -> Any:
     """Returns logits [B, K] of normalised images [B, 3, H, W]."""
-    vit: Any = self.vit  # of timm, whose layers are unknown to type checkers
+    last = len(self.vit.blocks) - 1
+    (x,) = self.tokens(image, (last,))
+    pooled = self.vit.norm(x)[:, 0]
+    return self.head(pooled.float())
+
+  def tokens(
+    self, image: torch.Tensor, blocks: tuple[int, ...]
+  ) -> list[torch.Tensor]:
+    """Returns the tokens [B, T, D] after some blocks.
+
+    Args:
+      image: normalised images [B, 3, H, W].
+      blocks: which ones, in rising order; one may be there twice.
+    """
+    vit = self.vit
     patches = vit.patch_embed(image.to(vit.cls_token.dtype))
     class_token = vit.cls_token.expand(len(patches), -1, -1)
     x = torch.cat([class_token, patches], dim=1) + vit.pos_embed
     x = self.method.enter(image, x)
+    out = []
     for i, block in enumerate(vit.blocks):
       x = self.method.block(i, x, self._runner(block))
-    pooled = vit.norm(x)[:, 0]
-    return self.head(pooled.float())
+      out += [x] * blocks.count(i)
+    return out
 
   def _runner(self, block: Any) -> Callable[..., torch.Tensor]:
     """Returns (tokens, temperature) -> tokens of a block of timm."""

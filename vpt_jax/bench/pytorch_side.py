@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils import flop_counter
 
-from vpt_jax.bench import pytorch_models, worker
+from vpt_jax.bench import pytorch_dense, pytorch_models, segmentation, worker
 
-# As in `jax_side.py`.
+# As in `jax_side.py` and `jax_models.py`.
 RATE = 0.01
 MOMENTUM = 0.9
 DECAY = 1e-3
@@ -65,25 +65,49 @@ class PytorchSide:
     weights = {
       path: array for path, array in arrays.items() if path not in INPUTS
     }
-    model = pytorch_models.PromptedViT(
-      weights,
-      self.case["method"],
-      self.case["dropout"],
-      fused=self.case["variant"] != "eager",
-    )
+    options = {
+      "method": self.case["method"],
+      "dropout": self.case["dropout"],
+      "fused": self.case["variant"] != "eager",
+    }
+    head = self.case.get("segmentation")
+    model: pytorch_models.PromptedViT
+    if head:
+      model = pytorch_dense.SegmentingViT(weights, head=head, **options)
+    else:
+      model = pytorch_models.PromptedViT(weights, **options)
     model.vit.to(self.dtype)
     return model.to(self.device)
 
+  @property
+  def is_dense(self) -> bool:
+    """Whether it is a case of segmentation."""
+    return isinstance(self.model, pytorch_dense.SegmentingViT)
+
   def _optimizer(self) -> torch.optim.SGD:
-    """Returns that of the papers, which spares the head's bias from decay."""
-    decayed = []
-    for name, parameter in self.model.named_parameters():
-      if parameter.requires_grad and name != "head.bias":
-        decayed.append(parameter)
-    groups: list[dict[str, Any]] = [
-      {"params": [self.model.head.bias], "weight_decay": 0.0},
-      {"params": decayed},
+    """Returns that of the papers.
+
+    Of classification it spares the head's bias from decay, of segmentation the
+    head has a larger rate.
+    """
+    groups: list[dict[str, Any]]
+    method = list(self.model.method.parameters())
+    head = dict(self.model.head.named_parameters())
+    if self.is_dense:
+      rate = segmentation.HEAD_RATE * RATE
+      groups = [{"params": list(head.values()), "lr": rate}]
+      if method:
+        groups.append({"params": method})
+      return self._sgd(groups)
+    bias = head.pop("bias")
+    groups = [
+      {"params": [bias], "weight_decay": 0.0},
+      {"params": [*method, *head.values()]},
     ]
+    return self._sgd(groups)
+
+  def _sgd(self, groups: list[dict[str, Any]]) -> torch.optim.SGD:
+    """Returns an optimizer of groups of parameters and their options."""
     return torch.optim.SGD(
       groups,
       lr=RATE,
@@ -104,10 +128,16 @@ class PytorchSide:
     self._set_training(False)
     return self.run(self.image)
 
+  def loss(self, outputs: Any) -> torch.Tensor:
+    """Returns the mean loss of what the model gives."""
+    if self.is_dense:
+      return pytorch_dense.loss(outputs, self.label)
+    return F.cross_entropy(outputs, self.label)
+
   def _run_step(self) -> torch.Tensor:
     self._set_training(True)
     self.optimizer.zero_grad()
-    loss = F.cross_entropy(self.run(self.image), self.label)
+    loss = self.loss(self.run(self.image))
     loss.backward()
     self.optimizer.step()
     self.model.method.constrain()
@@ -116,9 +146,13 @@ class PytorchSide:
   def logits(self, count: int) -> dict[str, Any]:
     """Returns those of all images, without dropout, and the seconds.
 
-    At first these are with compilation.
+    At first these are with compilation. Of segmentation logits are the main
+    head's at some pixels.
     """
     seconds, logits = worker.timed(self._run_forward, self._wait, count)
+    if self.is_dense:
+      main = logits[0].permute(0, 2, 3, 1)
+      logits = segmentation.sampled(main)
     return {"logits": logits.float().cpu().tolist(), "seconds": seconds}
 
   def forward(self, count: int) -> dict[str, Any]:
