@@ -104,8 +104,7 @@ def draw(workdirs: Sequence[str], to: Path) -> str:
   Raises:
     ValueError: see `condensed`.
   """
-  records = records_lib.find(workdirs)
-  record_checks.check(records)
+  records = records_lib.find(workdirs, record_checks.fault)
   lines = condensed(records)
   labels, common = figures.distinguish(list(lines))
   title = f"Prompt condensation: {common}"

@@ -157,8 +157,7 @@ def draw(workdirs: Sequence[str], field: str, to: Path) -> str:
   Raises:
     ValueError: see `points`.
   """
-  records = records_lib.find(workdirs)
-  record_checks.check(records)
+  records = records_lib.find(workdirs, record_checks.fault)
   lines = points(records, field)
   labels, common = figures.distinguish(list(lines))
   all_points = [point for line in lines.values() for point in line]

@@ -30,6 +30,7 @@ RESULT_STAGES = ("final", "single")  # whose scores the tables show
 STAGES = (*RESULT_STAGES, "search", "condense")
 STATUSES = ("done", "diverged")
 MOST_CLASSES = 100_000  # so that a damaged label does not ask for a huge table
+MOST_DENSE_CLASSES = 255  # label maps are bytes, and 255 is no class
 
 
 def _is_curve(value: Any) -> bool:
@@ -63,10 +64,27 @@ def _is_class_scores(value: Any) -> bool:
   return value is None or (_is_numbers(value) and len(value) <= MOST_CLASSES)
 
 
+def _is_class_percents(value: Any) -> bool:
+  """Returns whether a value is a list of percents, null where there is none."""
+  if value is None:
+    return True
+  if not _is_numbers(value) or len(value) > MOST_DENSE_CLASSES:
+    return False
+  return all(percent is None or 0 <= percent <= 100 for percent in value)
+
+
 CURVE = Kind("an object of lists, a value for each epoch", _is_curve)
 CONFUSION = Kind("[[label, prediction, images], ...]", _is_confusion)
 CLASS_SCORES = Kind(
   "a list of numbers, null for a class without images", _is_class_scores
+)
+CLASS_PERCENTS = Kind(
+  f"a list of at most {MOST_DENSE_CLASSES} numbers 0..100, null for a class "
+  "without pixels",
+  _is_class_percents,
+)
+COUNT = Kind(
+  "a whole number of at least 0", lambda value: is_whole(value) and value >= 0
 )
 
 EVERY_RECORD: Fields = {
@@ -103,6 +121,9 @@ FINISHED_RUN: Fields = {
 OPTIONAL: Fields = {
   "confusion": CONFUSION,
   "average_precision": CLASS_SCORES,
+  "class_iou": CLASS_PERCENTS,
+  "class_accuracy": CLASS_PERCENTS,
+  "head_params": json_files.or_null(COUNT),
 }
 CONDENSATION: Fields = {
   "statistic": TEXT,
@@ -123,12 +144,22 @@ CORRELATIONS: Fields = {"magnitude": NUMBER, "change": NUMBER}
 def check(records: Sequence[Record]) -> None:
   """Raises ValueError for a record without what its stage must have."""
   for record in records:
-    _check_fields(record, EVERY_RECORD, record)
-    _refuse(fault_of_problem(record), record)
-    if record["stage"] == "condense":
-      _refuse(fault_of_condensation(record), record)
-    else:
-      _check_run(record)
+    wrong = fault(record)
+    if wrong:
+      raise ValueError(
+        f"record {str(record.get('id'))!r:.40}: {wrong}; delete its line from "
+        f"{run_records.FILE}, the run can be made again"
+      )
+
+
+def fault(record: Record) -> str:
+  """Returns what is wrong with a record; "" if nothing is."""
+  wrong = json_files.fault(record, EVERY_RECORD) or fault_of_problem(record)
+  if wrong:
+    return wrong
+  if record["stage"] == "condense":
+    return fault_of_condensation(record)
+  return _fault_of_run(record)
 
 
 def fault_of_problem(facts: Record) -> str:
@@ -138,15 +169,34 @@ def fault_of_problem(facts: Record) -> str:
   return json_files.fault({"problem": name}, {"problem": known})
 
 
-def _check_run(record: Record) -> None:
-  _check_fields(record, RUN, record)
-  if record["status"] != "done":
-    return
+def _fault_of_run(record: Record) -> str:
+  """Returns what is wrong with a run's record, see `fault`."""
+  wrong = json_files.fault(record, RUN)
+  if wrong or record["status"] != "done":
+    return wrong
   scores = [score.name for score in problems.of_run(record).scores]
-  _check_fields(record, {"metric": one_of(scores)}, record)
-  _check_fields(record, {**FINISHED_RUN, record["metric"]: NUMBER}, record)
-  there = {name: kind for name, kind in OPTIONAL.items() if name in record}
-  _check_fields(record, there, record)
+  wrong = json_files.fault(record, {"metric": one_of(scores)})
+  if wrong:
+    return wrong
+  kinds = {**FINISHED_RUN, record["metric"]: NUMBER}
+  of_scores = json_files.object_of(dict.fromkeys(scores, NUMBER))
+  optional = {**OPTIONAL, "multi_scale": json_files.or_null(of_scores)}
+  for name, kind in optional.items():
+    if name in record:
+      kinds[name] = kind
+  return json_files.fault(record, kinds) or _fault_of_classes(record)
+
+
+def _fault_of_classes(record: Record) -> str:
+  """Returns whether the lists of a segmentation's classes differ in length."""
+  ious = record.get("class_iou")
+  accuracies = record.get("class_accuracy")
+  if ious is None or accuracies is None or len(ious) == len(accuracies):
+    return ""
+  return (
+    f"field 'class_accuracy' has {len(accuracies)} classes, expected the "
+    f"{len(ious)} of 'class_iou'"
+  )
 
 
 def fault_of_condensation(record: Record) -> str:
@@ -168,20 +218,6 @@ def fault_of_condensation(record: Record) -> str:
   for correlations in record.get("oracle", {}).values():
     wrong = wrong or json_files.fault(correlations, CORRELATIONS)
   return wrong
-
-
-def _check_fields(part: Any, fields: Fields, record: Record) -> None:
-  """Checks a record or a part of it."""
-  _refuse(json_files.fault(part, fields), record)
-
-
-def _refuse(wrong: str, record: Record) -> None:
-  """Raises ValueError if anything is wrong with a record."""
-  if wrong:
-    raise ValueError(
-      f"record {str(record.get('id'))!r:.40}: {wrong}; delete its line from "
-      f"{run_records.FILE}, the run can be made again"
-    )
 
 
 def share_scores(record: Record) -> tuple[str, str]:

@@ -14,14 +14,14 @@ SCORE_tuned, gmacs, milliseconds; the first row is of all prompts) and, if asked
 for, `oracle` ({statistic: {magnitude, change}}), see `condensation/stages.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import io
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpt_jax import problems
 from vpt_jax.utils import files, json_files, system_errors, texts
@@ -47,7 +47,9 @@ class Outcome:
     classes: names, or () if not known.
     kept: what the problem keeps of the predictions, None in searches. Of
       classification {"confusion": [[label, prediction, images], ...]}, without
-      zeros.
+      zeros; of segmentation `class_iou` and `class_accuracy`, percent of each
+      class, null without such pixels, `multi_scale`, its scores over several
+      scales if they were asked for, and `head_params`, the scalars of its head.
   """
 
   metric: str
@@ -214,9 +216,12 @@ class Store:
     # What follows the last end of a line is empty, or torn by a kill.
     *lines, _ = self.path.read_bytes().split(b"\n")
     return [
-      _parsed(line, f"{self.path}, line {number}")
-      for number, line in enumerate(lines, 1)
+      _parsed(line, self.place(number)) for number, line in enumerate(lines, 1)
     ]
+
+  def place(self, line: int) -> str:
+    """Returns the name of a line, the first is 1, for an error."""
+    return f"{self.path}, line {line}"
 
   @contextlib.contextmanager
   def _locked(self) -> Iterator[io.FileIO]:
@@ -263,16 +268,49 @@ def _fault_of_score(record: Record) -> str:
   return json_files.fault(record, {name: json_files.NUMBER})
 
 
-def find(paths: Sequence[str | os.PathLike]) -> list[Record]:
+def find(
+  paths: Sequence[str | os.PathLike],
+  fault_of: Callable[[Record], str] | None = None,
+) -> list[Record]:
   """Returns the records of runs, each id once.
 
   Args:
+    paths: see `locate`.
+    fault_of: likewise.
+
+  Raises:
+    ValueError: see `locate`.
+  """
+  return [located.record for located in locate(paths, fault_of)]
+
+
+class Located(NamedTuple):
+  """Is a record and where it is.
+
+  Attributes:
+    record: a line.
+    folder: of its file.
+  """
+
+  record: Record
+  folder: Path
+
+
+def locate(
+  paths: Sequence[str | os.PathLike],
+  fault_of: Callable[[Record], str] | None = None,
+) -> list[Located]:
+  """Returns the records of runs and their folders, each id once.
+
+  Args:
     paths: of files; or of folders, whose topmost files are read.
+    fault_of: returns what is wrong with a record, "" if nothing, such as
+      `record_checks.fault`; None: fields are not checked.
 
   Raises:
     ValueError: a path without records, or a damaged line.
   """
-  by_id: dict[str, Record] = {}
+  by_id: dict[str, Located] = {}
   for path in map(Path, paths):
     found = [path] if path.is_file() else _topmost(path)
     if not found:
@@ -280,9 +318,14 @@ def find(paths: Sequence[str | os.PathLike]) -> list[Record]:
         f"no {FILE} in or below {path}; expected the workdir of a finished run "
         "or of a sweep"
       )
-    for file in found:
-      for record in Store(file).read():
-        by_id.setdefault(record["id"], record)
+    for store in map(Store, found):
+      for number, record in enumerate(store.read(), 1):
+        if record["id"] in by_id:
+          continue
+        wrong = fault_of(record) if fault_of else ""
+        if wrong:
+          raise ValueError(f"{store.place(number)}: {wrong}; {REMEDY}")
+        by_id[record["id"]] = Located(record, store.path.parent)
   return list(by_id.values())
 
 
