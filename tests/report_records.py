@@ -15,6 +15,7 @@ METHODS = {  # name -> (method, fields that differ, trainable parameters)
   "vapt": ("vapt", {}, 63298),
   "full": ("full", {"trainable": ".*"}, 85_806_346),
 }
+GATED = {"name": "gated", "method": "gated", "backbone": "mae_b16"}
 TOTAL = 85_806_346
 
 
@@ -30,6 +31,7 @@ def config(
   )
   out = out.to_dict()
   del out["condense"], out["sweep"]
+  out.pop("segmentation", None)
   for name in (
     "linear",
     "full",
@@ -166,6 +168,42 @@ def multi_label(value, average_precision=None, **more):
   )
   if out["status"] == "done":
     out["average_precision"] = average_precision
+  return out
+
+
+def segmentation(
+  miou,
+  *,
+  class_iou=None,
+  class_accuracy=None,
+  multi_scale=None,
+  head_params=7000,
+  decoder="pup",
+  **more,
+):
+  """Returns a record of segmentation; `multi_scale` is its mIoU there."""
+  more = {"task": "ade20k", "classes": ("wall", "sky", "cat"), **more}
+  out = of_problem("segmentation", "miou", "train_aacc", miou, **more)
+  out["id"] = hashlib.sha256(f"maps {out['id']}".encode()).hexdigest()[:12]
+  out["config"] |= {
+    "problem": "segmentation",
+    "segmentation": {"decoder": decoder, "test": "slide"},
+  }
+  if out["status"] != "done":
+    return out
+  out |= {
+    "macc": miou + 8.0,
+    "aacc": miou + 30.0,
+    "class_iou": class_iou,
+    "class_accuracy": class_accuracy,
+    "head_params": head_params,
+  }
+  if multi_scale is not None:
+    out["multi_scale"] = {
+      "miou": multi_scale,
+      "macc": multi_scale + 8.0,
+      "aacc": multi_scale + 30.0,
+    }
   return out
 
 

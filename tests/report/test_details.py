@@ -4,6 +4,7 @@ import pytest
 
 from tests import report_records as made
 from vpt_jax.report import (
+  class_summaries,
   details,
   page,
   record_fields,
@@ -98,7 +99,7 @@ def test_confusions_are_summed_over_seeds():
     made.record(seed=seed, confusion=[[0, 0, 3], [0, 1, 1], [1, 1, 4]])
     for seed in (42, 44)
   ]
-  one = details.confusions(records)
+  one = class_summaries.confusions(records)
   assert one["scores"] == [[75.0, 0, 8], [100.0, 1, 8]]
   assert one["wrong"] == [[0, 1, 2, 8]]
   assert one["matrix"] == [[0, 0, 6], [0, 1, 2], [1, 1, 8]]
@@ -107,7 +108,9 @@ def test_confusions_are_summed_over_seeds():
 
 def test_many_classes_have_no_matrix():
   pairs = [[label, label, label + 1] for label in range(120)] + [[7, 9, 50]]
-  one = details.confusions([made.record(classes=[], confusion=sorted(pairs))])
+  one = class_summaries.confusions(
+    [made.record(classes=[], confusion=sorted(pairs))]
+  )
   assert one["matrix"] == [] and one["wrong"] == [[7, 9, 50, 58]]
   assert one["left_out"] == 70 and len(one["scores"]) == 50
   assert one["titles"][7] == "7"
@@ -124,7 +127,7 @@ def test_classes_of_a_multi_label_record():
     )
   ]
   found = rows.collect(records)
-  (one,) = details.classes(found.rows, page.labels(found.rows))
+  (one,) = class_summaries.classes(found.rows, page.labels(found.rows))
   assert one["measure"] == "average precision" and one["seeds"] == 2
   assert one["scores"] == [[45.0, 1, None], [85.0, 0, None]]
   assert one["titles"] == {0: "cat", 1: "dog"}

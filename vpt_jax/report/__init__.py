@@ -7,7 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   submod_attrs={
     "export": ["latex", "markdown", "table_csv"],
     "page": ["render"],
-    "record_fields": ["check"],
     "result_tables": ["terminal"],
     "rows": ["Results", "Row", "TaskScore", "collect"],
     "suites": ["SUITES", "Column", "Suite"],

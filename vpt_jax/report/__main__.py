@@ -1,12 +1,13 @@
 """Makes tables and a page of results: `python -m vpt_jax.report WORKDIR...`."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 import sys
 
 from vpt_jax.report import export, page, result_tables, rows
 from vpt_jax.report.record_fields import Record
+from vpt_jax.training import record_checks
 from vpt_jax.training import records as run_records
 from vpt_jax.utils import command_line, files
 
@@ -36,9 +37,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def write(
-  records: Sequence[Record], folder: Path, split: str = "test"
+  records: Sequence[Record],
+  folder: Path,
+  split: str = "test",
+  folders: Mapping[str, Path] = page.NO_FOLDERS,
 ) -> list[Path]:
   """Writes all files and returns their paths.
+
+  Args:
+    records: of all runs.
+    folder: gets the files.
+    split: whose results are shown.
+    folders: see `page.render`.
 
   Raises:
     ValueError: a record that is not of the schema.
@@ -48,7 +58,7 @@ def write(
     "table.md": export.markdown(found),
     "table.tex": export.latex(found),
     "table.csv": export.table_csv(found),
-    "report.html": page.render(records, found),
+    "report.html": page.render(records, found, folders),
   }
   for name, text in texts.items():
     files.write_atomic(folder / name, text.encode())
@@ -58,10 +68,13 @@ def write(
 def run(args: argparse.Namespace) -> int:
   """Prints the table, writes the files; returns the exit status."""
   workdirs = [Path(path).expanduser() for path in args.workdir]
-  records = run_records.find(workdirs)
+  located = run_records.locate(workdirs, record_checks.fault)
+  records = [one.record for one in located]
   sys.stdout.write(result_tables.terminal(records, args.split))
   if args.out:
-    for path in write(records, Path(args.out).expanduser(), args.split):
+    folders = {one.record["id"]: one.folder for one in located}
+    out = Path(args.out).expanduser()
+    for path in write(records, out, args.split, folders):
       sys.stdout.write(f"{path}\n")
   return 0
 

@@ -39,7 +39,7 @@ def markdown(found: Results) -> str:
     headings = map(result_tables.heading, table.columns)
     lines = [[*line.head, *line.cells] for line in table.lines]
     out += [f"## {table.suite.title}", ""]
-    out += _grid([*result_tables.HEAD, *headings], lines, result_tables.TEXTS)
+    out += _grid([*table.head, *headings], lines, result_tables.TEXTS)
     out += ["", *_bullets(table.notes)]
   comparisons = _comparison_lines(found)
   if comparisons:
@@ -120,8 +120,8 @@ def latex(found: Results) -> str:
 
 
 def _latex_table(table: SuiteTable) -> list[str]:
-  groups, rules = _latex_groups(table.columns)
-  labels = [_tex(label) for label in result_tables.HEAD]
+  groups, rules = _latex_groups(len(table.head), table.columns)
+  labels = [_tex(label) for label in table.head]
   for column in table.columns:
     labels.append(rf"\rotatebox{{90}}{{{_tex(column.label)}}}")
   body = []
@@ -130,13 +130,14 @@ def _latex_table(table: SuiteTable) -> list[str]:
       body.append(r"\addlinespace")
     body.append(_latex_line(line))
   notes = [_tex(note) + r"\par" for note in table.notes]
+  numbers = len(table.head) - result_tables.TEXTS + len(table.columns)
   return [
     "",
     r"\begin{table}",
     r"\centering",
     rf"\caption{{{_tex(table.suite.title)}}}",
     r"\resizebox{\textwidth}{!}{%",
-    rf"\begin{{tabular}}{{llrr{'r' * len(table.columns)}}}",
+    rf"\begin{{tabular}}{{ll{'r' * numbers}}}",
     r"\toprule",
     " & ".join(groups) + r" \\",
     "".join(rules),
@@ -152,9 +153,15 @@ def _latex_table(table: SuiteTable) -> list[str]:
   ]
 
 
-def _latex_groups(columns: Sequence[Column]) -> tuple[list[str], list[str]]:
-  """Returns the headings above the headings, and the rules below them."""
-  before = len(result_tables.HEAD)
+def _latex_groups(
+  before: int, columns: Sequence[Column]
+) -> tuple[list[str], list[str]]:
+  """Returns the headings above the headings, and the rules below them.
+
+  Args:
+    before: columns before these.
+    columns: of the suite.
+  """
   groups = [rf"\multicolumn{{{before}}}{{c}}{{}}"]
   rules = []
   first = before + 1  # LaTeX counts columns from 1
@@ -204,6 +211,7 @@ CSV = (
   "difference",
   "third_hand",
   "source",
+  "trainable_params_without_head",
 )
 NO_NUMBER = [""] * 5  # from `published` on
 
@@ -212,7 +220,7 @@ def table_csv(found: Results) -> str:
   """Returns a line for each score or mean and published number beside it."""
   lines: list[Sequence[Any]] = [CSV]
   for table in result_tables.suite_tables(found):
-    for row in result_tables.rows_of_suite(found, table.suite):
+    for row in found.rows_of(table.suite):
       lines += _csv_lines(table, row)
   return csv_texts.lines(lines)
 
@@ -221,8 +229,10 @@ def _csv_lines(table: SuiteTable, row: Row) -> list[list[Any]]:
   beside = published.compare(row, table.suite)
   lines = []
   for column in table.columns:
-    if row.value(column) is None and column.key not in row.scores:
+    score = row.score(column)
+    if row.value(column) is None and score is None:
       continue
+    without_head = None if score is None else score.without_head
     head = [table.suite.name, row.name, row.backbone, column.key]
     head += _csv_score(row, column)
     numbers = [
@@ -231,12 +241,12 @@ def _csv_lines(table: SuiteTable, row: Row) -> list[list[Any]]:
       if comparison.column is column
     ]
     for number in numbers or [NO_NUMBER]:
-      lines.append(head + number)
+      lines.append([*head, *number, without_head])
   return lines
 
 
 def _csv_score(row: Row, column: Column) -> list[Any]:
-  score = row.scores.get(column.key)
+  score = row.score(column)
   if score is None:  # a mean over tasks
     return ["", _rounded(row.value(column)), "", "", "", ""]
   return [

@@ -4,11 +4,15 @@ import base64
 from collections.abc import Mapping, Sequence
 import hashlib
 import json
+from pathlib import Path
 import statistics
+import types
 from typing import Any
 
 from vpt_jax.report import (
+  class_summaries,
   details,
+  galleries,
   published,
   record_fields,
   result_tables,
@@ -21,15 +25,21 @@ from vpt_jax.report.suites import Column, Suite
 
 Json = dict[str, Any]
 
+NO_FOLDERS: Mapping[str, Path] = types.MappingProxyType({})
 SCRIPTS = ("charts.js", "page.js", "runs.js")  # joined in this order
 
 
-def render(records: Sequence[Record], found: Results) -> str:
+def render(
+  records: Sequence[Record],
+  found: Results,
+  folders: Mapping[str, Path] = NO_FOLDERS,
+) -> str:
   """Returns the page.
 
   Args:
     records: all of them, searches too.
     found: the rows of the same records.
+    folders: {id of a record: folder of its file}, of which pictures are shown.
   """
   code = "".join(_asset(name) for name in SCRIPTS)
   # No other script than this may run, and nothing may be loaded.
@@ -39,7 +49,7 @@ def render(records: Sequence[Record], found: Results) -> str:
     ("@DIGEST@", digest),
     ("@STYLE@", _asset("page.css")),
     ("@CODE@", code),
-    ("@DATA@", embed(data(records, found))),
+    ("@DATA@", embed(data(records, found, folders))),
   ):
     # A mark is there once; a text that was put in before may hold another.
     before, after = page.split(mark)
@@ -59,20 +69,24 @@ def embed(value: Any) -> str:
   return text.replace("<", "\\u003c")
 
 
-def data(records: Sequence[Record], found: Results) -> Json:
-  """Returns all that the page shows."""
+def data(
+  records: Sequence[Record],
+  found: Results,
+  folders: Mapping[str, Path] = NO_FOLDERS,
+) -> Json:
+  """Returns all that the page shows, see `render`."""
   names = labels(found.rows)
-  shown = suites.find(found.tasks)
   return {
     "overview": overview(records, found),
     "notes": result_tables.general_notes(found),
     "split": found.split,
-    "suites": [suite_data(found, suite, names) for suite in shown],
+    "suites": [suite_data(found, suite, names) for suite in found.suites],
     "compared": compared(found, names),
     "known": known(found),
     "curves": details.curves(found.rows, names),
     "searches": details.searches(records),
-    "classes": details.classes(found.rows, names),
+    "classes": class_summaries.classes(found.rows, names),
+    "galleries": galleries.collect(found, names, folders),
     "condensed": details.condensed(records),
     "cost": cost(records),
     "runs": details.runs(records),
@@ -80,14 +94,22 @@ def data(records: Sequence[Record], found: Results) -> Json:
 
 
 def labels(found: Sequence[Row]) -> dict[int, str]:
-  """Returns {id of a row: short name}, with its backbone if there are several.
+  """Returns {id of a row: short name}, with what else tells it from others.
+
+  That is its backbone and its problem, if there are several.
 
   Rows hold dictionaries, so they cannot be keys themselves.
   """
-  several = len({row.backbone for row in found}) > 1
+  backbones = {row.backbone for row in found}
+  kinds = {row.dense for row in found}
   out = {}
   for row in found:
-    out[id(row)] = f"{row.name} \u00b7 {row.backbone}" if several else row.name
+    parts = [row.name]
+    if len(backbones) > 1:
+      parts.append(row.backbone)
+    if len(kinds) > 1 and row.dense:
+      parts.append("segmentation")
+    out[id(row)] = " \u00b7 ".join(parts)
   return out
 
 
@@ -118,12 +140,13 @@ def overview(records: Sequence[Record], found: Results) -> list[list[str]]:
 
 def suite_data(found: Results, suite: Suite, names: Mapping[int, str]) -> Json:
   """Returns a suite's rows, each cell with its strongest published number."""
-  in_suite = result_tables.rows_of_suite(found, suite)
+  in_suite = found.rows_of(suite)
   columns = [column for column in suite.columns if _has_cell(column, in_suite)]
   sources: list[str] = []
   return {
     "title": suite.title,
     "notes": result_tables.suite_notes(found, suite),
+    "params": result_tables.PARAMS if suite.dense else [],
     "columns": [
       {
         "label": column.label,
@@ -151,8 +174,11 @@ def _score_title(in_suite: Sequence[Row], column: Column) -> str:
   metrics = set()
   for row in in_suite:
     for task in column.tasks:
-      if task in row.scores and row.scores[task].mean is not None:
-        metrics.add(row.scores[task].metric)
+      score = row.scores.get(task)
+      if not column.is_mean:
+        score = row.score(column)
+      if score is not None and score.mean is not None:
+        metrics.add(score.metric)
   if len(metrics) == 1:
     return details.axis_title(metrics.pop())
   # A mean over tasks that papers score in different ways.
@@ -176,12 +202,13 @@ def _row_data(
   mean_trained = statistics.fmean(score.trained for score in scores)
   trained = []
   for column in columns:
-    score = row.scores.get(column.key)
+    score = row.score(column)
     trained.append(round(mean_trained if score is None else score.trained))
   return {
     "label": label,
     "head": result_tables.head(row, suite),
     "percent": statistics.fmean(score.percent for score in scores),
+    "params": result_tables.params(scores[0]) if suite.dense else [],
     "trained": trained,
     "cells": cells,
   }
@@ -194,7 +221,7 @@ def _cell_data(
   value = row.value(column)
   if value is not None:
     out["value"] = _rounded(value)
-  score = row.scores.get(column.key)
+  score = row.score(column)
   if score is not None and score.mean is not None:
     out["std"] = _rounded(score.std)
     out["count"] = score.count
@@ -216,7 +243,7 @@ def compared(found: Results, names: Mapping[int, str]) -> list[list[Any]]:
   """Returns every published number beside the measured one."""
   out = []
   for comparison in result_tables.comparisons(found):
-    score = comparison.row.scores.get(comparison.column.key)
+    score = comparison.row.score(comparison.column)
     number = comparison.published
     out.append(
       [
@@ -239,12 +266,14 @@ def known(found: Results) -> list[list[Any]]:
 
   Weak ones are among them.
   """
-  shown = suites.find(found.tasks)
   out = []
   for backbone in dict.fromkeys(row.backbone for row in found.rows):
     numbers = published.numbers(backbone)
-    for suite in shown:
-      for column in suite.columns:
+    for suite in found.suites:
+      columns = suite.columns
+      if suite.dense:  # whether or not a run was tested at several scales
+        columns = suites.of_label_maps(suite.name, True).columns
+      for column in columns:
         for number in numbers.get(column.key, ()):
           out.append(_known_number(backbone, suite, column, number))
   return out

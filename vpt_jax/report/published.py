@@ -29,7 +29,8 @@ class Number:
     std: over seeds, or None.
     label: of the method, as published.
     source: paper, how we know it, remarks; for people.
-    weak: quoted by third hands; never to be shown as the paper's.
+    weak: quoted by third hands or from memory; never to be shown as the
+      paper's.
     tuned: published percent of tuned parameters, or None.
   """
 
@@ -42,7 +43,7 @@ class Number:
 
   @property
   def text(self) -> str:
-    """As published; in brackets what third hands say."""
+    """As published; in brackets what is weak."""
     std = "" if self.std is None else f" \u00b1 {self.std}"
     return f"({self.value}{std})" if self.weak else f"{self.value}{std}"
 
@@ -102,7 +103,7 @@ def numbers(
       continue
     keys = table()["columns"][group["columns"]]
     for line in group["rows"]:
-      if records is not None and not _is_method_of(line, records):
+      if records is not None and not _is_method_of(group, line, records):
         continue
       for index, key in enumerate(keys):
         if line["values"][index] is not None:
@@ -113,12 +114,13 @@ def numbers(
   return out
 
 
-def _is_method_of(line: Json, records: Sequence[Record]) -> bool:
+def _is_method_of(group: Json, line: Json, records: Sequence[Record]) -> bool:
   """Returns whether all records are of the method of a published line."""
   where = conditions(line["kind"])
   if where is None:
     return False
-  where = where | line.get("where", {})
+  of_group = table()[group["like"]] if "like" in group else {}
+  where = where | of_group | line.get("where", {})
   return all(fits(record, where) for record in records)
 
 
@@ -145,7 +147,7 @@ def _number(group: Json, line: Json, index: int, key: str) -> Number:
 
 def label(line: Mapping[str, Any]) -> str:
   """Returns a published line's method, as its paper calls it."""
-  name = table()["kinds"][line["kind"]]["label"]
+  name = line.get("label") or table()["kinds"][line["kind"]]["label"]
   return f"{name}, {line['prompts']} prompts" if "prompts" in line else name
 
 
@@ -160,11 +162,18 @@ def field_value(config: Mapping[str, Any], field: str) -> Any:
 
 
 def fits(record: Record, where: Mapping[str, Any]) -> bool:
-  """Returns whether a record's config has these values."""
-  return all(
-    field_value(record["config"], field) == value
-    for field, value in where.items()
-  )
+  """Returns whether a record's config has these values.
+
+  Args:
+    record: of a run.
+    where: {field: value}; {"any": values} stands for any of several.
+  """
+  for field, wanted in where.items():
+    value = field_value(record["config"], field)
+    choices = wanted["any"] if isinstance(wanted, dict) else [wanted]
+    if value not in choices:
+      return False
+  return True
 
 
 def compare(row: Row, suite: Suite) -> list[Comparison]:

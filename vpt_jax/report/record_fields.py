@@ -8,6 +8,11 @@ from vpt_jax.training.records import Record as Record
 from vpt_jax.utils import trees
 
 
+def is_dense(record: Record) -> bool:
+  """Returns whether a record is of label maps, a class for every pixel."""
+  return problems.of_run(record).dense
+
+
 def metric(record: Record) -> problems.Score:
   """Returns the score that a record is judged by.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 
 from vpt_jax import problems
-from vpt_jax.report import published, record_fields, rows, suites
+from vpt_jax.report import published, record_fields, rows
 from vpt_jax.report.published import Comparison
 from vpt_jax.report.record_fields import Record
 from vpt_jax.report.rows import Results, Row, TaskScore
@@ -15,6 +15,8 @@ WIDTH = 110  # characters of a terminal's line
 GAP = 2  # spaces between two columns there
 MARK = "\u2020"  # of a mean without the seeds that diverged
 HEAD = ("method", "backbone", "seeds", "tuned/total %")
+# What tables of label maps have besides: heads there are large.
+PARAMS = ("params", "without head")
 TEXTS = 2  # columns of HEAD that are words; the others are numbers
 INDENT = "  "  # of lines that belong to the one above
 
@@ -24,11 +26,12 @@ class Line:
   """A line of a table.
 
   Attributes:
-    head: method, backbone, seeds and percent of tuned parameters.
+    head: method, backbone, seeds and percent of tuned parameters; of label
+      maps also trained parameters, with and without the head.
     cells: one for each column.
   """
 
-  head: tuple[str, str, str, str]
+  head: tuple[str, ...]
   cells: tuple[str, ...]
 
   @property
@@ -43,12 +46,14 @@ class SuiteTable:
 
   Attributes:
     suite: the benchmark.
+    head: headings of the columns before these.
     columns: those shown.
     lines: of each row, followed by its published numbers and the differences.
     notes: below the table.
   """
 
   suite: Suite
+  head: tuple[str, ...]
   columns: tuple[Column, ...]
   lines: list[Line]
   notes: list[str]
@@ -61,14 +66,12 @@ def suite_tables(found: Results, every: bool = True) -> list[SuiteTable]:
     found: the rows.
     every: with all columns of a suite; else those that have a number.
   """
-  return [
-    suite_table(found, suite, every) for suite in suites.find(found.tasks)
-  ]
+  return [suite_table(found, suite, every) for suite in found.suites]
 
 
 def suite_table(found: Results, suite: Suite, every: bool) -> SuiteTable:
   """Returns the table of one suite."""
-  in_table = rows_of_suite(found, suite)
+  in_table = found.rows_of(suite)
   columns = suite.columns
   if not every:
     columns = tuple(
@@ -86,22 +89,30 @@ def suite_table(found: Results, suite: Suite, every: bool) -> SuiteTable:
       if comparison.published.source not in sources:
         sources.append(comparison.published.source)
     comparisons = [beside.get(column.key) for column in columns]
-    lines.append(_published_line(comparisons, sources))
-    lines.append(_difference_line(comparisons))
+    blank = ("",) * (len(lines[-1].head) - 1)
+    lines.append(_published_line(comparisons, sources, blank))
+    lines.append(_difference_line(comparisons, blank))
   notes = suite_notes(found, suite)
   notes += [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
-  return SuiteTable(suite, columns, lines, notes)
+  return SuiteTable(suite, headings(suite), columns, lines, notes)
+
+
+def headings(suite: Suite) -> tuple[str, ...]:
+  """Returns the headings before the columns of a suite, see `head`."""
+  return (*HEAD, *PARAMS) if suite.dense else HEAD
 
 
 def _has_number(column: Column, in_table: Sequence[Row]) -> bool:
   return any(
-    row.value(column) is not None or column.key in row.scores
+    row.value(column) is not None or row.score(column) is not None
     for row in in_table
   )
 
 
 def _published_line(
-  comparisons: Sequence[Comparison | None], sources: list[str]
+  comparisons: Sequence[Comparison | None],
+  sources: list[str],
+  blank: tuple[str, ...],
 ) -> Line:
   cells = []
   for comparison in comparisons:
@@ -110,28 +121,43 @@ def _published_line(
     else:
       number = comparison.published
       cells.append(f"{number.text} [{sources.index(number.source) + 1}]")
-  return Line((f"{INDENT}published", "", "", ""), tuple(cells))
+  return Line((f"{INDENT}published", *blank), tuple(cells))
 
 
-def _difference_line(comparisons: Sequence[Comparison | None]) -> Line:
+def _difference_line(
+  comparisons: Sequence[Comparison | None], blank: tuple[str, ...]
+) -> Line:
   cells = []
   for comparison in comparisons:
     cells.append("" if comparison is None else f"{comparison.difference:+.2f}")
-  return Line((f"{INDENT}difference", "", "", ""), tuple(cells))
+  return Line((f"{INDENT}difference", *blank), tuple(cells))
 
 
-def rows_of_suite(found: Results, suite: Suite) -> list[Row]:
-  """Returns the rows with a task of a suite."""
-  return [row for row in found.rows if set(row.scores) & set(suite.tasks)]
-
-
-def head(row: Row, suite: Suite) -> tuple[str, str, str, str]:
+def head(row: Row, suite: Suite) -> tuple[str, ...]:
   """Returns the first cells of a row's line; the percentage is over tasks."""
   scores = [row.scores[task] for task in suite.tasks if task in row.scores]
   counts = sorted({score.count for score in scores})
   percent = sum(score.percent for score in scores) / len(scores)
   seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-  return row.name, row.backbone, seeds, f"{percent:.3g}"
+  out = row.name, row.backbone, seeds, f"{percent:.3g}"
+  if suite.dense:  # of one task
+    return (*out, *map(_counted_params, params(scores[0])))
+  return out
+
+
+def params(score: TaskScore) -> tuple[float, float | None]:
+  """Returns trained parameters, with and without the head; see `TaskScore`."""
+  return score.trained, score.without_head
+
+
+def _counted_params(count: float | None) -> str:
+  """Returns a number of parameters in words; "-" if it is not known."""
+  if count is None:
+    return "-"
+  for unit, letter in ((1e6, "M"), (1e3, "k")):
+    if count >= unit:
+      return f"{count / unit:.2f}{letter}"
+  return f"{count:.0f}"
 
 
 def cell(row: Row, column: Column) -> str:
@@ -141,7 +167,7 @@ def cell(row: Row, column: Column) -> str:
   """
   if column.is_mean:
     return _mean_cell(row, column)
-  score = row.scores.get(column.key)
+  score = row.score(column)
   if score is None:
     return ""
   if score.mean is None:
@@ -164,8 +190,10 @@ def _mean_cell(row: Row, column: Column) -> str:
 
 def suite_notes(found: Results, suite: Suite) -> list[str]:
   """Returns what has to be said with a suite's table."""
-  in_table = rows_of_suite(found, suite)
+  in_table = found.rows_of(suite)
   out = _metric_notes(found, suite)
+  if suite.dense:
+    out += _dense_notes(in_table, suite)
   if any(_has_diverged(row, suite) for row in in_table):
     out.append(f"{MARK} without the seeds that diverged.")
   if any(_lacks_a_mean(row, suite) for row in in_table):
@@ -178,7 +206,7 @@ def suite_notes(found: Results, suite: Suite) -> list[str]:
 def _metric_notes(found: Results, suite: Suite) -> list[str]:
   """Returns which scores the numbers of a suite's table are."""
   scores: list[tuple[str, TaskScore]] = []
-  for row in rows_of_suite(found, suite):
+  for row in found.rows_of(suite):
     for task in suite.tasks:
       if task in row.scores:
         scores.append((task, row.scores[task]))
@@ -204,7 +232,33 @@ def _metric_notes(found: Results, suite: Suite) -> list[str]:
   return out
 
 
+def _dense_notes(in_table: Sequence[Row], suite: Suite) -> list[str]:
+  """Returns what has to be said of a table of label maps."""
+  out = []
+  (task,) = suite.tasks
+  if any(column.multi_scale for column in suite.columns):
+    out.append(
+      "SS: at one scale; MS: the mean of several scales, as "
+      "config.segmentation.multi_scale says."
+    )
+  for row in in_table:
+    tested = row.multi_scale.get(task)
+    finished = row.scores[task].count
+    if tested is not None and tested.count < finished:
+      out.append(
+        f"{row.name} on {row.backbone}: MS of {tested.count} of {finished} "
+        "seeds."
+      )
+  out.append(
+    "params: what is trained, prompts and head together, as VPT counts; "
+    "without head: the prompts alone, or what else is trained."
+  )
+  return out
+
+
 def _capitalised(text: str) -> str:
+  if text[1:2].isupper():  # mIoU
+    return text
   return text[:1].upper() + text[1:]
 
 
@@ -246,7 +300,7 @@ def _published_notes(in_table: Sequence[Row], suite: Suite) -> list[str]:
     out.append(f"No published numbers to compare with: {first_few(without)}.")
   if only_weak:
     out.append(
-      "Published numbers only by third hands, not shown here: "
+      "Published numbers only by third hands or from memory, not shown here: "
       f"{first_few(only_weak)}."
     )
   return out
@@ -290,8 +344,8 @@ def heading(column: Column) -> str:
 def comparisons(found: Results) -> list[Comparison]:
   """Returns every published number beside the measured one."""
   out = []
-  for suite in suites.find(found.tasks):
-    for row in rows_of_suite(found, suite):
+  for suite in found.suites:
+    for row in found.rows_of(suite):
       out += published.compare(row, suite)
   return out
 
@@ -325,7 +379,7 @@ def _aligned(table: SuiteTable) -> str:
 
   Each block has the methods and backbones before its columns.
   """
-  lines = [[*HEAD, *map(heading, table.columns)]]
+  lines = [[*table.head, *map(heading, table.columns)]]
   lines += [[*line.head, *line.cells] for line in table.lines]
   blocks = []
   for block in _blocks(lines):

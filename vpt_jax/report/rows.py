@@ -6,9 +6,9 @@ import dataclasses
 import statistics
 
 from vpt_jax import problems
-from vpt_jax.report import record_fields
+from vpt_jax.report import record_fields, suites
 from vpt_jax.report.record_fields import Record
-from vpt_jax.report.suites import Column
+from vpt_jax.report.suites import Column, Suite
 from vpt_jax.training import record_checks
 
 # Fields that make another method, under whatever name.
@@ -30,6 +30,8 @@ class TaskScore:
     percent: these in percent of all parameters, the mean over seeds.
     metric: the score that `mean` and `std` are of.
     usual_metric: the first score of the problem.
+    without_head: trained parameters but for the head's, the mean over the seeds
+      that train it and tell how many it has; None if none does.
   """
 
   mean: float | None
@@ -40,6 +42,7 @@ class TaskScore:
   percent: float
   metric: problems.Score
   usual_metric: problems.Score
+  without_head: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +55,19 @@ class Row:
     backbone: its name.
     records: of all tasks and seeds.
     scores: {task: score}.
+    multi_scale: {task: score of the test over several scales}, of label maps.
   """
 
   name: str
   backbone: str
   records: tuple[Record, ...]
   scores: dict[str, TaskScore]
+  multi_scale: dict[str, TaskScore] = dataclasses.field(default_factory=dict)
+
+  @property
+  def dense(self) -> bool:
+    """Whether its tasks are of label maps, a class for every pixel."""
+    return record_fields.is_dense(self.records[0])
 
   def records_of(self, task: str) -> list[Record]:
     """Returns the records of a task."""
@@ -65,10 +75,19 @@ class Row:
       record for record in self.records if record_fields.task(record) == task
     ]
 
+  def score(self, column: Column) -> TaskScore | None:
+    """Returns the score of a column of one task, if it is there."""
+    if column.is_mean:
+      return None
+    return self._scores_of(column).get(column.tasks[0])
+
+  def _scores_of(self, column: Column) -> dict[str, TaskScore]:
+    return self.multi_scale if column.multi_scale else self.scores
+
   def value(self, column: Column) -> float | None:
     """Returns a column's score or mean; None unless all its tasks are there."""
     means = {}
-    for task, score in self.scores.items():
+    for task, score in self._scores_of(column).items():
       if score.mean is not None:
         means[task] = score.mean
     return column.mean(means)
@@ -91,9 +110,29 @@ class Results:
   diverged: list[Record]
 
   @property
-  def tasks(self) -> list[str]:
-    """All tasks of the rows, in their order."""
-    return list(dict.fromkeys(task for row in self.rows for task in row.scores))
+  def suites(self) -> list[Suite]:
+    """Those with a result; last, one for each task of label maps."""
+    tasks: list[str] = []
+    with_maps: dict[str, bool] = {}  # {task: is there a test at several scales}
+    for row in self.rows:
+      if not row.dense:
+        tasks += row.scores
+        continue
+      for task in row.scores:
+        is_there = task in row.multi_scale
+        with_maps[task] = with_maps.get(task, False) or is_there
+    out = suites.find(tasks)
+    for task, multi_scale in with_maps.items():
+      out.append(suites.of_label_maps(task, multi_scale))
+    return out
+
+  def rows_of(self, suite: Suite) -> list[Row]:
+    """Returns the rows with a task of a suite."""
+    out = []
+    for row in self.rows:
+      if row.dense == suite.dense and set(row.scores) & set(suite.tasks):
+        out.append(row)
+    return out
 
 
 def collect(records: Sequence[Record], split: str = "test") -> Results:
@@ -102,7 +141,7 @@ def collect(records: Sequence[Record], split: str = "test") -> Results:
   Rows of one name are told apart by what makes another method
   (`METHOD_FIELDS`), and if a task and seed is there twice, by the fields of the
   configs that differ: by those that a search picks (`optim.*`) only where no
-  others differ.
+  others differ. Scores of images and of label maps are never in one row.
 
   Args:
     records: all that there are, searches too.
@@ -112,7 +151,7 @@ def collect(records: Sequence[Record], split: str = "test") -> Results:
     ValueError: a record that is not of the schema, or two of one config.
   """
   record_checks.check(records)
-  by_method: dict[tuple[str, str], list[Record]] = {}
+  by_method: dict[tuple[str, str, bool], list[Record]] = {}
   left_out: Counter[str] = Counter()
   for record in records:
     if record["stage"] not in record_checks.RESULT_STAGES:
@@ -121,22 +160,62 @@ def collect(records: Sequence[Record], split: str = "test") -> Results:
       left_out[record["split"]] += 1
       continue
     name = record_fields.printable(record["name"]).strip()
-    method = name, record_fields.backbone(record)
+    is_dense = record_fields.is_dense(record)
+    method = name, record_fields.backbone(record), is_dense
     by_method.setdefault(method, []).append(record)
 
   rows = []
-  for (name, backbone), same_name in by_method.items():
+  for (name, backbone, _), same_name in by_method.items():
     for label, variant in variants(same_name).items():
       title = f"{name} ({label})" if label else name
-      rows.append(Row(title, backbone, tuple(variant), _by_task(variant)))
+      rows.append(_row(title, backbone, variant))
   return Results(split, rows, dict(left_out), _diverged(rows))
 
 
-def _by_task(records: Sequence[Record]) -> dict[str, TaskScore]:
+def _row(title: str, backbone: str, records: Sequence[Record]) -> Row:
   tasks: dict[str, list[Record]] = {}
   for record in records:
     tasks.setdefault(record_fields.task(record), []).append(record)
-  return {task: score(seeds) for task, seeds in tasks.items()}
+  scores = {}
+  multi_scale = {}
+  for task, seeds in tasks.items():
+    scores[task] = score(seeds)
+    tested = [record for record in seeds if _is_tested_at_scales(record)]
+    if tested:
+      multi_scale[task] = _multi_scale(tested, scores[task])
+  return Row(title, backbone, tuple(records), scores, multi_scale)
+
+
+def _is_tested_at_scales(record: Record) -> bool:
+  """Returns whether a run did not diverge, and has a test at several scales."""
+  return record["status"] == "done" and bool(record.get("multi_scale"))
+
+
+def _multi_scale(tested: Sequence[Record], usual: TaskScore) -> TaskScore:
+  """Returns the score of the test over several scales.
+
+  Args:
+    tested: seeds of a task with such a test.
+    usual: the score of the usual test of all seeds.
+  """
+  metric = record_fields.metric(tested[0])
+  values = [record["multi_scale"][metric.name] for record in tested]
+  return dataclasses.replace(
+    usual,
+    mean=statistics.fmean(values),
+    std=_deviation(values),
+    count=len(values),
+    metric=dataclasses.replace(
+      metric,
+      name=f"{metric.name}_multi_scale",
+      title=f"{metric.title} (MS)",
+    ),
+  )
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+  """Returns the sample standard deviation; None of fewer than two."""
+  return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _diverged(rows: Sequence[Row]) -> list[Record]:
@@ -158,14 +237,32 @@ def score(records: Sequence[Record]) -> TaskScore:
   ]
   return TaskScore(
     mean=statistics.fmean(values) if values else None,
-    std=statistics.stdev(values) if len(values) > 1 else None,
+    std=_deviation(values),
     count=len(values),
     diverged=len(records) - len(values),
     trained=statistics.fmean(record["trainable_params"] for record in records),
     percent=statistics.fmean(percents),
     metric=record_fields.metric(judged),
     usual_metric=problems.of_run(judged).scores[0],
+    without_head=_without_head(done),
   )
+
+
+def _trains_head(record: Record) -> bool:
+  """Returns whether the head is among what a run trains, as it mostly is."""
+  pattern = str(record["config"].get("trainable"))
+  return "head" in pattern or pattern == ".*"
+
+
+def _without_head(done: Sequence[Record]) -> float | None:
+  """Returns trained parameters without the head's, see `TaskScore`."""
+  counts = []
+  for record in done:
+    head = record.get("head_params")
+    trained = record["trainable_params"]
+    if head is not None and _trains_head(record) and head <= trained:
+      counts.append(trained - head)
+  return statistics.fmean(counts) if counts else None
 
 
 def variants(records: Sequence[Record]) -> dict[str, list[Record]]:

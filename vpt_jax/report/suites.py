@@ -12,11 +12,12 @@ class Column:
     value = mean over parts of (mean over the tasks of a part)
 
   Attributes:
-    key: the task's name; of a mean, what `published.json` calls it.
+    key: what `published.json` calls it; of a task of images its name.
     label: heading.
     title: what it is, in words.
     group: heading above the headings of several columns.
     parts: the tasks, in groups that count alike.
+    multi_scale: it is of the test over several scales, of label maps.
   """
 
   key: str
@@ -24,6 +25,7 @@ class Column:
   title: str
   group: str
   parts: tuple[tuple[str, ...], ...]
+  multi_scale: bool = False
 
   @property
   def is_mean(self) -> bool:
@@ -53,16 +55,22 @@ class Suite:
     name: as in the file names of configs and in `data/tasks.py`.
     title: above its table.
     columns: tasks and means, in the papers' order.
+    dense: its tasks are of label maps, a class for every pixel.
   """
 
   name: str
   title: str
   columns: tuple[Column, ...]
+  dense: bool = False
 
   @property
   def tasks(self) -> tuple[str, ...]:
-    """Its tasks, in order."""
-    return tuple(column.key for column in self.columns if not column.is_mean)
+    """Its tasks, in order, each once."""
+    tasks: list[str] = []
+    for column in self.columns:
+      if not column.is_mean:
+        tasks += column.tasks
+    return tuple(dict.fromkeys(tasks))
 
 
 # Heading of each task, in the papers' order.
@@ -113,6 +121,16 @@ PGN = {
   "pgn_dtd": "DTD",
   "pgn_resisc45": "RESISC45",
   "pgn_clevr": "CLEVR",
+}
+
+# Titles of data sets with label maps; others are called as their task.
+LABEL_MAPS = {
+  "ade20k": "ADE20K",
+  "voc2012": "Pascal VOC 2012",
+  "voc2012_aug": "Pascal VOC 2012 aug",
+  "pascal_context59": "Pascal Context 59",
+  "pascal_context60": "Pascal Context 60",
+  "cityscapes": "Cityscapes",
 }
 
 
@@ -171,3 +189,28 @@ def find(tasks: Iterable[str]) -> list[Suite]:
     title = "Other tasks"
     found.append(Suite("other", title, tuple(_task_columns(rest, title))))
   return found
+
+
+def of_label_maps(task: str, multi_scale: bool) -> Suite:
+  """Returns the suite of one data set with a class for every pixel.
+
+  Args:
+    task: its name.
+    multi_scale: with a column of the test over several scales.
+  """
+  group = LABEL_MAPS.get(task, task)
+  columns = [
+    Column(f"{task}/single", "mIoU (SS)", f"{group}, SS", group, ((task,),))
+  ]
+  if multi_scale:
+    columns.append(
+      Column(
+        f"{task}/multi",
+        "mIoU (MS)",
+        f"{group}, MS",
+        group,
+        ((task,),),
+        multi_scale=True,
+      )
+    )
+  return Suite(task, f"Segmentation: {group}", tuple(columns), dense=True)

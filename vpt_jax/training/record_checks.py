@@ -117,8 +117,9 @@ FINISHED_RUN: Fields = {
   "count": WHOLE,
   "classes": LIST,
 }
-# What problems keep of their predictions; null in searches.
+# What problems keep of their predictions, null in searches; and `classes`.
 OPTIONAL: Fields = {
+  "classes": LIST,
   "confusion": CONFUSION,
   "average_precision": CLASS_SCORES,
   "class_iou": CLASS_PERCENTS,
@@ -171,20 +172,23 @@ def fault_of_problem(facts: Record) -> str:
 
 def _fault_of_run(record: Record) -> str:
   """Returns what is wrong with a run's record, see `fault`."""
-  wrong = json_files.fault(record, RUN)
+  wrong = json_files.fault(record, {**RUN, **_optional_fields(record)})
+  wrong = wrong or _fault_of_classes(record)
   if wrong or record["status"] != "done":
     return wrong
   scores = [score.name for score in problems.of_run(record).scores]
   wrong = json_files.fault(record, {"metric": one_of(scores)})
   if wrong:
     return wrong
-  kinds = {**FINISHED_RUN, record["metric"]: NUMBER}
+  return json_files.fault(record, {**FINISHED_RUN, record["metric"]: NUMBER})
+
+
+def _optional_fields(record: Record) -> Fields:
+  """Returns those of `OPTIONAL` that a record has; and its second test."""
+  scores = [score.name for score in problems.of_run(record).scores]
   of_scores = json_files.object_of(dict.fromkeys(scores, NUMBER))
-  optional = {**OPTIONAL, "multi_scale": json_files.or_null(of_scores)}
-  for name, kind in optional.items():
-    if name in record:
-      kinds[name] = kind
-  return json_files.fault(record, kinds) or _fault_of_classes(record)
+  known = {**OPTIONAL, "multi_scale": json_files.or_null(of_scores)}
+  return {name: kind for name, kind in known.items() if name in record}
 
 
 def _fault_of_classes(record: Record) -> str:

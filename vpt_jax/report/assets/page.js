@@ -129,9 +129,11 @@ for (const [i, suite] of data.suites.entries()) {
     {label: "method"}, {label: "backbone"}, {label: "seeds", number: true},
     {label: "tuned %", number: true, title:
       "trained parameters in percent of all, mean over tasks"},
+    ...suite.params.map((label) => ({label, number: true})),
     ...suite.columns.map(({label, title, group}) => ({label, title, group,
       number: true}))], suite.rows.map((row) => [row.head[0], row.head[1],
     row.head[2], {sort: row.percent, show: row.head[3]},
+    ...row.params.map((count, j) => ({sort: count, show: row.head[4 + j]})),
     ...row.cells.map(cell)]), {sticky: true}), notes([
     ...(compared ? ["Small below a number: the published one, and the " +
       "measured one minus it. Point at it for the source."] : []), ...suite.notes,
@@ -153,7 +155,7 @@ if (data.compared.length || data.known.length) {
     source]), {tall: true, sticky: true}) :
     [el("p", {}, "No row has a published one.")];
   content.push(notes(["In brackets and without difference: quoted by third " +
-    "hands, not the paper's."]));
+    "hands or from memory, not the paper's."]));
   const all = el("details", {}, el("summary", {},
     "All published numbers of these backbones"));
   all.addEventListener("toggle", () => all.children.length > 1 || all.append(

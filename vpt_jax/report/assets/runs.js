@@ -44,7 +44,7 @@ if (data.classes.length) {
   section("classes", "Classes", ...chosen([["task and method ", titles]],
     (i) => {
       const {titles: named, measure, scores, wrong, matrix, totals, count,
-        seeds, left_out} = data.classes[i];
+        seeds, left_out, table: lines, overall} = data.classes[i];
       const bars = (width) => {
         const left = Math.min(150, width * 0.4), high = 18;
         const gap = left_out ? 16 : 0, half = scores.length / 2;
@@ -94,11 +94,36 @@ if (data.classes.length) {
         {label: "% of the class", number: true}], wrong.map(([label, guess,
         images, all]) => [named[label], named[guess], images, {
         sort: images / all, show: fixed(100 * images / all, 1)}]))));
+      const absent = (value) => ({sort: value, show: value === null ?
+        "absent" : fixed(value)});
+      const listed = lines ? figure(`${count} classes`, () => el("div", {},
+        ...table([{label: "class"}, {label: measure + ", %", number: true,
+          title: "absent: in neither labels nor predictions"}, {label:
+          "\u00b1", number: true, title: "over seeds"}, {label: "accuracy, %",
+          number: true, title: "absent: in no label"}], lines.map(([name,
+          value, std, accuracy]) => [name, absent(value), std === null ?
+          null : {sort: std, show: fixed(std)}, absent(accuracy)]),
+        {tall: true, sticky: true})), overall.map(([title, value]) =>
+        `${title} ${fixed(value)} %`).join(", ")) : null;
       const under = left_out ? `the lowest and highest; ${left_out} classes ` +
         "between them are left out" : seeds > 1 ? `${seeds} seeds together` : "";
       return el("div", {class: "figures"},
-        figure(`${capital(measure)} of each class`, bars, under), el("div", {}, map, wrong.length ? [el("p"), pairs] : null));
+        figure(`${capital(measure)} of each class`, bars, under),
+        el("div", {}, map, listed, wrong.length ? [el("p"), pairs] : null));
     }));
+}
+
+if (data.galleries.runs.length) {
+  const {runs, left_out} = data.galleries;
+  section("gallery", "Gallery", el("p", {}, "Each picture: image | labels | " +
+    "prediction, in the colours of the classes."), ...chosen([["run ",
+    runs.map(({task, label, seed}) => `${task} \u00b7 ${label} \u00b7 seed ` +
+      seed)]], (i) => [el("div", {class: "panels"}, runs[i].pictures.map(
+    ({title, text, src}) => el("figure", {}, el("figcaption", {},
+      capital(title), text ? el("small", {}, " \u2014 " + text) : null),
+    el("img", {src, alt: `${title}: image, labels and prediction`})))),
+  notes(runs[i].damaged.map((what) => "Not shown: " + what))]),
+  left_out ? notes([`${left_out} more runs have pictures.`]) : null);
 }
 
 if (data.condensed.length) section("condensation", "Prompt condensation",
