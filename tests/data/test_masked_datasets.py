@@ -10,7 +10,15 @@ import pytest
 
 from vpt_jax.data import datasets, masked_datasets
 from vpt_jax.data.cache import mask_counts
+from vpt_jax.data.sources import masks
 
+# What `python -c "from vpt_jax.data.sources import digit_scenes as d;
+# print({s: d.read(s).identity for s in d.COUNTS})"` printed.
+SCENES = {
+  "train": "arrays 320 1414459083",
+  "val": "arrays 80 2183766919",
+  "test": "arrays 100 2218782668",
+}
 STRIPES = np.repeat(np.arange(3, dtype=np.uint8), 4)[:, None].repeat(9, 1)
 
 
@@ -142,7 +150,7 @@ def test_settings_that_cannot_be_used_are_refused(own, changes, words):
   "source", ["folder:{}", "csv:{}/a.csv", "{}", "tfds", "pack"]
 )
 def test_other_sources_have_no_masks(own, source):
-  with pytest.raises(ValueError, match="expected segfolder:PATH"):
+  with pytest.raises(ValueError, match="expected segfolder:PATH or npz:PATH"):
     load(source=source.format(own))
 
 
@@ -228,3 +236,232 @@ def test_a_list_of_names_says_how_many_classes_there_are(own):
     (own / "classes.txt").write_bytes(content)
     with pytest.raises(ValueError, match=words):
       load(source=f"segfolder:{own}")
+
+
+# npz and arrays.
+
+
+def packed(mask_files, image_files, **arrays):
+  """Arrays of an npz with files of images and masks."""
+  found = {}
+  for data, offsets, contents in (
+    ("jpeg_bytes", "jpeg_offsets", image_files),
+    ("mask_png_bytes", "mask_offsets", mask_files),
+  ):
+    ends = np.cumsum([0, *map(len, contents)])
+    found[data] = np.frombuffer(b"".join(contents), np.uint8)
+    found[offsets] = ends.astype(np.int64)
+  return found | arrays
+
+
+def three_packed(**arrays):
+  """Three images of different sizes, one a part."""
+  label_maps = [STRIPES, STRIPES.T.copy(), np.minimum(STRIPES, 1)]
+  images = []
+  for label in label_maps:
+    pixels = np.repeat(60 * label[..., None], 3, axis=-1)
+    images.append(encoded(pixels, "PNG"))
+  parts = np.array(["train", "val", "test"])
+  files = packed(list(map(encoded, label_maps)), images, split=parts)
+  return files | arrays
+
+
+def saved(tmp_path, arrays):
+  path = tmp_path / "scenes.npz"
+  np.savez(path, **arrays)
+  return {"source": f"npz:{path}"}
+
+
+def test_an_npz_has_files_of_images_and_masks(tmp_path):
+  """Of any sizes, with names of images and of classes."""
+  arrays = three_packed(
+    names=np.array(["a", "b", "c"]), classes=np.array(["sky", "sea", "boat"])
+  )
+  where = saved(tmp_path, arrays)
+  found = load("val", **where)
+  assert (list(found.names), found.classes) == (["b"], ("sky", "sea", "boat"))
+  image, labels = found.decoded(0)
+  np.testing.assert_array_equal(labels, STRIPES.T)
+  np.testing.assert_array_equal(image[..., 1], 60 * STRIPES.T)
+  assert len(load("trainval", **where)) == 2
+  assert load("test", **where).num_classes == 3
+  identities = {
+    load(part, **where).examples.identity for part in ("val", "test")
+  }
+  assert len(identities) == 2
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_an_npz_has_arrays_of_one_size(tmp_path, grey):
+  """Without parts they are divided; other settings mean what they mean."""
+  images = np.full((20, *STRIPES.shape, 3), 9, np.uint8)
+  arrays = {
+    "images": images[..., 0] if grey else images,
+    "masks": np.repeat(STRIPES[None].astype(np.int64), 20, axis=0),
+  }
+  where = saved(tmp_path, arrays)
+  counts = [len(load(part, **where)) for part in ("train", "val", "test")]
+  assert counts == [16, 2, 2]
+  image, labels = load("test", **where).decoded(1)
+  assert image.shape == (*STRIPES.shape, 3)
+  np.testing.assert_array_equal(labels, STRIPES)
+  mapped = load(**where, label_map=((2, 255),))
+  assert mapped.num_classes == 2
+  assert mapped.decoded(0)[1].max() == 255
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"mask_offsets": None}, "no array mask_offsets; it has jpeg_bytes"),
+    ({"jpeg_bytes": np.zeros(3, np.uint8)}, "jpeg_offsets int64 [4]; expected"),
+    ({"mask_offsets": np.array([0, 9, 4, 7])}, "that rise from 0 to M"),
+    ({"mask_offsets": np.array([0.0, 1.0])}, "mask_offsets float64 [2]"),
+    ({"split": np.array(["train"])}, "split must be names [3]"),
+    ({"split": np.array(["val", "val", "test"])}, "nothing for training"),
+    ({"split": np.array(["train", "val", "val"])}, "no images for test"),
+    ({"names": np.array(["a"])}, "names is <U1 [1]; expected texts [3]"),
+    ({"classes": np.array(["a", "b", "a"])}, "a is the name of two classes"),
+    ({"classes": np.array([1, 2])}, "classes is int64 [2]; expected texts [K]"),
+    ({"classes": np.array(["a", "b"])}, "labels out of range: 2"),
+    ({"masks": None, "jpeg_bytes": None}, "has no array jpeg_bytes"),
+  ],
+)
+def test_an_npz_that_cannot_be_used_is_refused(tmp_path, changes, words):
+  """Each error has the file, what is wrong and what is expected."""
+  arrays = three_packed() | changes
+  kept = {name: array for name, array in arrays.items() if array is not None}
+  where = saved(tmp_path, kept)
+  with pytest.raises(ValueError, match=re.escape(words)) as caught:
+    load("train", **where)
+    load("test", **where)
+    load("train", **where).decoded(0)
+  assert "scenes.npz" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("arrays", "words"),
+  [
+    ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "has no array masks"),
+    (
+      {
+        "images": np.zeros((2, 4, 4, 3), np.uint8),
+        "labels": np.zeros(2, np.int64),
+      },
+      "labels are of classification",
+    ),
+    (
+      {
+        "images": np.zeros((2, 4, 4, 3), np.uint8),
+        "masks": np.zeros((3, 4, 4), np.uint8),
+      },
+      "has 2 images, but 3 masks",
+    ),
+    (
+      {
+        "images": np.zeros((2, 4, 4, 3), np.float32),
+        "masks": np.zeros((2, 4, 4), np.uint8),
+      },
+      "images must be uint8",
+    ),
+    (
+      {
+        "images": np.zeros((2, 4, 4, 3), np.uint8),
+        "masks": np.zeros((2, 4, 4), np.float32),
+      },
+      "masks float32 [2, 4, 4]",
+    ),
+    (
+      {
+        "images": np.zeros((2, 4, 4, 3), np.uint8),
+        "masks": np.full((2, 4, 4), -1, np.int8),
+      },
+      "labels from -1 to -1",
+    ),
+    (
+      {
+        "images": np.zeros((20, 4, 4, 3), np.uint8),
+        "masks": np.repeat(np.eye(5, dtype=np.uint8)[None], 20, 0),
+      },
+      "has 5 x 5 pixels, but its image",
+    ),
+  ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(tmp_path, arrays, words):
+  where = saved(tmp_path, arrays)
+  with pytest.raises(ValueError, match=re.escape(words)) as caught:
+    load("train", **where).decoded(0)
+  assert "scenes.npz" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "damage", [b"", b"\x93NUMPY", b"PK\x03\x04" + b"0" * 99]
+)
+def test_a_damaged_npz_is_an_error_with_its_name(tmp_path, damage):
+  path = tmp_path / "scenes.npz"
+  path.write_bytes(damage)
+  with pytest.raises(ValueError, match="cannot read .*scenes.npz"):
+    load(source=f"npz:{path}")
+
+
+def test_arrays_in_memory_may_be_of_any_sizes():
+  images = [np.zeros((*shape, 3), np.uint8) for shape in ((12, 9), (5, 7))]
+  label_maps = [STRIPES, np.full((5, 7), 255)]
+  names = ("a", "b", "c", "d")
+  found = masked_datasets.from_arrays(images, label_maps, 4, names)
+  assert (len(found), found.num_classes, found.class_names) == (2, 4, names)
+  assert found.decoded(1)[0].shape == (5, 7, 3)
+  np.testing.assert_array_equal(found.decoded(0)[1], STRIPES)
+  other = masked_datasets.from_arrays(images, [STRIPES, label_maps[1] * 0], 4)
+  assert other.examples.identity != found.examples.identity
+  stacked = np.zeros((2, 12, 9, 3), np.uint8)
+  both = masked_datasets.from_arrays(stacked, [STRIPES, STRIPES], 3)
+  assert both.class_names == ()
+
+
+@pytest.mark.parametrize(
+  ("label_maps", "options", "words"),
+  [
+    ([STRIPES], {}, "1 images and 2 label maps"),
+    ([STRIPES + 1, STRIPES], {}, "image 0 .*labels out of range: 3"),
+    ([STRIPES, STRIPES / 2], {}, "image 1 or its label map: float64"),
+    ([STRIPES, STRIPES - 1.0], {}, "image 1"),
+    ([STRIPES, -STRIPES.astype(int)], {}, "labels from -2 to 0"),
+    ([STRIPES, STRIPES[:-1]], {}, "of image 1 has 9 x 11 pixels"),
+    ([STRIPES, STRIPES], {"num_classes": 1}, "num_classes=1; expected 2..255"),
+    (
+      [STRIPES, STRIPES],
+      {"class_names": ("a", "b")},
+      "has 2 names; expected 3",
+    ),
+  ],
+)
+def test_arrays_that_cannot_be_used_are_refused(label_maps, options, words):
+  images = [np.zeros((*STRIPES.shape, 3), np.uint8)] * len(label_maps)
+  if len(label_maps) == 1:
+    label_maps = [*label_maps, STRIPES]
+  with pytest.raises(ValueError, match=words):
+    masked_datasets.from_arrays(
+      images, label_maps, **{"num_classes": 3, **options}
+    )
+
+
+# The embedded task.
+
+
+def test_scenes_of_digits_are_the_same_bits_everywhere():
+  """Exact masks, all classes, and no digit in two parts."""
+  crc = {}
+  for split, count in (("train", 320), ("val", 80), ("test", 100)):
+    found = load(split, task="digit_scenes")
+    assert (len(found), found.num_classes) == (count, 11)
+    assert found.class_names[:2] == ("background", "0")
+    image, labels = found.decoded(0)
+    assert image.shape == (64, 64, 3) and labels.shape == (64, 64)
+    present = masks.count_labels(found.examples.mask(i) for i in range(count))
+    assert (present[:11] > 0).all() and not present[11:].any()
+    crc[split] = found.examples.identity
+  assert crc == SCENES
+  assert len(load("trainval", task="digit_scenes")) == 400
+  with pytest.raises(ValueError, match="num_classes: the masks of digit_scen"):
+    load(task="digit_scenes", num_classes=3)

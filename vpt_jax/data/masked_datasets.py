@@ -10,8 +10,16 @@ import numpy as np
 from vpt_jax.data import mask_classes, own_sources
 from vpt_jax.data.cache import grey_range, mask_counts, prepared
 from vpt_jax.data.examples import Examples, MaskedSplit
-from vpt_jax.data.sources import mask_folders, mask_layouts, masks, parts
+from vpt_jax.data.sources import (
+  digit_scenes,
+  mask_folders,
+  mask_layouts,
+  masked_arrays,
+  masks,
+  parts,
+)
 from vpt_jax.data.sources.image_files import PACK_LISTS
+from vpt_jax.data.sources.masked_arrays import MaskedArrays
 from vpt_jax.data.sources.masked_images import MaskedImages
 from vpt_jax.data.sources.masks import Meaning
 from vpt_jax.data.transforms.segmentation import IGNORED
@@ -23,7 +31,9 @@ if TYPE_CHECKING:
 
 _SECTION = "config.segmentation"
 # What a user may bring.
-SOURCES = ("segfolder:PATH",)
+SOURCES = ("segfolder:PATH", "npz:PATH")
+# Tasks with masks, by name.
+TASKS = (digit_scenes.NAME, *mask_layouts.LAYOUTS)
 # Kinds of image files without grey of 16 bits.
 _SHALLOW = frozenset({".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp"})
 
@@ -34,7 +44,7 @@ def load(
   """Lists the images with masks of a split; they are decoded when asked for.
 
   Args:
-    task: a name of `mask_layouts.LAYOUTS`; not read where `data.source` has a
+    task: one of `TASKS`; not read where `data.source` has a
       path.
     split: `train`, `val`, `trainval` or `test`.
     data: config.data.
@@ -65,16 +75,15 @@ def load(
     raise ValueError(
       f"config.data.source={source!r} has no masks; expected "
       f"{' or '.join(SOURCES)}, or a task with masks, "
-      f"{', '.join(mask_layouts.LAYOUTS)}, without a source"
+      f"{', '.join(TASKS)}, without a source"
     )
   return _published(task, split, data, masks)
 
 
 def check_name(task: str) -> None:
   """Raises ValueError unless a task is of images with masks."""
-  known = mask_layouts.LAYOUTS
-  if task not in known:
-    lookup.choose(task, known, "task with masks (config.task)")
+  if task not in TASKS:
+    lookup.choose(task, TASKS, "task with masks (config.task)")
 
 
 def meaning_of(masks: "ConfigDict") -> Meaning:
@@ -142,13 +151,69 @@ def _published(
 ) -> MaskedSplit:
   """Lists a split of a published data set."""
   check_name(task)
+  own = meaning_of(masks)
+  if task == digit_scenes.NAME:
+    _check_agrees(task, digit_scenes.MEANING, own)
+    scenes = digit_scenes.read(split)
+    return _with_classes(scenes, scenes.meaning, scenes.class_names)
   meaning = mask_layouts.LAYOUTS[task].meaning
-  _check_agrees(task, meaning, meaning_of(masks))
+  _check_agrees(task, meaning, own)
   examples = mask_layouts.read(task, Path(data.dir).expanduser(), split)
   classes = mask_classes.published(task)
   return MaskedSplit(
     examples, meaning.num_classes, classes.names, classes.palette
   )
+
+
+def _with_classes(
+  examples: MaskedImages | MaskedArrays,
+  meaning: Meaning,
+  names: tuple[str, ...],
+  grey_range: int | None = None,
+) -> MaskedSplit:
+  """Returns images whose classes have default colours."""
+  return MaskedSplit(
+    dataclasses.replace(examples, meaning=meaning),
+    meaning.num_classes,
+    names,
+    mask_classes.default_palette(meaning.num_classes, names),
+    grey_range,
+  )
+
+
+def from_arrays(
+  images: Sequence[np.ndarray],
+  label_maps: Sequence[np.ndarray],
+  num_classes: int,
+  class_names: Sequence[str] = (),
+) -> MaskedSplit:
+  """Returns images and label maps in memory, for `main.run(..., data=...)`.
+
+  Args:
+    images: uint8 [H, W, 3] or [H, W] each, of any sizes: a list, or an array
+      [N, H, W, 3].
+    label_maps: integers [H, W] each: 0 .. num_classes - 1, or 255, which is
+      ignored.
+    num_classes: K, the same for all parts.
+    class_names: K, or ().
+
+  Raises:
+    ValueError: other arrays, with the number of the first bad one.
+  """
+  checked_count(num_classes, "num_classes")
+  names = tuple(class_names)
+  if names:
+    names = mask_classes.checked_names(names, "class_names")
+    if len(names) != num_classes:
+      raise ValueError(
+        f"class_names has {len(names)} names; expected {num_classes}"
+      )
+  examples = masked_arrays.of_arrays(images, label_maps, "label maps in memory")
+  meaning = dataclasses.replace(examples.meaning, num_classes=num_classes)
+  split = _with_classes(examples, meaning, names)
+  for i in range(len(split)):
+    split.examples.mask(i)  # out of range: known before anything is trained
+  return split
 
 
 def _check_agrees(task: str, published: Meaning, own: Meaning) -> None:
@@ -184,14 +249,18 @@ def _own(
       "config.problem=segmentation needs one a pixel; expected "
       f"{' or '.join(SOURCES)} with images and masks"
     )
-  examples = _read(kind, Path(path).expanduser(), split, data.seed, meaning)
-  training = examples
-  if split != "train":
-    training = _read(kind, Path(path).expanduser(), "train", data.seed, meaning)
+  examples, training = _read(
+    kind, Path(path).expanduser(), (split, "train"), data.seed, meaning
+  )
   cache_dir = prepared.default_folder()
   if data.cache:
     cache_dir = Path(data.cache).expanduser()
-  names = mask_classes.read_names(training.root)
+  if isinstance(training, MaskedArrays):
+    names = training.class_names
+    if names:
+      names = mask_classes.checked_names(names, f"{training.origin}, classes")
+  else:
+    names = mask_classes.read_names(training.root)
   num_classes = _agreed(meaning.num_classes, names, training.origin)
   if not num_classes:
     counts = mask_counts.count(training, cache_dir)
@@ -199,13 +268,8 @@ def _own(
     if split in parts.TOLD:
       log.info("%s: %s", training.origin, summary(counts, num_classes))
   meaning = dataclasses.replace(meaning, num_classes=num_classes)
-  return MaskedSplit(
-    dataclasses.replace(examples, meaning=meaning),
-    num_classes,
-    names,
-    mask_classes.default_palette(num_classes, names),
-    _grey_range(training, cache_dir),
-  )
+  grey = _grey_range(training, cache_dir)
+  return _with_classes(examples, meaning, names, grey)
 
 
 def _agreed(num_classes: int, names: Sequence[str], origin: str) -> int:
@@ -220,11 +284,15 @@ def _agreed(num_classes: int, names: Sequence[str], origin: str) -> int:
 
 
 def _read(
-  kind: str, path: Path, split: str, seed: int, meaning: Meaning
-) -> MaskedImages:
-  """Lists a split of KIND:PATH."""
-  del kind
-  return mask_folders.read(path, split, seed, meaning)
+  kind: str, path: Path, splits: Sequence[str], seed: int, meaning: Meaning
+) -> Sequence[MaskedImages | MaskedArrays]:
+  """Lists splits of KIND:PATH."""
+  if kind == "npz":
+    return masked_arrays.read_npz(path, splits, seed, meaning)
+  opened: dict[str, MaskedImages] = {}
+  for split in dict.fromkeys(splits):
+    opened[split] = mask_folders.read(path, split, seed, meaning)
+  return [opened[split] for split in splits]
 
 
 def summary(
@@ -250,12 +318,16 @@ def summary(
   )
 
 
-def _grey_range(training: MaskedImages, cache_dir: Path) -> int | None:
+def _grey_range(
+  training: MaskedImages | MaskedArrays, cache_dir: Path
+) -> int | None:
   """Returns the range of the 16-bit grey images, None if there are none.
 
   It is found as for classification, but before the first such image comes up:
   images are decoded in other processes, too.
   """
+  if isinstance(training, MaskedArrays):
+    return None
   pairs = []
   for pair in training.pairs:
     if Path(pair.image).suffix.lower() not in _SHALLOW:

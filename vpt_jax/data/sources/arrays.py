@@ -283,7 +283,7 @@ def npz(
     raise ValueError(
       f"{path}: labels are {list(labels.shape)}; config.problem wants {wanted}"
     )
-  part_of_image = _checked_parts(path, arrays.get("split"), len(images))
+  part_of_image = checked_parts(path, arrays.get("split"), len(images))
   parts: Parts = {}
   for i, (label, part) in enumerate(
     zip(labels.tolist(), part_of_image, strict=True)
@@ -326,7 +326,7 @@ def _checked_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
   return labels
 
 
-def _checked_parts(
+def checked_parts(
   path: Path, split: np.ndarray | None, count: int
 ) -> list[str]:
   """Returns the part of every image; "" for all if they are not divided."""

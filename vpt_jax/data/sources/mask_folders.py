@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import os
 from pathlib import Path
 
-from vpt_jax.data.sources import file_stems, layouts, parts
+from vpt_jax.data.sources import file_stems, layouts, name_parts, parts
 from vpt_jax.data.sources.file_stems import refusal
 from vpt_jax.data.sources.image_files import SUFFIXES
 from vpt_jax.data.sources.masked_images import MaskedImages, Pair
@@ -56,7 +56,7 @@ def read(
   if not root.is_dir():
     raise refusal(f"{root} is no folder; {EXPECTED}")
   found = _divided(root, seed, split in parts.TOLD)
-  pairs = _selected(found, split, origin)
+  pairs = name_parts.select(found, split, origin)
   return MaskedImages(root, pairs, meaning or Meaning(), origin, upright=True)
 
 
@@ -75,55 +75,18 @@ def _has_both(top: Path) -> bool:
 def _divided(root: Path, seed: int, tells: bool) -> dict[str, list[Pair]]:
   """Returns the pairs by part, with val and test taken out of the others."""
   found = _read_parts(root)
-  if found.keys() == {"train"}:
-    found = {"": found["train"]}
-  taken: tuple[str, ...]
-  if "" in found:
-    source, taken = "", ("val", "test")
-  elif "train" not in found:
-    raise refusal(
-      f"{root} has {', '.join(sorted(found))}, but nothing for training; "
-      f"{EXPECTED}"
-    )
-  elif "val" not in found:
-    source, taken = "train", ("val",)
-  else:
-    return found
-  # All are of one class here: names alone decide.
-  rows = [(pair.image, 0) for pair in found[source]]
-  pair_of = {pair.image: pair for pair in found.pop(source)}
-  for part, carved in parts.carve(rows, seed, taken).items():
-    found[part] = [pair_of[name] for name, _ in carved]
-  if tells:
-    log.info(
-      "%s: divided with seed %d: a tenth for %s; %d images stay for training",
-      texts.printable(str(root)),
-      seed,
-      " and for ".join(taken),
-      len(found["train"]),
-    )
+  pair_of = {pair.image: pair for pairs in found.values() for pair in pairs}
+  names = {}
+  for part, pairs in found.items():
+    names[part] = [pair.image for pair in pairs]
+  try:
+    divided = name_parts.divide(names, str(root), seed, tells)
+  except ValueError as error:
+    raise refusal(f"{error}; {EXPECTED}") from None
+  found = {}
+  for part, of_part in divided.items():
+    found[part] = [pair_of[name] for name in of_part]
   return found
-
-
-def _selected(
-  found: Mapping[str, Sequence[Pair]], split: str, origin: str
-) -> list[Pair]:
-  """Returns the pairs of a split.
-
-  Raises:
-    NoImages: there are none.
-  """
-  pairs: list[Pair] = []
-  for part in parts.of(split):
-    pairs += found.get(part, [])
-  if not pairs:
-    there = [part for part in found if found[part]]
-    raise parts.NoImages(
-      f"{origin} has no images for {split}, only for {', '.join(there)}; "
-      "config.data.train_split and config.data.test_split name the parts that "
-      "are used, such as train and val"
-    )
-  return pairs
 
 
 def _read_parts(root: Path) -> dict[str, list[Pair]]:

@@ -78,7 +78,7 @@ def decode_mask(
       label = _labels_of_colours(stored, meaning.colours)
     else:
       label = stored
-    return _meant(label, meaning)
+    return meant(label, meaning)
   except ValueError as error:
     raise ValueError(f"mask {name}: {error}") from error
 
@@ -252,8 +252,19 @@ def _without_map(frequent: list[int]) -> str:
   return f"{found}; say what they mean by a map of colours: {','.join(pairs)}"
 
 
-def _meant(label: np.ndarray, meaning: Meaning) -> np.ndarray:
-  """Returns stored numbers [H, W] as uint8 labels, in range."""
+def meant(label: np.ndarray, meaning: Meaning) -> np.ndarray:
+  """Returns stored numbers as labels.
+
+  Args:
+    label: integers from 0 on, [H, W].
+    meaning: of its pixels.
+
+  Returns:
+    uint8 [H, W], in range.
+
+  Raises:
+    ValueError: labels out of range, or soft edges.
+  """
   stored = np.flatnonzero(np.bincount(label.reshape(-1))).tolist()
   new = []
   for value in stored:
