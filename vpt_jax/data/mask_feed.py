@@ -11,6 +11,7 @@ import functools
 import itertools
 from typing import Any
 
+from absl import flags
 from jax.sharding import Mesh
 import numpy as np
 
@@ -157,6 +158,8 @@ class MaskFeed(pipeline.BaseFeed):
     source: Any = views
     examples = grain.MapDataset.source(source).to_iter_dataset(options)
     if self._workers:
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's own, which it asks for
       examples = examples.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=self._workers)
       )

@@ -283,7 +283,7 @@ def build(
   if problem.dense:
     return job(
       apply=evaluation.make_apply(model, preprocess),
-      train=_mask_feed(config, data.train, mesh),
+      train=mask_feed_of(config, data.train, mesh),
       test=None,
       on_features=False,
     )
@@ -330,7 +330,9 @@ def _check_data(problem: problems.Problem, data: Data) -> None:
   problem.check_labels(data.test.labels, "test images")
 
 
-def _mask_feed(config: ConfigDict, split: MaskedSplit, mesh: Mesh) -> MaskFeed:
+def mask_feed_of(
+  config: ConfigDict, split: MaskedSplit, mesh: Mesh
+) -> MaskFeed:
   """Returns the feed of random views that a section `segmentation` asks for."""
   section = config.segmentation
   view = TrainView(

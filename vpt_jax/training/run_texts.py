@@ -65,8 +65,18 @@ def result_text(result: Mapping[str, Any]) -> str:
     f"parameters ({result['trainable_percent']:.3f} %), "
     f"{result['seconds']:.1f} s",
   ]
+  if result.get("head_params"):
+    without = result["trainable_params"] - result["head_params"]
+    lines[-1] += f", {without:,} of these not of the head"
+  if result.get("multi_scale"):
+    more = result["multi_scale"]
+    values = [
+      f"{score.title} {more[score.name]:.2f} {score.unit}"
+      for score in problems.of_run(result).scores
+    ]
+    lines.append(f"at several scales: {', '.join(values)}")
   if result["images_per_second"]:
-    lines[-1] += f", {result['images_per_second']:.0f} images/s"
+    lines[1] += f", {result['images_per_second']:.0f} images/s"
   return "\n".join(lines)
 
 

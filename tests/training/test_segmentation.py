@@ -1,0 +1,243 @@
+"""Whole runs of segmentation: outputs, exact resumption, sizes, refusals."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from tests.conftest import small_config, trained
+import vpt_jax
+from vpt_jax import config as configs
+from vpt_jax.distributed import processes, sharding
+from vpt_jax.problems import semantic_segmentation
+from vpt_jax.training import dense_evaluation, experiment
+
+SIZES = [(18, 24), (24, 18), (16, 16), (20, 33)]
+
+
+def write_images(root, part, count, seed):
+  """Images of noise with a bright part of class 1; its edge has no class."""
+  rng = np.random.default_rng(seed)
+  for i in range(count):
+    rows, columns = SIZES[i % len(SIZES)]
+    image = rng.integers(0, 90, (rows, columns, 3), dtype=np.uint8)
+    label = np.zeros((rows, columns), np.uint8)
+    edge = int(rng.integers(4, columns - 4))
+    image[:, edge:] += 150
+    label[:, edge:] = 1
+    label[:, edge] = 255
+    for folder, array in (("images", image), ("masks", label)):
+      path = root / part / folder / f"{part}{i}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(array).save(path)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  root = tmp_path_factory.mktemp("images")
+  write_images(root, "train", 11, 0)
+  write_images(root, "test", 5, 1)
+  return root
+
+
+def dense_config(images, **fields):
+  """Two epochs of three steps, on a random backbone."""
+  config = small_config()
+  config.problem = "segmentation"
+  config.task = ""
+  config.method = "vpt"
+  config.vpt.dropout = 0.1
+  config.data.source = f"segfolder:{images}"
+  config.data.train_split = "train"
+  config.image_size = 16
+  config.batch_size = 4
+  config.epochs = 2
+  config.steps_per_epoch = 3
+  config.checkpoint.every_epochs = 1
+  config.optim.name = "adamw"
+  config.optim.lr = 0.01
+  config.optim.schedule = "poly"
+  config.optim.warmup_epochs = 0
+  config.optim.policies = (("head/.*", {"lr": 10.0}), (".*", {}))
+  section = config.segmentation
+  section.decoder = "pup_4"
+  section.auxiliary = "aux_4"
+  section.blocks = (1, 2)
+  section.width = 8
+  section.scale = section.test_scale = (40, 16)
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+  """(config, workdir, result) of a run that also tests at several scales."""
+  config = dense_config(
+    images,
+    **{
+      "segmentation.multi_scale": "own",
+      "segmentation.test_factors": (1.0, 1.5),
+    },
+  )
+  workdir = tmp_path_factory.mktemp("run")
+  return config, workdir, vpt_jax.run(config, workdir)
+
+
+def test_a_run_leaves_label_maps_scores_and_pictures(images, finished):
+  """Scores are those of the label maps that are written, at stored sizes."""
+  _, workdir, result = finished
+  assert json.loads((workdir / "result.json").read_text()) == result
+  total = dict.fromkeys(("intersect", "predicted", "label"), 0)
+  for i in range(5):
+    path = workdir / "predictions" / f"test{i}.png"
+    predicted = np.array(Image.open(path))
+    label = np.array(Image.open(images / f"test/masks/test{i}.png"))
+    assert predicted.shape == label.shape == SIZES[i % len(SIZES)]
+    known = label != 255
+    total["label"] += np.bincount(label[known], minlength=2)
+    total["predicted"] += np.bincount(predicted[known], minlength=2)
+    hits = label[known & (predicted == label)]
+    total["intersect"] += np.bincount(hits, minlength=2)
+  scores = semantic_segmentation.measured(total)
+  assert {name: result[name] for name in scores} == scores
+  assert (
+    result["class_iou"] == semantic_segmentation.kept_of(total)["class_iou"]
+  )
+  assert result["multi_scale"].keys() == scores.keys()
+  arrays, lines = trained(workdir)
+  assert result["head_params"] == sum(
+    leaf.size
+    for name, leaf in arrays.items()
+    if name.startswith("head/") and not name.endswith(("/mean", "/var"))
+  )
+  assert result["trainable_params"] == result["head_params"] + 2 * 3 * 32
+  assert [line["step"] for line in lines] == [3, 6]
+  rows = list(csv.DictReader((workdir / "predictions.csv").open()))
+  assert [row["path"] for row in rows] == [
+    f"test/images/test{i}.png" for i in range(5)
+  ]
+  gallery = json.loads((workdir / "gallery/gallery.json").read_text())
+  assert {"best_1", "typical_1", "worst_1"} == gallery.keys()
+  assert gallery["best_1"]["miou"] >= gallery["worst_1"]["miou"]
+  assert (workdir / "gallery/best_1.png").exists()
+
+
+def test_a_run_that_was_stopped_between_two_steps_ends_with_the_same_bits(
+  images, finished, tmp_path, monkeypatch
+):
+  """Order, views, dropout and rates are functions of the step alone."""
+  config, workdir, _ = finished
+  steps = []
+
+  class Notice(processes.PreemptionNotice):
+    def __call__(self, step):
+      steps.append(step)
+      return step == 4  # the first step of the second epoch
+
+  with monkeypatch.context() as patch:
+    patch.setattr(processes, "PreemptionNotice", Notice)
+    with pytest.raises(processes.Preempted):
+      vpt_jax.run(config, tmp_path)
+  assert steps[-1] == 4
+  vpt_jax.run(config, tmp_path)
+  want, want_lines = trained(workdir)
+  got, got_lines = trained(tmp_path)
+  assert got_lines == want_lines
+  assert got.keys() == want.keys()
+  for name in want:
+    np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+  for name in ("predictions.csv", "predictions/test3.png"):
+    assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+
+
+def batches_of(config, workers=0, epochs=(0, 1), steps_done=0):
+  """The batches of some epochs, on the host."""
+  config = configs.resolve(config)
+  config.segmentation.workers = workers
+  data = experiment.load_data(config)
+  mesh = sharding.make_mesh(config.batch_size)
+  feed = experiment.mask_feed_of(config, data.train, mesh)
+  found = []
+  for epoch in epochs:
+    for batch in feed.epoch(config.seed, epoch, steps_done):
+      found.append(jax.device_get(batch))
+  return found
+
+
+@pytest.mark.parametrize("steps_per_epoch", [3, 0])
+def test_views_depend_on_seed_and_step_alone(images, steps_per_epoch):
+  """Wherever a training begins, and whoever makes them, they are the same."""
+  config = dense_config(images, steps_per_epoch=steps_per_epoch)
+  want = batches_of(config)
+  later = batches_of(config, epochs=(1,), steps_done=1)
+  for got, expected in zip(later, want[4:], strict=True):
+    for name, values in expected.items():
+      np.testing.assert_array_equal(got[name], values, err_msg=name)
+  masks = np.concatenate([batch["mask"] for batch in want])
+  assert masks.sum() == (24 if steps_per_epoch else 20)  # a tenth is for val
+  assert want[0]["image"].shape == (4, 16, 16, 3)
+  images_of = [batch["image"].tobytes() for batch in want]
+  assert len(set(images_of)) == len(images_of)
+
+
+def test_processes_make_the_same_views(images):
+  config = dense_config(images)
+  want = batches_of(config, epochs=(0,))
+  got = batches_of(config, workers=2, epochs=(0,))
+  for first, second in zip(got, want, strict=True):
+    for name, values in second.items():
+      np.testing.assert_array_equal(first[name], values, err_msg=name)
+
+
+def test_few_programs_are_compiled_however_many_sizes_there_are(finished):
+  """Windows have one size where no side is shorter than they are."""
+  _, _, result = finished
+  # Slides of 16 x 16; at several scales, too.
+  assert result["programs"] == 1
+
+
+def test_whole_images_of_any_size_are_seen(images, tmp_path):
+  """Positions come to the image's grid; its ends are filled up."""
+  config = dense_config(
+    images,
+    epochs=0,
+    **{"segmentation.test": "whole", "segmentation.test_scale": ()},
+  )
+  result = vpt_jax.run(config, tmp_path)
+  assert result["programs"] == len(set(SIZES))
+  assert 0 <= result["miou"] <= 100
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"head": "pretrained"}, "config.segmentation.decoder"),
+    ({"data.augment": "flip"}, "the section segmentation"),
+    ({"condense.shares": (0.3,)}, "condensation"),
+    ({"segmentation.blocks": (2, 1)}, "ascending"),
+    ({"segmentation.blocks": (1, 3)}, "1 to 2"),
+    ({"segmentation.auxiliary": ""}, "auxiliary is empty"),
+    ({"segmentation.stride": 17}, "at most that"),
+    ({"optim.poly_min": 1.0}, "at most lr"),
+    ({"problem": "classification"}, "segmentation"),
+  ],
+)
+def test_what_segmentation_does_not_have_is_refused(
+  images, tmp_path, fields, words
+):
+  """A field that would be ignored, or two that do not fit, is an error."""
+  config = dense_config(images, **fields)
+  with pytest.raises(ValueError, match=words):
+    vpt_jax.run(config, tmp_path)
+
+
+def test_label_maps_have_names_of_their_own():
+  """Of images with one stem in several folders, and of hostile names."""
+  named = dense_evaluation.map_names
+  assert named(["a/x.jpg", "b/y.jpg"]) == ["x", "y"]
+  assert named(["a/x.jpg", "b/X.png"]) == ["000000_x", "000001_X"]
+  for name in named(["../..", "a\0/\n.png", "..png", "é\\ü.jpg"]):
+    assert name.strip("._") and not set(name) & set("/\\\0\n")
