@@ -52,32 +52,32 @@ def result_text(result: Mapping[str, Any]) -> str:
   Args:
     result: what result.json holds.
   """
-  scores = [
-    f"{score.title} {result[score.name]:.2f} {score.unit}"
-    for score in problems.of_run(result).scores
-  ]
+  scores = _scores_text(result, "")
   backbone = result["backbone"]
+  share = f"{result['trainable_percent']:.3f} %"
+  if result.get("head_params"):
+    without_head = result["trainable_params"] - result["head_params"]
+    share += f"; {without_head:,} without the head"
   lines = [
-    f"{result['task']} {result['split']}: {', '.join(scores)} "
-    f"({result['count']} images)",
+    f"{result['task']} {result['split']}: {scores} ({result['count']} images)",
     f"{result['method']} on {backbone['name']} (sha256 "
     f"{backbone['sha256'][:8]}): {result['trainable_params']:,} trainable "
-    f"parameters ({result['trainable_percent']:.3f} %), "
-    f"{result['seconds']:.1f} s",
+    f"parameters ({share}), {result['seconds']:.1f} s",
   ]
-  if result.get("head_params"):
-    without = result["trainable_params"] - result["head_params"]
-    lines[-1] += f", {without:,} of these not of the head"
-  if result.get("multi_scale"):
-    more = result["multi_scale"]
-    values = [
-      f"{score.title} {more[score.name]:.2f} {score.unit}"
-      for score in problems.of_run(result).scores
-    ]
-    lines.append(f"at several scales: {', '.join(values)}")
   if result["images_per_second"]:
-    lines[1] += f", {result['images_per_second']:.0f} images/s"
+    lines[-1] += f", {result['images_per_second']:.0f} images/s"
+  if result.get("multi_scale"):
+    lines.append(f"at several scales: {_scores_text(result, 'multi_scale')}")
   return "\n".join(lines)
+
+
+def _scores_text(result: Mapping[str, Any], part: str) -> str:
+  """Returns the scores of a result, or of a part of it, in words."""
+  values = result[part] if part else result
+  scores = problems.of_run(result).scores
+  return ", ".join(
+    f"{score.title} {values[score.name]:.2f} {score.unit}" for score in scores
+  )
 
 
 def saved_text(workdir: Path) -> str:
