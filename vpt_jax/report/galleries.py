@@ -155,7 +155,9 @@ def _shown(pictures: Sequence[Picture]) -> Json:
       damaged.append(record_fields.printable(f"{one.path.name}: {why}"))
       continue
     text = text_beside(facts.get(one.path.stem))
-    shown.append({"title": title, "text": text, "src": source})
+    shown.append(
+      {"kind": one.kind, "title": title, "text": text, "src": source}
+    )
   return {"pictures": shown, "damaged": damaged}
 
 

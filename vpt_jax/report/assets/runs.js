@@ -115,14 +115,18 @@ if (data.classes.length) {
 
 if (data.galleries.runs.length) {
   const {runs, left_out} = data.galleries;
+  const titles = runs.map(({task, label, seed}) =>
+    `${task} \u00b7 ${label} \u00b7 seed ${seed}`);
+  const panel = ({title, text, src}) => el("figure", {}, el("figcaption", {},
+    capital(title), text ? el("small", {}, " \u2014 " + text) : null),
+  el("img", {src, alt: `${title}: image, labels and prediction`}));
   section("gallery", "Gallery", el("p", {}, "Each picture: image | labels | " +
-    "prediction, in the colours of the classes."), ...chosen([["run ",
-    runs.map(({task, label, seed}) => `${task} \u00b7 ${label} \u00b7 seed ` +
-      seed)]], (i) => [el("div", {class: "panels"}, runs[i].pictures.map(
-    ({title, text, src}) => el("figure", {}, el("figcaption", {},
-      capital(title), text ? el("small", {}, " \u2014 " + text) : null),
-    el("img", {src, alt: `${title}: image, labels and prediction`})))),
-  notes(runs[i].damaged.map((what) => "Not shown: " + what))]),
+    "prediction, in the colours of the classes; the scores are of this image " +
+    "alone."), ...chosen([["run ", titles]], (i) => [
+    ...unique(runs[i].pictures.map((one) => one.kind)).flatMap((kind) => [
+      el("h3", {}, capital(kind)), el("div", {class: "panels"},
+        runs[i].pictures.filter((one) => one.kind === kind).map(panel))]),
+    notes(runs[i].damaged.map((what) => "Not shown: " + what))]),
   left_out ? notes([`${left_out} more runs have pictures.`]) : null);
 }
 
