@@ -172,6 +172,8 @@ def kinds(root: Path) -> dict[str, Kind]:
   """Returns all kinds of commands; makes their data, starts the server."""
   photos = root / "photos"
   write_photos(photos)
+  scenes = root / "scenes"
+  write_scenes(scenes)
   return {
     "train": Kind(
       train_command(
@@ -179,6 +181,21 @@ def kinds(root: Path) -> dict[str, Kind]:
         "--config.epochs=6",
         "--config.vapt.num_tokens=3",
         "--config.batch_size=96",
+      )
+    ),
+    "segmentation": Kind(
+      train_command(
+        "--config=configs/vpt_vtab.py",
+        "--config.problem=segmentation",
+        f"--config.data.source=segfolder:{scenes}",
+        "--config.data.train_split=train",
+        "--config.epochs=6",
+        "--config.steps_per_epoch=5",
+        "--config.vpt.num_tokens=2",
+        "--config.batch_size=8",
+        "--config.segmentation.decoder=linear",
+        "--config.segmentation.scale=(16, 8)",
+        "--config.segmentation.test_scale=(16, 8)",
       )
     ),
     "sweep": Kind(
@@ -215,6 +232,19 @@ def write_photos(folder: Path) -> None:
     for number in range(600):
       pixels = rng.integers(0, 256, (96, 80, 3), np.uint8)
       Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+def write_scenes(folder: Path) -> None:
+  """Writes images of noise with masks, of equal parts for train and test."""
+  rng = np.random.default_rng(1)
+  for part in ("train", "test"):
+    for number in range(12):
+      pixels = rng.integers(0, 256, (12, 10, 3), np.uint8)
+      labels = (pixels[..., 0] > 128).astype(np.uint8)
+      for name, array in (("images", pixels), ("masks", labels)):
+        path = folder / part / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
 
 
 class Slow(http.server.SimpleHTTPRequestHandler):

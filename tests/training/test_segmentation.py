@@ -234,6 +234,19 @@ def test_what_segmentation_does_not_have_is_refused(
     vpt_jax.run(config, tmp_path)
 
 
+def test_published_policies_of_a_linear_head_are_not_those_of_a_dense_one():
+  """A config of whole images becomes one of segmentation by its problem."""
+  config = small_config()
+  config.problem = "segmentation"
+  config.task = "ade20k"
+  config.method = "vpt"
+  resolved = configs.resolve(config)
+  assert resolved.optim.policies == ((".*", {}),)
+  assert resolved.data.augment == "none"
+  config.optim.policies = (("head/.*", {"lr": 10.0}), (".*", {}))
+  assert configs.resolve(config).optim.policies[0][1] == {"lr": 10.0}
+
+
 def test_label_maps_have_names_of_their_own():
   """Of images with one stem in several folders, and of hostile names."""
   named = dense_evaluation.map_names

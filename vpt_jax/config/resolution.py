@@ -41,6 +41,7 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   name_task(config, named_task)
   choose_network(config)
   choose_preprocessing(config, named_task)
+  choose_policies(config)
   if not config.trainable:
     config.trainable = methods.get(config.method).trainable
   check_together(config)
@@ -208,6 +209,19 @@ def choose_preprocessing(config: ConfigDict, named_task: bool) -> None:
   if not data.augment:
     data.augment = "none" if is_dense else views.OWN[data.preprocess]
   normalization.choose(config, named_task)
+
+
+def choose_policies(config: ConfigDict) -> None:
+  """Gives a dense head, which has no `head/bias`, policies of its own.
+
+  Those that were set are kept.
+  """
+  published = sections.default_values("optim")["policies"]
+  is_default = list(map(list, config.optim.policies)) == [
+    list(policy) for policy in published
+  ]
+  if problems.of_run(config).dense and is_default:
+    config.optim.policies = ((".*", {}),)
 
 
 def check_together(config: ConfigDict) -> None:
