@@ -13,6 +13,7 @@ import vpt_jax
 from vpt_jax import config as configs
 from vpt_jax.distributed import processes, sharding
 from vpt_jax.problems import semantic_segmentation
+from vpt_jax.report import __main__ as report
 from vpt_jax.training import dense_evaluation, experiment
 
 SIZES = [(18, 24), (24, 18), (16, 16), (20, 33)]
@@ -254,3 +255,25 @@ def test_label_maps_have_names_of_their_own():
   assert named(["a/x.jpg", "b/X.png"]) == ["000000_x", "000001_X"]
   for name in named(["../..", "a\0/\n.png", "..png", "é\\ü.jpg"]):
     assert name.strip("._") and not set(name) & set("/\\\0\n")
+
+
+def test_a_run_is_reported(finished, tmp_path, capsys):
+  """The table has both tests, the page classes and pictures of the run."""
+  _, workdir, result = finished
+  assert report.main(["", str(workdir), "--out", str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  line = next(line for line in said.splitlines() if line.startswith("vpt"))
+  assert line.split()[-3:] == [
+    "192",  # without head
+    f"{result['miou']:.2f}",
+    f"{result['multi_scale']['miou']:.2f}",
+  ]
+  page = (tmp_path / "report.html").read_text(encoding="utf-8")
+  shown = json.loads(page.split('id="data">')[1].split("</script>")[0])
+  (classes,) = shown["classes"]
+  assert len(classes["table"]) == len(result["class_iou"])
+  (run,) = shown["galleries"]["runs"]
+  titles = [picture["title"] for picture in run["pictures"]]
+  assert titles == ["best 1", "typical 1", "worst 1"]
+  assert all("mIoU" in picture["text"] for picture in run["pictures"])
+  assert not run["damaged"]
