@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from vpt_jax.config import resolution, sections
 from vpt_jax.data import datasets, masked_datasets
 from vpt_jax.data.cache import mask_counts
 from vpt_jax.data.sources import masks
@@ -465,3 +466,19 @@ def test_scenes_of_digits_are_the_same_bits_everywhere():
   assert len(load("trainval", task="digit_scenes")) == 400
   with pytest.raises(ValueError, match="num_classes: the masks of digit_scen"):
     load(task="digit_scenes", num_classes=3)
+
+
+def test_own_images_do_not_have_the_name_of_a_published_set(own):
+  """Their results would be taken for that set's, unless they are a copy."""
+  settings = {"problem": "segmentation", "data.source": f"segfolder:{own}"}
+
+  def named(task, **more):
+    config = sections.defaults()
+    config.update_from_flattened_dict({**settings, "task": task, **more})
+    resolution.name_task(config, True)
+    return config.task
+
+  assert named("") == "own"
+  with pytest.raises(ValueError, match="'ade20k' is the name of a known task"):
+    named("ade20k")
+  assert named("ade20k", **{"data.own_copy": True}) == "ade20k"

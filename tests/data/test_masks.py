@@ -118,7 +118,7 @@ def test_colours_without_a_map_are_shown_with_one():
   data = png(COLOURS[LABEL])
   with pytest.raises(ValueError, match="colours \\(RGB\\) instead") as error:
     read(data)
-  shown = re.search(r"map of colours: (\S+)$", str(error.value))
+  shown = re.search(r"segmentation.colours=(\S+)$", str(error.value))
   assert shown is not None
   label = read(data, colours=masks.parse_colours(shown[1]))
   np.testing.assert_array_equal(label, LABEL)
@@ -232,10 +232,10 @@ def test_the_number_of_classes_is_told_by_all_masks():
 @pytest.mark.parametrize(
   ("labels", "found"),
   [
-    ((0, 255), "255=1"),
+    ((0, 255), r"label_map=\(\(255,1\),\)"),
     ((0, 0), "two classes or more"),
     ((255,), "two classes or more"),
-    ((0, 38, 75), "label map, such as 0=0,38=1,75=2"),
+    ((0, 38, 75), r"label_map=\(\(0,0\),\(38,1\),\(75,2\)\)"),
   ],
 )
 def test_labels_that_may_mean_several_things_are_refused(labels, found):

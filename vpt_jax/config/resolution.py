@@ -148,9 +148,10 @@ def name_task(config: ConfigDict, named_task: bool) -> None:
   if own_sources.is_own(source):
     own_name = own_sources.name_of(source)
     config.task = config.task or own_name
-    if config.task in tasks.TASKS and not config.data.own_copy:
+    known = {*tasks.TASKS, *masked_datasets.TASKS}
+    if config.task in known and not config.data.own_copy:
       leave = ""
-      if own_name not in tasks.TASKS:
+      if own_name not in known:
         leave = (
           f"leave it to them, config.task= (which gives {own_name!r}), or "
         )

@@ -8,8 +8,16 @@ import sys
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from vpt_jax.data import contact_sheet, datasets, own_sources, survey, tasks
+from vpt_jax.data import (
+  contact_sheet,
+  datasets,
+  mask_commands,
+  own_sources,
+  survey,
+  tasks,
+)
 from vpt_jax.data.cache import prepared
 from vpt_jax.data.cache.decoding import Layout
 from vpt_jax.data.examples import Split
@@ -109,7 +117,7 @@ def _common_options() -> argparse.ArgumentParser:
     "--source",
     default="",
     help="config.data.source: pack, json or tfds; or "
-    "folder:PATH, csv:PATH, npz:PATH, then without TASK",
+    "folder:PATH, csv:PATH, npz:PATH, segfolder:PATH, then without TASK",
   )
   common.add_argument(
     "--multi_label",
@@ -154,6 +162,7 @@ def _common_options() -> argparse.ArgumentParser:
     f"{prepared.default_folder()})",
   )
   common.add_argument("--workers", type=int, default=0, help="threads")
+  mask_commands.add_options(common)
   return common
 
 
@@ -161,14 +170,17 @@ def task_names(args: argparse.Namespace) -> list[str]:
   """Returns the tasks that are meant; a user's images are one of any name."""
   if own_sources.is_own(args.source):
     return [own_sources.name_of(args.source)]
-  if args.task == "all" and args.command != "show":
+  if args.task == "all" and args.command == "check":
+    return [*tasks.TASKS, *mask_commands.ALL]
+  if args.task == "all" and args.command == "prepare":
     return list(tasks.TASKS)
   if not args.task:
     raise ValueError(
       "name a task (`python -m vpt_jax.data check` lists them), "
       "or give --source=folder:PATH"
     )
-  tasks.get(args.task)
+  if args.task not in mask_commands.ALL:
+    tasks.get(args.task)
   return [args.task]
 
 
@@ -196,6 +208,11 @@ def prepare(args: argparse.Namespace) -> int:
   status = 0
   all_tasks = args.task == "all"
   for name in task_names(args):
+    if mask_commands.are_meant(args, name):
+      raise ValueError(
+        f"{name}: images with masks need no preparation; they are decoded "
+        "ahead of the training"
+      )
     if all_tasks and not datasets.is_there(tasks.TASKS[name], args.data_dir):
       log.info("%s: no images", name)
       continue
@@ -259,6 +276,9 @@ def check(args: argparse.Namespace) -> int:
   """Prints what is there; returns 1 if something is broken."""
   states = {}
   for name in task_names(args):
+    if mask_commands.are_meant(args, name):
+      states[name] = mask_commands.survey(name, args)
+      continue
     states[name] = survey.survey_task(
       name,
       **source_options(args),
@@ -270,7 +290,9 @@ def check(args: argparse.Namespace) -> int:
     )
   rows: list[tuple[str, ...]] = [HEAD]
   for name, state in states.items():
-    suite = "" if own_sources.is_own(args.source) else tasks.TASKS[name].suite
+    suite = ""
+    if not own_sources.is_own(args.source) and name in tasks.TASKS:
+      suite = tasks.TASKS[name].suite
     rows.append((name, suite, *_cells(state)))
   sys.stdout.write(text_tables.align(rows) + "\n")
   for name, state in states.items():
@@ -306,6 +328,19 @@ def _cells(state: survey.State) -> tuple[str, ...]:
 def show(args: argparse.Namespace) -> int:
   """Draws a contact sheet."""
   (name,) = task_names(args)
+  if mask_commands.are_meant(args, name):
+    page = mask_commands.sheet(name, args)
+  else:
+    page = _sheet(name, args)
+  path = Path(args.out or f"{name}-{args.split}.png").expanduser()
+  with files.replacing(path) as file:
+    page.save(file, "PNG")
+  sys.stdout.write(f"{path}\n")
+  return 0
+
+
+def _sheet(name: str, args: argparse.Namespace) -> Image.Image:
+  """Returns a contact sheet of images as the backbone sees them."""
   preprocess = _preprocess(name, args)
   family = preprocess.family
   # `--augment` without a value takes the family's own views.
@@ -330,17 +365,12 @@ def show(args: argparse.Namespace) -> int:
   shown_as = "as in evaluation"
   if augment is not None:
     shown_as = f"as in training, augment={augment}"
-  page = contact_sheet.sheet(
+  return contact_sheet.sheet(
     images,
     _captions(split.labels, split.class_names or range(split.num_classes)),
     f"{name}, {args.split}: {len(examples)} images of "
     f"{examples.num_classes} classes; {family} {args.image_size}, {shown_as}",
   )
-  path = Path(args.out or f"{name}-{args.split}.png").expanduser()
-  with files.replacing(path) as file:
-    page.save(file, "PNG")
-  sys.stdout.write(f"{path}\n")
-  return 0
 
 
 def _captions(labels: Any, classes: Sequence[Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Draws contact sheets: samples of a split with their classes."""
 
 from collections import Counter
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import NamedTuple
@@ -102,11 +103,13 @@ def model_views(
   return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8), split
 
 
-def sheet(images: np.ndarray, labels: list[str], title: str) -> Image.Image:
+def sheet(
+  images: Sequence[np.ndarray] | np.ndarray, labels: list[str], title: str
+) -> Image.Image:
   """Draws images in rows of eight, each with its label below.
 
   Args:
-    images: uint8 [N, H, W, 3].
+    images: uint8 [H, W, 3] each, N of them, of any sizes.
     labels: N.
     title: above all.
   """

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast, NamedTuple, TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from vpt_jax.utils.logs import log
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
+
+AnyExamples = MaskedImages | MaskedArrays
 
 _SECTION = "config.segmentation"
 # What a user may bring.
@@ -166,7 +168,7 @@ def _published(
 
 
 def _with_classes(
-  examples: MaskedImages | MaskedArrays,
+  examples: AnyExamples,
   meaning: Meaning,
   names: tuple[str, ...],
   grey_range: int | None = None,
@@ -238,38 +240,81 @@ def _check_agrees(task: str, published: Meaning, own: Meaning) -> None:
     )
 
 
+class Listed(NamedTuple):
+  """Images with masks of which nothing is decoded.
+
+  Attributes:
+    examples: the images.
+    num_classes: K; 0: as the training masks say.
+    class_names: K, or () if not known.
+  """
+
+  examples: AnyExamples
+  num_classes: int
+  class_names: tuple[str, ...]
+
+
+def listed(
+  task: str, split: str, data: "ConfigDict", masks: "ConfigDict"
+) -> Listed:
+  """Lists a split as `load` does, without a look into masks; for surveys."""
+  source = own_sources.canonical(data.source)
+  if own_sources.is_own(source):
+    (found,) = _listed_own(source, (split,), data, meaning_of(masks))
+    return found
+  loaded = load(task, split, data, masks)
+  examples = cast(AnyExamples, loaded.examples)
+  return Listed(examples, loaded.num_classes, loaded.class_names)
+
+
 def _own(
   source: str, split: str, data: "ConfigDict", meaning: Meaning
 ) -> MaskedSplit:
   """Lists a split of the user's own images."""
-  kind, _, path = source.partition(":")
+  wanted, training = _listed_own(source, (split, "train"), data, meaning)
+  examples = training.examples
+  cache_dir = prepared.default_folder()
+  if data.cache:
+    cache_dir = Path(data.cache).expanduser()
+  num_classes = training.num_classes
+  names = training.class_names
+  if not num_classes:
+    counts = mask_counts.count(examples, cache_dir)
+    num_classes = masks.number_of_classes(counts, examples.origin)
+    if split in parts.TOLD:
+      log.info("%s: %s", examples.origin, summary(counts, num_classes))
+  meaning = dataclasses.replace(meaning, num_classes=num_classes)
+  grey = _grey_range(examples, cache_dir)
+  return _with_classes(wanted.examples, meaning, names, grey)
+
+
+def _listed_own(
+  source: str, splits: Sequence[str], data: "ConfigDict", meaning: Meaning
+) -> list[Listed]:
+  """Lists splits of the user's own images."""
+  kind, _, place = source.partition(":")
+  path = Path(place).expanduser()
   if kind not in own_sources.MASKED:
     raise ValueError(
       f"config.data.source={source!r} has one class an image, and "
       "config.problem=segmentation needs one a pixel; expected "
       f"{' or '.join(SOURCES)} with images and masks"
     )
-  examples, training = _read(
-    kind, Path(path).expanduser(), (split, "train"), data.seed, meaning
-  )
-  cache_dir = prepared.default_folder()
-  if data.cache:
-    cache_dir = Path(data.cache).expanduser()
-  if isinstance(training, MaskedArrays):
-    names = training.class_names
+  found: list[AnyExamples] = []
+  if kind == "npz":
+    arrays = masked_arrays.read_npz(path, splits, data.seed, meaning)
+    names = arrays[0].class_names
     if names:
-      names = mask_classes.checked_names(names, f"{training.origin}, classes")
+      names = mask_classes.checked_names(names, f"{path}, classes")
+    found += arrays
   else:
-    names = mask_classes.read_names(training.root)
-  num_classes = _agreed(meaning.num_classes, names, training.origin)
-  if not num_classes:
-    counts = mask_counts.count(training, cache_dir)
-    num_classes = masks.number_of_classes(counts, training.origin)
-    if split in parts.TOLD:
-      log.info("%s: %s", training.origin, summary(counts, num_classes))
-  meaning = dataclasses.replace(meaning, num_classes=num_classes)
-  grey = _grey_range(training, cache_dir)
-  return _with_classes(examples, meaning, names, grey)
+    opened = {}
+    for split in dict.fromkeys(splits):
+      opened[split] = mask_folders.read(path, split, data.seed, meaning)
+    found += [opened[split] for split in splits]
+    names = mask_classes.read_names(path)
+  num_classes = _agreed(meaning.num_classes, names, found[0].origin)
+  return [Listed(examples, num_classes, names) for examples in found]
 
 
 def _agreed(num_classes: int, names: Sequence[str], origin: str) -> int:
@@ -281,18 +326,6 @@ def _agreed(num_classes: int, names: Sequence[str], origin: str) -> int:
       "or mend the names"
     )
   return len(names) or num_classes
-
-
-def _read(
-  kind: str, path: Path, splits: Sequence[str], seed: int, meaning: Meaning
-) -> Sequence[MaskedImages | MaskedArrays]:
-  """Lists splits of KIND:PATH."""
-  if kind == "npz":
-    return masked_arrays.read_npz(path, splits, seed, meaning)
-  opened: dict[str, MaskedImages] = {}
-  for split in dict.fromkeys(splits):
-    opened[split] = mask_folders.read(path, split, seed, meaning)
-  return [opened[split] for split in splits]
 
 
 def summary(
@@ -309,12 +342,13 @@ def summary(
   total = max(1, int(counts[:num_classes].sum()))
   shares = []
   for name, pixels in zip(names, counts[:num_classes].tolist(), strict=True):
-    shares.append(f"{name} {100 * pixels / total:.3g} %")
+    if pixels:
+      shares.append(f"{name} {100 * pixels / total:.3g} %")
   everything = max(1, int(counts.sum()))
   ignored = 100 * int(counts[IGNORED]) / everything
   return (
-    f"{num_classes} classes with shares of the labelled pixels: "
-    f"{', '.join(shares)}; {ignored:.3g} % of all pixels are ignored"
+    f"{len(shares)} of {num_classes} classes with shares of the labelled "
+    f"pixels: {', '.join(shares)}; {ignored:.3g} % of all pixels are ignored"
   )
 
 

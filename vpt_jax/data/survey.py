@@ -222,11 +222,11 @@ def _image_faults(
   if bad:
     yield (
       f"{len(bad)} of {len(examples)} images that were decoded are bad: "
-      f"{_listed(bad)}"
+      f"{listed(bad)}"
     )
 
 
-def _listed(faults: list[str]) -> str:
+def listed(faults: list[str]) -> str:
   """Returns faults in lines of their own, unless it is one."""
   if len(faults) == 1:
     return faults[0]

@@ -163,14 +163,14 @@ def _parts_above(
   root: Path, folders: Mapping[str, Path]
 ) -> dict[str, list[Pair]]:
   """Reads PATH/train/images/a.jpg and PATH/train/masks/a.png."""
-  found = {}
+  sides = {}
   for part, folder in folders.items():
     top = Path(folder.name)
     if part == "test" and not (folder / MASKS).is_dir():
       _tell_unlabelled(folder)
       continue
-    found[part] = _pairs(root, top / IMAGES, top / MASKS)
-  return found
+    sides[part] = (top / IMAGES, top / MASKS)
+  return _pairs_of_parts(root, sides)
 
 
 def _parts_below(
@@ -194,13 +194,13 @@ def _parts_below(
         f"{root / side} has {texts.shortened(outside)} beside {_names(known)}; "
         "nothing says what they are for: move or remove them"
       )
-  found = {}
+  sides = {}
   for part, folder in folders.items():
     if part in without_masks:
       continue
     masks_of_part = Path(MASKS, masks_below[part].name)
-    found[part] = _pairs(root, Path(IMAGES, folder.name), masks_of_part)
-  return found
+    sides[part] = (Path(IMAGES, folder.name), masks_of_part)
+  return _pairs_of_parts(root, sides)
 
 
 def _tell_unlabelled(folder: Path) -> None:
@@ -234,6 +234,27 @@ def _outside(folder: Path, known: Mapping[str, Path]) -> list[str]:
     if path.is_dir() or path.suffix.lower() in SUFFIXES:
       outside.append(path.name)
   return outside
+
+
+def _pairs_of_parts(
+  root: Path, sides: Mapping[str, tuple[Path, Path]]
+) -> dict[str, list[Pair]]:
+  """Returns the pairs of all parts; what is wrong in any of them is told.
+
+  Args:
+    root: the folder.
+    sides: folders of the images and of the masks of each part.
+  """
+  found = {}
+  wrong = []
+  for part, (images, label_maps) in sides.items():
+    try:
+      found[part] = _pairs(root, images, label_maps)
+    except ValueError as error:
+      wrong.append(str(error))
+  if wrong:
+    raise refusal(". ".join(wrong))
+  return found
 
 
 def _pairs(root: Path, images: Path, label_maps: Path) -> list[Pair]:

@@ -182,22 +182,39 @@ def read(name: str, data_dir: Path, split: str) -> MaskedImages:
   return MaskedImages(root, pairs, layout.meaning, origin, upright=False)
 
 
+def is_there(name: str, data_dir: Path) -> bool:
+  """Returns whether a published data set's folder and lists are there."""
+  layout = LAYOUTS[name]
+  root = _find(layout, data_dir.absolute())
+  if root is None:
+    return False
+  return all((root / part.stems).exists() for part in layout.parts.values())
+
+
 def _root(name: str, layout: Layout, data_dir: Path) -> Path:
   """Returns the data set's folder.
 
   Raises:
     ValueError: it is missing.
   """
+  root = _find(layout, data_dir)
+  if root is None:
+    raise refusal(
+      f"{name}: {data_dir / layout.folder} is missing; config.data.dir names "
+      f"the folder above; get {layout.get}"
+    )
+  return root
+
+
+def _find(layout: Layout, data_dir: Path) -> Path | None:
+  """Returns the data set's folder, None if it is missing."""
   root = data_dir / layout.folder
   if root.is_dir():
     return root
   is_named_so = data_dir.name == Path(layout.folder).name
   if is_named_so and data_dir.is_dir():
     return data_dir
-  raise refusal(
-    f"{name}: {root} is missing; config.data.dir names the folder above; get "
-    f"{layout.get}"
-  )
+  return None
 
 
 def _pairs(layout: Layout, root: Path, part: Part) -> list[Pair]:

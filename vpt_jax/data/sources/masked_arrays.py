@@ -137,6 +137,16 @@ def checked_labels(labels: np.ndarray) -> np.ndarray:
   return labels.astype(np.uint16)
 
 
+def has_masks(path: Path) -> bool:
+  """Returns whether an npz has arrays of masks; a damaged one has none."""
+  try:
+    with strange_files.open_zip(path) as archive:
+      there = {name.removesuffix(".npy") for name in archive.namelist()}
+  except Exception:  # told of by whoever reads it
+    return False
+  return bool(there & {"masks", *_PACKED[2:]})
+
+
 def read_npz(
   path: Path, splits: Sequence[str], seed: int, meaning: Meaning
 ) -> list[MaskedArrays]:

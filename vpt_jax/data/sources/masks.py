@@ -24,6 +24,10 @@ _GREY, _RGB, _PALETTE = 0, 2, 3
 # Labels of soft edges lie between others: they have no square of their own.
 _MOST_THIN = 8
 _SHOWN = 8
+_MAP_HINT = (
+  "; if they are meant, give config.segmentation.num_classes, or map them by "
+  "config.segmentation.label_map"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +160,8 @@ def number_of_classes(counts: np.ndarray, origin: str) -> int:
   if labels == [0] and has_ignored:
     raise ValueError(
       f"{origin}: all masks are 0 and 255, and 255 means that a pixel is "
-      "ignored; if it is a class, say so by the label map 255=1"
+      "ignored; if it is a class, say so: "
+      "config.segmentation.label_map=((255,1),)"
     )
   if len(labels) < 2:
     raise ValueError(
@@ -164,12 +169,14 @@ def number_of_classes(counts: np.ndarray, origin: str) -> int:
       "more, 0 .. K - 1"
     )
   if labels != list(range(len(labels))):
-    pairs = [f"{label}={number}" for number, label in enumerate(labels)]
+    pairs = [f"({label},{number})" for number, label in enumerate(labels)]
+    example = ",".join(pairs[:_SHOWN])
+    rest = ",..." if len(pairs) > _SHOWN else ""
     raise ValueError(
       f"{origin}: the masks have the labels "
       f"{texts.shortened(list(map(str, labels)))}, not 0 .. K - 1; if some "
-      "classes just do not occur, give the number of classes; else a label "
-      f"map, such as {','.join(pairs[:_SHOWN])}"
+      "classes just do not occur, give config.segmentation.num_classes; else "
+      f"map them, such as config.segmentation.label_map=({example}{rest})"
     )
   return len(labels)
 
@@ -249,7 +256,10 @@ def _without_map(frequent: list[int]) -> str:
   pairs = []
   for label, code in enumerate(frequent[:_SHOWN]):
     pairs.append(f"{code:06x}={label}")
-  return f"{found}; say what they mean by a map of colours: {','.join(pairs)}"
+  return (
+    f"{found}; say what they mean by a map of colours: "
+    f"config.segmentation.colours={','.join(pairs)}"
+  )
 
 
 def meant(label: np.ndarray, meaning: Meaning) -> np.ndarray:
@@ -283,7 +293,7 @@ def meant(label: np.ndarray, meaning: Meaning) -> np.ndarray:
     raise ValueError(
       f"labels out of range: {texts.shortened(list(map(str, wrong)))}, the "
       f"first at row {first[0]}, column {first[1]}; expected "
-      f"{_expected(meaning)}{soft or '; give a label map if they are meant'}"
+      f"{_expected(meaning)}{soft or _MAP_HINT}"
     )
   if not meaning.thin and not meaning.colours:
     soft = _soft_hint(label, len(stored))
@@ -317,5 +327,6 @@ def _soft_hint(label: np.ndarray, count: int) -> str:
   return (
     f", of which {thin} fill no square of 2 x 2 pixels: the mask seems to have "
     "soft edges (anti-aliased, or resized with interpolation); export it "
-    "again, resized with nearest neighbours (thin=True reads it as it is)"
+    "again, resized with nearest neighbours "
+    "(config.segmentation.thin=True reads it as it is)"
   )
