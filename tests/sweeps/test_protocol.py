@@ -702,6 +702,12 @@ def test_wrong_shards(tiny, tmp_path, capsys, shard, message):
     ("--config.compute.attention=cudnn", "can't train runs together"),
     ("--config.sweep.tasks=('eurosatt',)", "unknown task 'eurosatt'"),
     ("--config.optim.warmup_epochs=9", "warmup_epochs=9"),
+    ("--config.problem=segmentation", "does not train problem 'segmentation'"),
+    ("--config.optim.schedule=poly", "'poly' changes the rate in every step"),
+    (
+      "--config.sweep.grid=(('optim.schedule', ('cosine', 'poly')),)",
+      "'poly' changes the rate in every step",
+    ),
   ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_runs(

@@ -67,7 +67,8 @@ def _add_attention(commands: Any) -> None:
 
 def _add_gates(commands: Any) -> None:
   def draw(args: argparse.Namespace) -> str:
-    return gate_weights.draw(_read_adapters(args), args.to)
+    # Of any problem, as gates are numbers of the method.
+    return gate_weights.draw(_read_adapters(args, or_dense=True), args.to)
 
   command = _add_command(
     commands, "gates", "whose outputs gated prompts are, and temperatures", draw
@@ -243,12 +244,16 @@ def _positive(text: str) -> int:
   return number
 
 
-def _read_adapter(args: argparse.Namespace, path: str) -> Adapter:
-  return subject.read(path, args.backbone, args.data_dir)
+def _read_adapter(
+  args: argparse.Namespace, path: str, or_dense: bool = False
+) -> Adapter:
+  return subject.read(path, args.backbone, args.data_dir, or_dense)
 
 
-def _read_adapters(args: argparse.Namespace) -> list[Adapter]:
-  return [_read_adapter(args, path) for path in args.adapter]
+def _read_adapters(
+  args: argparse.Namespace, or_dense: bool = False
+) -> list[Adapter]:
+  return [_read_adapter(args, path, or_dense) for path in args.adapter]
 
 
 def _images(args: argparse.Namespace, adapter: Adapter) -> Images:

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from vpt_jax import model as model_lib
+from vpt_jax.analysis import subject
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.methods.pgn import Inverted
 from vpt_jax.serving import predictor
@@ -203,6 +204,7 @@ def export(
     ValueError: a file that can't be used, or prompts that no pixels give.
   """
   model, variables, meta = predictor.read_model(adapter, backbone)
+  subject.check_whole_images(adapter, meta)
   preprocess = predictor.read_preprocess(meta, model)
   decoded = preprocess.read(image)
   precision = meta.config["compute"]["matmul_precision"]

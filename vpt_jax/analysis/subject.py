@@ -15,6 +15,7 @@ from vpt_jax import problems
 from vpt_jax.data import datasets, own_sources
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.serving import predictor
+from vpt_jax.training.adapter_files import AdapterMeta
 from vpt_jax.utils import strange_files
 
 Variables = dict[str, Any]
@@ -86,24 +87,48 @@ class Adapter:
     return f"{method}; {backbone}; {task}"
 
 
-def read(path: str, backbone: str = "", data_dir: str = "") -> Adapter:
+def read(
+  path: str, backbone: str = "", data_dir: str = "", or_dense: bool = False
+) -> Adapter:
   """Reads an adapter from its file.
 
   Args:
     path: `adapter.npz` of a run.
     backbone: its checkpoint, if it is not where the run had it.
     data_dir: folder of the data sets, likewise.
+    or_dense: also one of a problem with a class for every pixel.
 
   Raises:
-    ValueError: a damaged file, or another backbone.
+    ValueError: a damaged file, another backbone, or a problem that is not
+      analysed.
   """
   model, variables, meta = predictor.read_model(path, backbone)
+  if not or_dense:
+    check_whole_images(path, meta)
   config, has_images = _with_own_paths(path, ConfigDict(meta.config))
   if data_dir:
     config.data.dir = data_dir
   preprocess = predictor.read_preprocess(meta, model)
   names = None if meta.class_names is None else tuple(meta.class_names)
   return Adapter(path, model, variables, config, preprocess, names, has_images)
+
+
+def check_whole_images(path: str, meta: AdapterMeta) -> None:
+  """Raises ValueError for an adapter that gives every pixel a class.
+
+  Args:
+    path: of its file.
+    meta: what it says of its run.
+  """
+  problem = problems.of_run(meta.config)
+  if problem.dense:
+    raise ValueError(
+      f"{path} is of problem {problem.name!r}, which gives every pixel a class "
+      "and sees an image in windows; this command is for adapters with classes "
+      "of whole images. What this one sees in your images is drawn by "
+      "vpt_jax.load_adapter(FILE).save(IMAGES, FOLDER, overlays=True), and in "
+      "its test images in the folder gallery of its run"
+    )
 
 
 def _with_own_paths(path: str, config: ConfigDict) -> tuple[ConfigDict, bool]:
@@ -150,7 +175,7 @@ def plain(adapter: Adapter) -> Adapter:
 
 
 def prompts(adapter: Adapter) -> list[int]:
-  """Returns how many prompts each block sees."""
+  """Returns how many prompts each block sees, of those that are run."""
   model = adapter.model
   image = jax.ShapeDtypeStruct((1, *model.method.input_size, 3), np.float32)
 
@@ -159,7 +184,8 @@ def prompts(adapter: Adapter) -> list[int]:
 
   _, state = jax.eval_shape(apply, adapter.variables, image)
   counts = []
-  for i in range(model.backbone.spec.depth):
+  last = model.reads.last_block(model.backbone.spec.depth)
+  for i in range(last + 1):
     tokens, context = state["intermediates"][f"block_in_{i}"][0]
     in_context = 0 if context is None else context.shape[1]
     counts.append(tokens.num_prompt + in_context)

@@ -119,7 +119,10 @@ def check_saved(values: Mapping[str, Any]) -> None:
   for section in sections.SECTIONS:
     if section in values or section not in sections.OPTIONAL:
       _check_all_there(section, values.get(section, {}))
-  check_values(ConfigDict(dict(values)))
+  config = ConfigDict(dict(values))
+  check_values(config)
+  if problems.of_run(config).dense:
+    _check_dense_saved(config)
 
 
 def _check_all_there(section: str, values: Mapping[str, Any]) -> None:
@@ -134,6 +137,18 @@ def _check_all_there(section: str, values: Mapping[str, Any]) -> None:
     path = (section, field.name) if section else (field.name,)
     if field.name not in values and path not in later:
       raise ValueError(f"config.{'.'.join(path)} is missing")
+
+
+def _check_dense_saved(config: ConfigDict) -> None:
+  """Raises ValueError for a saved section `segmentation` that no run has.
+
+  No version 0.1 had it: all of its fields are there.
+  """
+  section = config.get("segmentation", {})
+  for field in sections.fields_of("segmentation"):
+    if field.name not in section and not field.metadata["since"]:
+      raise ValueError(f"config.segmentation.{field.name} is missing")
+  check_test_views(config)
 
 
 def name_task(config: ConfigDict, named_task: bool) -> None:
@@ -286,10 +301,29 @@ def check_dense(config: ConfigDict) -> None:
         f"config.{field}={value!r} is for whole images, not for problem "
         f"{name!r}; leave it {only!r}: {remedy}"
       )
+  check_test_views(config)
   if "condense" in config:
     raise ValueError(
       f"condensation ranks prompts by what the class token sees, and problem "
       f"{name!r} has none that is read; set config.condense.shares=()"
+    )
+
+
+def check_test_views(config: ConfigDict) -> None:
+  """Raises ValueError for views that would leave pixels or images out."""
+  section = config.segmentation
+  if section.stride > config.image_size:
+    raise refusal(
+      "segmentation.stride",
+      section.stride,
+      f"at most image_size={config.image_size}, as windows would leave pixels "
+      "out",
+    )
+  if section.multi_scale and not section.test_factors:
+    raise refusal(
+      "segmentation.test_factors",
+      tuple(section.test_factors),
+      f"one factor at least with multi_scale={section.multi_scale!r}",
     )
 
 

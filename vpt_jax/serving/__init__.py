@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
   __name__,
   submod_attrs={
-    "predictor": ["Predictor", "load_adapter", "read_model", "read_preprocess"]
+    "map_predictor": ["MapPredictor"],
+    "predictor": ["Predictor", "load_adapter", "read_model", "read_preprocess"],
   },
 )

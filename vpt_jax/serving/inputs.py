@@ -1,6 +1,7 @@
 """Reads what users give a predict function: files, arrays, images of Pillow."""
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import os
 from typing import Any
 
@@ -76,6 +77,16 @@ def decode_image(image: OneImage, preprocess: Preprocess) -> np.ndarray:
     )
   decode.check_sides(image.shape[1], image.shape[0])
   return image
+
+
+@contextlib.contextmanager
+def reading(image: OneImage) -> Iterator[None]:
+  """Makes a ValueError that names the image of what stops its reading."""
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    name = f" {image}" if isinstance(image, str | os.PathLike) else ""
+    raise ValueError(f"cannot read image{name}: {error}") from None
 
 
 def equal_shapes(

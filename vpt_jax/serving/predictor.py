@@ -16,6 +16,7 @@ from vpt_jax.backbones import factory
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.distributed import processes
 from vpt_jax.serving import inputs
+from vpt_jax.serving.map_predictor import MapPredictor
 from vpt_jax.training import adapter_files, evaluation
 from vpt_jax.training.adapter_files import AdapterMeta
 from vpt_jax.utils import trees
@@ -43,11 +44,11 @@ class Predictor:
     model: model_lib.Model,
     variables: Variables,
     meta: AdapterMeta,
+    preprocess: Preprocess,
   ):
     self.meta = meta.to_json()
-    self.preprocess = read_preprocess(meta, model)
-    numbers = tuple(map(str, range(meta.num_classes)))
-    self.class_names = tuple(meta.class_names or numbers)
+    self.preprocess = preprocess
+    self.class_names = meta.classes
     self._variables = variables
     self._config = ConfigDict(meta.config)
     self._problem = problems.from_config(self._config, meta.num_classes)
@@ -87,7 +88,7 @@ class Predictor:
       ValueError: it cannot be read; naming its file.
     """
     preprocess = self.preprocess
-    try:
+    with inputs.reading(image):
       decoded = inputs.decode_image(image, preprocess)
       if "preprocess" not in self.meta:
         # A file of an old version does not say which size was kept on the
@@ -95,9 +96,6 @@ class Predictor:
         kept_size = preprocess.size_if_small(decoded)
         preprocess = dataclasses.replace(preprocess, kept_size=kept_size)
       return preprocess.fit(decoded)
-    except (OSError, ValueError) as error:
-      name = f" {image}" if isinstance(image, str | os.PathLike) else ""
-      raise ValueError(f"cannot read image{name}: {error}") from None
 
   def _predict(self, batch: list[np.ndarray], size: int) -> np.ndarray:
     """Returns the probabilities [B, K] of images, at most `size` of them."""
@@ -113,7 +111,9 @@ class Predictor:
     return out
 
 
-def load_adapter(path: str | os.PathLike, backbone: str = "") -> Predictor:
+def load_adapter(
+  path: str | os.PathLike, backbone: str = ""
+) -> Predictor | MapPredictor:
   """Loads a predict function from an adapter file.
 
   Args:
@@ -123,12 +123,17 @@ def load_adapter(path: str | os.PathLike, backbone: str = "") -> Predictor:
       this machine used are read, whatever the adapter says.
 
   Returns:
-    `predict(images)`, see `Predictor`.
+    `predict(images)`, see `Predictor`; of a problem with a class for every
+    pixel see `MapPredictor`.
 
   Raises:
     ValueError: a damaged file, or a backbone other than the one trained on.
   """
-  return Predictor(*read_model(path, backbone))
+  model, variables, meta = read_model(path, backbone)
+  preprocess = read_preprocess(meta, model)
+  if problems.of_run(meta.config).dense:
+    return MapPredictor(model, variables, meta, preprocess)
+  return Predictor(model, variables, meta, preprocess)
 
 
 def read_preprocess(meta: AdapterMeta, model: model_lib.Model) -> Preprocess:
@@ -176,6 +181,7 @@ def read_model(
   try:
     config_lib.check_saved(meta.config)
     config = ConfigDict(meta.config)
+    problems.from_config(config, meta.num_classes)
     model = model_lib.build(config, meta.num_classes)
     model.method.check()
     read_preprocess(meta, model)

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import config as config_lib
+from vpt_jax import problems
 from vpt_jax.config import normalization
 from vpt_jax.distributed import memory, processes
 from vpt_jax.sweeps import searches, vmapped_runs
@@ -100,8 +101,31 @@ def run_configs(
     of_run.data.test_split = test_split
     of_run.checkpoint.keep = 1
     of_run.update_from_flattened_dict({**dict(of_task), **cell})
+    _check_trains_together(of_run)
     out.append(config_lib.resolve(of_run))
   return out
+
+
+def _check_trains_together(config: ConfigDict) -> None:
+  """Raises ValueError for a run that cannot train together with others.
+
+  Args:
+    config: of the run, not resolved.
+  """
+  problem = problems.of_run(config)
+  if problem.dense:
+    raise ValueError(
+      f"config.mode='sweep' does not train problem {problem.name!r}, whose "
+      "views are cut for each run and would not be shared; start its runs one "
+      "by one, config.mode=train with --config.optim.lr=... and "
+      "--config.seed=..., and give their folders to `python -m vpt_jax.report`"
+    )
+  if config.optim.schedule == "poly":
+    raise ValueError(
+      "config.optim.schedule='poly' changes the rate in every step, and runs "
+      "that train together have one for each epoch; take 'cosine' or another "
+      "schedule for a sweep, or start runs one by one with config.mode=train"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,12 @@ NEEDED = {
   "config": json_files.OBJECT,
   "num_classes": json_files.POSITIVE,
 }
+MOST_COLOURS = 255  # 255 itself is no class in a label map
 LATER = {
   "versions": json_files.TEXTS,
   "preprocess": json_files.or_null(json_files.OBJECT),
   "class_names": json_files.or_null(json_files.LIST),
+  "palette": json_files.or_null(json_files.LIST),
   "run": json_files.or_null(json_files.TEXTS),
 }
 
@@ -43,6 +45,9 @@ class AdapterMeta:
       version before 0.2, in which names of classes were sorted as text.
     run: that it is of, see `run_folder.identity`; None: a file of a version
       before 0.2, which does not say it.
+    palette: red, green and blue of the classes, in which label maps are drawn,
+      K or more, or (): as Pascal VOC numbers them; None: classes are of whole
+      images.
   """
 
   backbone: Mapping[str, str]
@@ -52,6 +57,13 @@ class AdapterMeta:
   preprocess: Mapping[str, Any] | None = None
   class_names: Sequence[str] | None = None
   run: Mapping[str, str] | None = None
+  palette: Sequence[Sequence[int]] | None = None
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """The names of the classes, K; their numbers where they are not known."""
+    numbers = tuple(map(str, range(self.num_classes)))
+    return tuple(self.class_names or numbers)
 
   def to_json(self) -> dict[str, Any]:
     """Returns the fields; those that may not be known only if they are."""
@@ -67,6 +79,8 @@ class AdapterMeta:
       meta["class_names"] = list(self.class_names)
     if self.run is not None:
       meta["run"] = dict(self.run)
+    if self.palette is not None:
+      meta["palette"] = [list(colour) for colour in self.palette]
     return meta
 
   @classmethod
@@ -84,6 +98,7 @@ class AdapterMeta:
     if wrong:
       raise ValueError(f"its meta: {wrong}")
     _check_class_names(meta)
+    _check_palette(meta)
     return cls(
       backbone=meta["backbone"],
       config=meta["config"],
@@ -92,6 +107,7 @@ class AdapterMeta:
       preprocess=meta.get("preprocess"),
       class_names=meta.get("class_names"),
       run=meta.get("run"),
+      palette=meta.get("palette"),
     )
 
 
@@ -104,6 +120,25 @@ def _check_class_names(meta: Mapping[str, Any]) -> None:
       f"its meta: field 'class_names' is {names!r:.40}, expected "
       f"{meta['num_classes']} texts, or none"
     )
+
+
+def _check_palette(meta: Mapping[str, Any]) -> None:
+  """Raises ValueError unless there is a colour of each class, or none."""
+  palette = meta.get("palette") or ()
+  is_whole = not palette or meta["num_classes"] <= len(palette) <= MOST_COLOURS
+  if not is_whole or not all(map(_is_colour, palette)):
+    raise ValueError(
+      f"its meta: field 'palette' is {palette!r:.40}, expected [red, green, "
+      f"blue], 0 to 255, of {meta['num_classes']} classes or more, at most "
+      f"{MOST_COLOURS}; or none"
+    )
+
+
+def _is_colour(value: Any) -> bool:
+  """Returns whether a value of JSON is [red, green, blue]."""
+  if not isinstance(value, list) or len(value) != 3:
+    return False
+  return all(type(part) is int and 0 <= part <= 255 for part in value)
 
 
 def save_adapter(path: Path, flat: trees.Flat, meta: AdapterMeta) -> None:

@@ -226,6 +226,7 @@ def save(
     evaluated: on the test images.
     run: that they are of, see `run_folder.identity`.
   """
+  palette = job.data.test.palette if job.problem.dense else None
   values = trees.flatten(collections)
   for path, leaf in job.start.frozen.items():
     if not path.startswith("backbone/"):
@@ -242,6 +243,7 @@ def save(
       preprocess=job.preprocess.to_json(),
       class_names=job.data.train.class_names,
       run=run,
+      palette=palette,
     ),
   )
   files.write_atomic(folder / "predictions.csv", evaluated.table.encode())
