@@ -9,6 +9,7 @@ import pytest
 from tests.ops.forms import draw
 from vpt_jax import model as model_lib
 from vpt_jax.ops import (
+  argmax,
   attention,
   batch_sum,
   bilinear,
@@ -24,6 +25,7 @@ from vpt_jax.ops.switch import Ops
 from vpt_jax.utils import trees
 
 OPERATIONS = {
+  "argmax": argmax,
   "attention": attention,
   "bilinear": bilinear,
   "convolution": convolution,
@@ -43,6 +45,7 @@ def test_forms(name):
   assert getattr(Ops(), name) is module.fast
   assert getattr(Ops("reference"), name) is module.reference
   on_gpu = {
+    "argmax": argmax.reference,
     "dot_general": dense.reference,
     "map_convolution": convolution.fast,
   }.get(name, module.fast)

@@ -8,6 +8,7 @@ from types import ModuleType
 import jax
 
 from vpt_jax.ops import (
+  argmax,
   attention,
   batch_sum,
   bilinear,
@@ -57,6 +58,11 @@ class Ops:
   def is_plain(self) -> bool:
     """Whether every operation has its plain form."""
     return self.kind == "reference"
+
+  @property
+  def argmax(self) -> Operation:
+    """The first place of the largest entry of the last axis."""
+    return self._choose(argmax) if self.platform == "cpu" else argmax.reference
 
   @property
   def attention(self) -> Operation:

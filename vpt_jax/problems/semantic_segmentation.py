@@ -242,7 +242,7 @@ class Segmentation(Problem):
     logits = _each(outputs)[0]
     if size is not None:
       logits = self.resized(logits, size)
-    return {"prediction": logits.argmax(-1).astype(jnp.int32)}
+    return {"prediction": self.ops.argmax(logits)}
 
   def probabilities(self, outputs: Outputs) -> jax.Array:
     """Returns the softmax of the main logits, [B, H, W, K]."""

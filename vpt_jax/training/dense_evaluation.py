@@ -143,7 +143,7 @@ def _sums_on_device(
   label: jax.Array,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
   """Returns sums over an image's pixels and its label map, [h, w]."""
-  prediction = scores.argmax(-1).astype(jnp.int32)
+  prediction = problem.ops.argmax(scores)
   sums = problem.pixel_sums(prediction[None], label[None], jnp.ones(1))
   is_labelled = label != problem.ignore
   known = jnp.where(is_labelled, label, 0)
