@@ -205,7 +205,7 @@ def test_whole_images_of_any_size_are_seen(images, tmp_path):
   config = dense_config(
     images,
     epochs=0,
-    **{"segmentation.test": "whole", "segmentation.test_scale": ()},
+    **{"segmentation.test": "whole", "segmentation.test_stored": True},
   )
   result = vpt_jax.run(config, tmp_path)
   assert result["programs"] == len(set(SIZES))
@@ -223,6 +223,14 @@ def test_whole_images_of_any_size_are_seen(images, tmp_path):
     ({"segmentation.auxiliary": ""}, "auxiliary is empty"),
     ({"segmentation.stride": 17}, "at most that"),
     ({"optim.poly_min": 1.0}, "at most lr"),
+    (
+      {"segmentation.test_stored": True, "segmentation.multi_scale": "setr"},
+      "multi_scale=own",
+    ),
+    (
+      {"segmentation.test": "whole", "backbone.name": "swin_test"},
+      "images of one size",
+    ),
     ({"problem": "classification"}, "segmentation"),
   ],
 )
@@ -233,6 +241,7 @@ def test_what_segmentation_does_not_have_is_refused(
   config = dense_config(images, **fields)
   with pytest.raises(ValueError, match=words):
     vpt_jax.run(config, tmp_path)
+  assert not (tmp_path / "metrics.jsonl").exists()  # nothing was trained
 
 
 def test_published_policies_of_a_linear_head_are_not_those_of_a_dense_one():
@@ -244,6 +253,8 @@ def test_published_policies_of_a_linear_head_are_not_those_of_a_dense_one():
   resolved = configs.resolve(config)
   assert resolved.optim.policies == ((".*", {}),)
   assert resolved.data.augment == "none"
+  assert resolved.segmentation.scale == (32, 8)
+  assert resolved.segmentation.test_scale == (32, 8)
   config.optim.policies = (("head/.*", {"lr": 10.0}), (".*", {}))
   assert configs.resolve(config).optim.policies[0][1] == {"lr": 10.0}
 

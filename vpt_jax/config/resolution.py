@@ -42,6 +42,7 @@ def resolve(config: ConfigDict, named_task: bool = True) -> ConfigDict:
   choose_network(config)
   choose_preprocessing(config, named_task)
   choose_policies(config)
+  choose_scales(config)
   if not config.trainable:
     config.trainable = methods.get(config.method).trainable
   check_together(config)
@@ -238,6 +239,16 @@ def choose_policies(config: ConfigDict) -> None:
   ]
   if problems.of_run(config).dense and is_default:
     config.optim.policies = ((".*", {}),)
+
+
+def choose_scales(config: ConfigDict) -> None:
+  """Fills in the sizes at which segmentation sees images."""
+  if "segmentation" not in config:
+    return
+  section = config.segmentation
+  # As published: (2048, 512) for windows of 512 pixels.
+  section.scale = section.scale or (4 * config.image_size, config.image_size)
+  section.test_scale = section.test_scale or section.scale
 
 
 def check_together(config: ConfigDict) -> None:

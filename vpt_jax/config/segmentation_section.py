@@ -34,13 +34,6 @@ def _sides(name: str, value: Any) -> None:
     raise refusal(name, value, "() or two sides in pixels, as in (2048, 512)")
 
 
-def _some_sides(name: str, value: Any) -> None:
-  """Checks two sides in pixels."""
-  if not value:
-    raise refusal(name, value, "two sides in pixels, as in (2048, 512)")
-  _sides(name, value)
-
-
 def _factor(name: str, value: Any) -> None:
   """Checks that an item of a tuple is a number above 0."""
   if not is_number(value) or value <= 0:
@@ -110,10 +103,11 @@ class SegmentationSection:
     0.4, at_least(0), help="Weight of the loss of every auxiliary head."
   )
   scale: tuple = option(
-    views.SCALE,
-    _some_sides,
+    (),
+    _sides,
     help="Training images are resized to fit into this times a random "
-    "factor; the view is a random crop of image_size.",
+    "factor; the view is a random crop of image_size. Empty: four times "
+    "image_size by image_size, published is (2048, 512).",
   )
   factors: tuple = option(
     views.FACTORS, _range, help="Least and largest of these factors."
@@ -140,10 +134,13 @@ class SegmentationSection:
     help="Pixels from one window to the next; 0: two thirds of image_size.",
   )
   test_scale: tuple = option(
-    views.SCALE,
+    (),
     _sides,
-    help="Test images are resized to fit into this; (): as they are stored. "
-    "Labels never are: logits come to their size.",
+    help="Test images are resized to fit into this; empty: as `scale`. Labels "
+    "never are: logits come to their size.",
+  )
+  test_stored: bool = option(
+    False, help="Whether test images are seen as they are stored instead."
   )
   multi_scale: str = option(
     "",

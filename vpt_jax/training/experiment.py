@@ -19,7 +19,13 @@ from vpt_jax.data.mask_feed import MaskFeed
 from vpt_jax.data.transforms.preprocess import Preprocess
 from vpt_jax.data.transforms.segmentation import TrainView
 from vpt_jax.distributed import sharding
-from vpt_jax.training import dense_evaluation, evaluation, labelling, optim
+from vpt_jax.training import (
+  dense_evaluation,
+  evaluation,
+  labelling,
+  optim,
+  other_sizes,
+)
 from vpt_jax.training import step as step_lib
 from vpt_jax.utils import trees
 from vpt_jax.weights import load
@@ -281,6 +287,8 @@ def build(
     start=first,
   )
   if problem.dense:
+    if labelling.Seen.from_config(config).crop is None:
+      other_sizes.check(model)  # test images may have any size
     return job(
       apply=evaluation.make_apply(model, preprocess),
       train=mask_feed_of(config, data.train, mesh),

@@ -63,11 +63,18 @@ class Seen:
         f"config.segmentation.stride={stride} is more than image_size={side}, "
         "so that windows would leave pixels out; expected at most that"
       )
+    if section.test_stored and section.multi_scale in ("scale", "setr"):
+      raise ValueError(
+        f"config.segmentation.multi_scale={section.multi_scale!r} takes "
+        "factors of test_scale, but test_stored=True sees images as they are "
+        "stored; set config.segmentation.multi_scale=own for factors of that "
+        "size"
+      )
     slides = section.test == "slide"
     return cls(
       crop=(side, side) if slides else None,
       stride=(stride, stride) if slides else None,
-      scale=tuple(section.test_scale) or None,
+      scale=None if section.test_stored else tuple(section.test_scale),
       multi_scale=section.multi_scale,
       factors=tuple(section.test_factors),
       flip=section.test_flip,

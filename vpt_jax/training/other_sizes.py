@@ -7,13 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpt_jax import model as model_lib
+from vpt_jax.backbones.swin import Swin
 from vpt_jax.nn import positions
 from vpt_jax.nn.tokens import Spec
 from vpt_jax.problems import segmentation_heads
 from vpt_jax.utils import trees
 
 POSITIONS = "backbone/pos_embedding"
-Size = tuple[int, int]
+Size = tuple[int, ...]
+
+_ONE_SIZE = (
+  "sees images of one size; use config.segmentation.test='slide' with images "
+  "that are no smaller than a window"
+)
 
 
 def filled_size(model: model_lib.Model, size: Size) -> Size:
@@ -24,7 +30,13 @@ def filled_size(model: model_lib.Model, size: Size) -> Size:
 
 
 def model_at(model: model_lib.Model, size: Size) -> model_lib.Model:
-  """Returns a dense model for images of another size, (height, width)."""
+  """Returns a dense model for images of another size, (height, width).
+
+  Raises:
+    ValueError: the backbone has windows, which would not tile it.
+  """
+  if isinstance(model.backbone, Swin):
+    raise ValueError(f"a Swin {_ONE_SIZE}")
   backbone = model.backbone.clone(image_size=size)
   spec: Spec = backbone.spec
   return model.clone(
@@ -32,6 +44,30 @@ def model_at(model: model_lib.Model, size: Size) -> model_lib.Model:
     method=model.method.clone(spec=spec),
     dense=segmentation_heads.at_size(model.dense, spec, model.reads),
   )
+
+
+def check(model: model_lib.Model) -> None:
+  """Raises ValueError if a model sees images of one size only."""
+  height, width = model.backbone.image_size
+  larger = (height, width + model.backbone.spec.patch_size)
+  other = model_at(model, larger)
+  own_shapes = _shapes(model)
+  for name, shape in _shapes(other).items():
+    _check_same(name, own_shapes[name], shape)
+
+
+def _check_same(name: str, own: Size, other: Size) -> None:
+  if own != other and name != POSITIONS:
+    raise ValueError(
+      f"{name} is {list(own)}, and {list(other)} for images of another size: "
+      f"this method {_ONE_SIZE}"
+    )
+
+
+def _shapes(model: model_lib.Model) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of each parameter."""
+  shapes = jax.eval_shape(lambda: model_lib.init(model, jax.random.key(0)))
+  return {name: leaf.shape for name, leaf in trees.flatten(shapes).items()}
 
 
 def params_at(
@@ -49,23 +85,12 @@ def params_at(
   Raises:
     ValueError: another parameter depends on the size.
   """
-  shapes = jax.eval_shape(lambda: model_lib.init(other, jax.random.key(0)))
-  wanted = trees.flatten(shapes)
+  wanted = _shapes(other)
   found = {}
   for name, leaf in trees.flatten(params).items():
-    if leaf.shape == wanted[name].shape:
-      found[name] = leaf
-    elif name == POSITIONS:
-      found[name] = _resized(model, other, leaf)
-    else:
-      raise ValueError(
-        f"{name} is {list(leaf.shape)} for images of "
-        f"{list(model.backbone.image_size)} pixels and "
-        f"{list(wanted[name].shape)} for {list(other.backbone.image_size)}: "
-        "this method or backbone sees images of one size; use "
-        "config.segmentation.test='slide' with images that are no smaller "
-        "than a window"
-      )
+    _check_same(name, leaf.shape, wanted[name])
+    is_same = leaf.shape == wanted[name]
+    found[name] = leaf if is_same else _resized(model, other, leaf)
   return trees.unflatten(found)
 
 
