@@ -15,6 +15,8 @@ from tests.fuzz import mutations
 from tests.fuzz.masks_kind import Masks
 from tests.fuzz.outcomes import judge, Outcome
 from tests.fuzz.own_state import any_file, damage, make_run, OwnState
+from tests.serving import dense_run
+from vpt_jax import main
 from vpt_jax.backbones.vit import ViT
 from vpt_jax.data import datasets
 from vpt_jax.data.transforms import decode
@@ -274,11 +276,35 @@ class Adapters:
     return dict(arrays), meta.to_json()
 
 
+class MapAdapters(Adapters):
+  """Adapter files of segmentation, which give label maps."""
+
+  def make(self, folder: Path) -> None:
+    dense_run.write_scenes(folder / "data")
+    main.run(dense_run.dense_config(folder / "data"), folder / "run")
+
+  def _is_same(self, path: Path) -> bool:
+    content = self._content(path)
+    is_same = same_arrays(content[0], self._want[0])
+    if is_same and content[1] == self._want[1]:
+      return True
+    predict = predictor.load_adapter(path)
+    try:
+      predict(np.zeros((2, 8, 8, 3), np.uint8))
+    except ValueError as error:
+      # Such as a scale at which these images would be huge: of them, not of
+      # the file.
+      if type(error) is not ValueError:
+        raise
+    return False
+
+
 KINDS: dict[str, type] = {
   "checkpoints": Checkpoints,
   "images": Images,
   "masks": Masks,
   "npz": NpzData,
   "adapters": Adapters,
+  "map_adapters": MapAdapters,
   "state": OwnState,
 }

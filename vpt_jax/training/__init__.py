@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     "checkpoints": ["Checkpoints"],
     "evaluation": ["eval_step", "evaluate", "make_apply", "make_eval_step"],
     "experiment": ["Data", "Experiment", "build", "load_data"],
+    "labelling": ["Labeller", "Seen"],
     "loop": ["Diverged", "fit"],
     "metrics": ["Metrics", "read_metrics"],
     "optim": ["epoch_rates", "make_optimizer", "per_epoch"],
