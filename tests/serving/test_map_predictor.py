@@ -11,6 +11,7 @@ from tests.fuzz import mutations
 from tests.serving import dense_run
 from tests.serving.test_damaged_adapters import parts_of, write
 import vpt_jax
+from vpt_jax import config as configs
 from vpt_jax.serving.map_predictor import MapPredictor
 from vpt_jax.training import adapter_files
 from vpt_jax.utils import files
@@ -272,6 +273,22 @@ def test_what_is_wrong_is_said(run, tmp_path, change, message):
   path = write(tmp_path / "changed.npz", meta, arrays)
   with pytest.raises(ValueError, match=f"{path}.*{message}"):
     vpt_jax.load_adapter(path)
+
+
+@pytest.mark.parametrize(
+  "section,message",
+  [
+    ({"stride": 17}, "stride=17; expected at most image_size=16"),
+    ({"test": "whole", "stride": 17}, "stride=17"),
+    ({"test_factors": ()}, r"test_factors=\(\); expected one factor at least"),
+  ],
+)
+def test_views_that_no_test_could_have_are_refused_first(section, message):
+  """Before a run has trained, when it would be too late."""
+  config = dense_run.dense_config("scenes")
+  config.segmentation.update(section)
+  with pytest.raises(ValueError, match=message):
+    configs.resolve(config)
 
 
 def test_mutated_bytes_and_values(run, tmp_path):
