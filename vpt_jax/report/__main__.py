@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 import sys
 
-from vpt_jax.report import export, page, result_tables, rows
+from vpt_jax.report import export, galleries, page, result_tables, rows
 from vpt_jax.report.record_fields import Record
 from vpt_jax.training import record_checks
 from vpt_jax.training import records as run_records
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
   records = [one.record for one in located]
   sys.stdout.write(result_tables.terminal(records, args.split))
   if args.out:
-    folders = {one.record["id"]: one.folder for one in located}
+    folders = galleries.folders_of_runs(located)
     out = Path(args.out).expanduser()
     for path in write(records, out, args.split, folders):
       sys.stdout.write(f"{path}\n")

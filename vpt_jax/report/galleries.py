@@ -6,6 +6,7 @@ pixels reach the page: it is decoded, made smaller and written anew.
 """
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 import io
 import os
@@ -20,12 +21,12 @@ from vpt_jax.problems import Segmentation
 from vpt_jax.report import record_fields
 from vpt_jax.report.record_fields import Record
 from vpt_jax.report.rows import Results, Row
+from vpt_jax.training.records import Located
 from vpt_jax.utils import json_files, strange_files, texts
 
 Json = dict[str, Any]
 
 FOLDER = "gallery"  # in the folder of a run
-RUNS = "runs"  # in that of a sweep, see `sweeps/protocol.py`
 KINDS = ("best", "typical", "worst")
 NAME = re.compile(rf"({'|'.join(KINDS)})_([1-9]\d?)\.png")
 MOST_RUNS = 20  # on a page
@@ -53,6 +54,18 @@ class Picture(NamedTuple):
   path: Path
 
 
+def folders_of_runs(located: Sequence[Located]) -> dict[str, Path]:
+  """Returns {id of a record: folder of its run}.
+
+  A folder with several records is no run's: whose pictures are there, none of
+  them tells.
+  """
+  counts = Counter(one.folder for one in located)
+  return {
+    one.record["id"]: one.folder for one in located if counts[one.folder] == 1
+  }
+
+
 def collect(
   found: Results, names: Mapping[int, str], folders: Mapping[str, Path]
 ) -> Json:
@@ -61,7 +74,7 @@ def collect(
   Args:
     found: the rows.
     names: {id of a row: short name}.
-    folders: {id of a record: folder of its file}; a run without one, or without
+    folders: {id of a record: folder of its run}; a run without one, or without
       pictures, has no gallery.
   """
   runs: list[Json] = []
@@ -86,50 +99,25 @@ def _first_gallery(
   """Returns the first seed's that has pictures, and these."""
   for record in row.records_of(task):
     if record["id"] in folders:
-      pictures = find(record, folders[record["id"]])
+      pictures = find(folders[record["id"]])
       if pictures:
         return record, pictures
   return None
 
 
-def find(record: Record, folder: Path) -> list[Picture]:
-  """Returns the pictures of a run, the best first.
-
-  Args:
-    record: of the run.
-    folder: of the record's file: the run's own, or that of its sweep.
-  """
-  if record["stage"] == "final":
-    ends = f"-{record['id']}"
-    own = []
-    for runs in _folders(folder, RUNS):
-      own += [path for path in _folders(runs) if path.name.endswith(ends)]
-    if len(own) != 1:
-      return []
-    (folder,) = own
+def find(folder: Path) -> list[Picture]:
+  """Returns the pictures in the folder of a run, the best first."""
   pictures = []
-  for gallery in _folders(folder, FOLDER):
-    for entry in _entries(gallery):
+  for folder_entry in _entries(folder):
+    is_folder = folder_entry.is_dir(follow_symlinks=False)
+    if folder_entry.name != FOLDER or not is_folder:
+      continue
+    for entry in _entries(Path(folder_entry.path)):
       match = NAME.fullmatch(entry.name)
       if match and entry.is_file(follow_symlinks=False):
         pictures.append(Picture(match[1], int(match[2]), Path(entry.path)))
   pictures.sort(key=lambda one: (KINDS.index(one.kind), one.number))
   return pictures[:MOST_PICTURES]
-
-
-def _folders(parent: Path, name: str = "") -> list[Path]:
-  """Returns the folders in a folder, no links among them.
-
-  Args:
-    parent: the folder.
-    name: of the one that is wanted; empty: all.
-  """
-  out = []
-  for entry in _entries(parent):
-    is_wanted = not name or entry.name == name
-    if is_wanted and entry.is_dir(follow_symlinks=False):
-      out.append(Path(entry.path))
-  return out
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -39,7 +39,7 @@ def render(
   Args:
     records: all of them, searches too.
     found: the rows of the same records.
-    folders: {id of a record: folder of its file}, of which pictures are shown.
+    folders: {id of a record: folder of its run}, of which pictures are shown.
   """
   code = "".join(_asset(name) for name in SCRIPTS)
   # No other script than this may run, and nothing may be loaded.
