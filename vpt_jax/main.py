@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from vpt_jax import config as config_lib
+from vpt_jax import problems
 from vpt_jax.condensation import stages
 from vpt_jax.config import normalization
 from vpt_jax.data import datasets, own_sources
@@ -42,14 +43,24 @@ from vpt_jax.utils import command_line, files, malloc, signals, trees
 from vpt_jax.utils.logs import log
 
 EMBEDDED_BACKBONE = "vit_mini4_cifar10"
+EMBEDDED_TASKS = ("digits", "digit_scenes")
 
 EMBEDDED = """\
 no task named: takes the embedded data (scikit-learn's digits) and backbone \
 %s; name a real task as in --config=%s:eurosat, with ViT-B/16 IN-21k"""
 
+EMBEDDED_SCENES = """\
+no task named: takes embedded scenes of scikit-learn's digits, with exact \
+masks, and the embedded backbone %s; name a real task as in \
+--config=%s:ade20k"""
+
 OWN_ON_EMBEDDED = """\
 no task named: takes your images, %s, and the embedded backbone %s; a real one,
 ViT-B/16 IN-21k, is taken by --config=%s:eurosat --config.task="""
+
+OWN_ON_EMBEDDED_DENSE = """\
+no task named: takes your images, %s, and the embedded backbone %s; a real one
+is taken by --config=%s:ade20k --config.task="""
 
 OWN = "no task named: takes your images, %s, and the backbone %s"
 
@@ -333,7 +344,7 @@ def run_command(command: config_lib.Command) -> int:
   processes.join(command.distributed)
   if not processes.is_primary():
     log.setLevel(logging.WARNING)
-  if config.task == "digits" and ":" not in command.path:
+  if config.task in EMBEDDED_TASKS and ":" not in command.path:
     config = name_nothing(command)
     command = command._replace(config=config)
   if config.mode == "sweep":
@@ -364,8 +375,10 @@ def name_nothing(command: config_lib.Command) -> ConfigDict:
   """
   config = command.config
   source = own_sources.canonical(config.data.source)
+  is_dense = problems.of_run(config).dense
   if not own_sources.is_own(source):
-    log.info(EMBEDDED, config.backbone.name, command.path)
+    text = EMBEDDED_SCENES if is_dense else EMBEDDED
+    log.info(text, config.backbone.name, command.path)
     return config
   config = ConfigDict(config.to_dict())
   config.task = own_sources.name_of(source)
@@ -373,7 +386,8 @@ def name_nothing(command: config_lib.Command) -> ConfigDict:
   if backbone.checkpoint or backbone.name != EMBEDDED_BACKBONE:
     log.info(OWN, source, backbone.name)
   else:
-    log.info(OWN_ON_EMBEDDED, source, backbone.name, command.path)
+    text = OWN_ON_EMBEDDED_DENSE if is_dense else OWN_ON_EMBEDDED
+    log.info(text, source, backbone.name, command.path)
   return config
 
 
