@@ -212,6 +212,23 @@ def test_whole_images_of_any_size_are_seen(images, tmp_path):
   assert 0 <= result["miou"] <= 100
 
 
+def test_what_sees_one_size_has_its_small_windows_filled_up(images, tmp_path):
+  """A Swin labels images with a side that is shorter than a window."""
+  config = dense_config(
+    images,
+    epochs=0,
+    **{
+      "backbone.name": "swin_test",
+      "segmentation.decoder": "linear",
+      "segmentation.scale": (16, 16),
+      "segmentation.test_scale": (16, 16),
+    },
+  )
+  result = vpt_jax.run(config, tmp_path)
+  assert result["programs"] > 1
+  assert 0 <= result["miou"] <= 100
+
+
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
@@ -221,7 +238,7 @@ def test_whole_images_of_any_size_are_seen(images, tmp_path):
     ({"segmentation.blocks": (2, 1)}, "ascending"),
     ({"segmentation.blocks": (1, 3)}, "1 to 2"),
     ({"segmentation.auxiliary": ""}, "auxiliary is empty"),
-    ({"segmentation.stride": 17}, "at most that"),
+    ({"segmentation.stride": 17}, "at most image_size=16"),
     ({"optim.poly_min": 1.0}, "at most lr"),
     (
       {"segmentation.test_stored": True, "segmentation.multi_scale": "setr"},

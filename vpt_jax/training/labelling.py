@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -206,10 +207,18 @@ class Labeller:
       lambda index: windows[index],
     )
 
+  @functools.cached_property
+  def _sees_any_size(self) -> bool:
+    return other_sizes.sees_any(self.model)
+
   def _model_at(self, size: Size) -> model_lib.Model:
-    """Returns the model for windows of a size, filled up to whole patches."""
+    """Returns the model for windows of a size, filled up to whole patches.
+
+    One that sees a single size stays as it is.
+    """
     filled = other_sizes.filled_size(self.model, size)
-    if filled == tuple(self.model.backbone.image_size):
+    own = tuple(self.model.backbone.image_size)
+    if filled == own or not self._sees_any_size:
       return self.model
     return other_sizes.model_at(self.model, filled)
 
@@ -227,11 +236,17 @@ class Labeller:
     height, width = model.backbone.image_size
     below = height - size[0]
     right = width - size[1]
+    # Published: logits of what is filled up to whole patches are resized to the
+    # window. Where a whole window is filled up they are cut to it.
+    is_cut = (height, width) != other_sizes.filled_size(self.model, size)
 
     def logits_of(variables: Mapping[str, Any], windows: jax.Array):
       filled = jnp.pad(windows, ((0, 0), (0, below), (0, right), (0, 0)))
       outputs = model.apply(variables, filled)
       main = outputs[0] if isinstance(outputs, tuple) else outputs
+      if is_cut:
+        whole = self.problem.resized(main, (height, width))
+        return whole[:, : size[0], : size[1]]
       return self.problem.resized(main, size)
 
     out = None if self._mesh is None else sharding.replicated(self._mesh)

@@ -17,8 +17,8 @@ POSITIONS = "backbone/pos_embedding"
 Size = tuple[int, ...]
 
 _ONE_SIZE = (
-  "sees images of one size; use config.segmentation.test='slide' with images "
-  "that are no smaller than a window"
+  "sees images of one size; use config.segmentation.test='slide', whose "
+  "windows have that size"
 )
 
 
@@ -54,6 +54,15 @@ def check(model: model_lib.Model) -> None:
   own_shapes = _shapes(model)
   for name, shape in _shapes(other).items():
     _check_same(name, own_shapes[name], shape)
+
+
+def sees_any(model: model_lib.Model) -> bool:
+  """Returns whether a model sees images of any size, see `check`."""
+  try:
+    check(model)
+  except ValueError:
+    return False
+  return True
 
 
 def _check_same(name: str, own: Size, other: Size) -> None:
