@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs import gated_ade20k, linear_ade20k, vpt_ade20k
 from tests import report_records as made
 from tests.report import test_page
+from vpt_jax import config as configs
 from vpt_jax.report import (
   __main__ as command,
 )
@@ -116,6 +118,20 @@ def test_seeds_without_a_test_at_several_scales_are_told():
   assert "gated on mae_b16: MS of 1 of 2 seeds." in table.notes
 
 
+def test_heads_are_never_in_one_mean():
+  """Unit: as methods are not, also where no seed is there twice."""
+  records = [
+    made.segmentation(30.0, decoder="linear", seed=42),
+    made.segmentation(40.0, decoder="pup", seed=44),
+  ]
+  assert {
+    row.name: row.scores["ade20k"].mean for row in rows.collect(records).rows
+  } == {
+    "vpt_deep (segmentation.decoder=linear)": 30.0,
+    "vpt_deep (segmentation.decoder=pup)": 40.0,
+  }
+
+
 def test_parameters_without_the_head():
   """Unit: no number where it is not known, or where the head is frozen."""
   (record,) = gated((38.0,))
@@ -160,6 +176,32 @@ def test_what_is_compared_with_which_published_number():
   assert "42.11" not in text and "by third hands or from memory" in text
   markdown = export.markdown(rows.collect(records))
   assert "| (42.11) | - |" in markdown and "| (44.06) | - |" in markdown
+
+
+def test_what_configs_of_ours_are_compared_with():
+  """Unit: the published configs fit the lines that they are of."""
+  wanted = (
+    (gated_ade20k, "mae", 38.44, False),
+    (gated_ade20k, "mocov3", 36.81, False),
+    (vpt_ade20k, "mae,deep", 37.76, False),
+    (vpt_ade20k, "mae,deep24", 37.03, False),
+    (vpt_ade20k, "mocov3,shallow24", 34.75, False),
+    (vpt_ade20k, "large,full", 48.62, False),
+    (vpt_ade20k, "large,deep", 42.11, True),
+    (vpt_ade20k, "large,head", 35.12, True),
+    (vpt_ade20k, "large,prompt_bias", 44.04, True),
+  )
+  protocol = published.table()["protocol"]["ade20k"]
+  for module, argument, value, weak in wanted:
+    config = configs.plain(configs.resolve(module.get_config(argument)))
+    record = {"config": config}
+    assert published.fits(record, protocol), argument
+    found = published.numbers(config["backbone"]["name"], [record])
+    number = found["ade20k/single"][0]
+    assert (number.value, number.weak) == (value, weak), argument
+  config = configs.plain(configs.resolve(linear_ade20k.get_config("mae")))
+  found = published.numbers("mae_b16", [{"config": config}])
+  assert "ade20k/single" not in found
 
 
 @pytest.mark.parametrize(

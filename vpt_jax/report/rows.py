@@ -12,7 +12,7 @@ from vpt_jax.report.suites import Column, Suite
 from vpt_jax.training import record_checks
 
 # Fields that make another method, under whatever name.
-METHOD_FIELDS = ("method", "trainable", "vpt.deep")
+METHOD_FIELDS = ("method", "trainable", "vpt.deep", "segmentation.decoder")
 # Fields that a search picks: these tell rows apart only if nothing else does.
 SEARCHED = "optim."
 
