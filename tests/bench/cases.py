@@ -36,8 +36,18 @@ def exported(method, folder, **more):
 
 def side(forward, train, first=(0.0, 0.0), matmul=100.0, gflops=None, **more):
   return {
-    "forward": {"first": first[0], "samples": forward, "memory": 2**20},
-    "train": {"first": first[1], "samples": train, "memory": 3 * 2**20},
+    "forward": {
+      "first": first[0],
+      "samples": forward,
+      "busy": [2 * seconds for seconds in forward],
+      "memory": 2**20,
+    },
+    "train": {
+      "first": first[1],
+      "samples": train,
+      "busy": [2 * seconds for seconds in train],
+      "memory": 3 * 2**20,
+    },
     "difference": 1e-6,
     "idle": 0.0,
     "matmul": matmul,

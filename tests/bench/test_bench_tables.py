@@ -31,7 +31,7 @@ def test_the_tables():
       }
     )
   )
-  times, work, variants = cases.cells(text)
+  times, busy, work, variants = cases.cells(text)
   assert times == [
     "vpt_deep",
     "10",
@@ -40,6 +40,15 @@ def test_the_tables():
     "0.67",
     "60.0",
     "80.0 sdpa",
+    "0.75",
+  ]
+  # Two processors were busy.
+  assert busy[2:] == [
+    "40.0",
+    "60.0 eager",
+    "0.67",
+    "120.0",
+    "160.0 sdpa",
     "0.75",
   ]
   # The peak is the larger one of both libraries: 200 GFLOP/s.
@@ -102,7 +111,7 @@ def test_the_tables_without_torch():
       ],
     )
   )
-  times, work, _, start_up, scoring = cases.cells(text)
+  times, _, work, _, start_up, scoring = cases.cells(text)
   assert times[2:] == [
     "20.0",
     "not available",

@@ -169,6 +169,8 @@ def test_a_row(played):
     assert of["device"] == name and of["difference"] == 0
     assert of["matmul"] == measure.PEAK_SIZE["cpu"]
     for command_ in ("forward", "train"):
+      busy = of[command_].pop("busy")
+      assert len(busy) == 3 and 0 <= min(busy) <= max(busy) < 0.1
       # 0.2 seconds of 0.1 each.
       assert of[command_] == {
         "first": 0.1,

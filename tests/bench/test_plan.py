@@ -9,7 +9,7 @@ import pytest
 
 from tests import conftest
 from vpt_jax.backbones import factory
-from vpt_jax.bench import jax_models, plan
+from vpt_jax.bench import jax_models, model_needs, plan
 from vpt_jax.nn import cost
 
 ONE = plan.Machine(devices=1, tflops=100, memory=1, link=100)
@@ -22,16 +22,27 @@ NEED = plan.Needs(
 def test_four_small_models_tell_of_the_large_one():
   """Depth and prompts are extrapolated, exactly."""
   need = plan.needs("vit_ti16", 4)
-  whole = plan._traced(12, **plan.case("vit_ti16", 4))
+  whole = model_needs.traced(12, **model_needs.case("vit_ti16", 4))
   np.testing.assert_allclose(
     [need.frozen, need.trained, need.image, need.flops], whole, rtol=1e-12
   )
-  config = jax_models.config_of(plan.case("vit_ti16", 4))
+  config = jax_models.config_of(model_needs.case("vit_ti16", 4))
   backbone = factory.build(config.backbone, 224, "float32")
   assert need.frozen == 2 * cost.parameters(backbone)  # bfloat16
   assert need.trained == 4 * (12 * 4 * 192 + 192 * 100 + 100)
   # Forward and backward: a little less than twice the forward pass.
   assert 3.5 < need.flops / cost.multiply_adds(backbone) < 4.2
+
+
+def test_a_dense_model_is_told_by_small_ones_too():
+  """Its head and auxiliary heads read other blocks and cost the same."""
+  need = plan.needs("vit_ti16", 4, head="setr")
+  whole = model_needs.traced(12, **model_needs.case("vit_ti16", 4, head="setr"))
+  frozen, trained, image, flops = whole
+  assert (need.frozen, need.trained, need.flops) == (frozen, trained, flops)
+  np.testing.assert_allclose(need.image, image, rtol=1e-3)
+  classification = plan.needs("vit_ti16", 4)
+  assert need.flops > 20 * classification.flops
 
 
 def test_a_step_on_one_device():
@@ -79,6 +90,8 @@ def test_the_table(capsys):
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 2 + len(plan.MACHINES)
   assert len({len(line) for line in lines}) == 1
+  assert plan.main(["--segmentation", "set"]) == 1
+  assert "did you mean 'setr'" in capsys.readouterr().err
   assert plan.main(["--backbones", "vit_x"]) == 1
   assert "vit_x" in capsys.readouterr().err
 

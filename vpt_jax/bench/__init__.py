@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
   submod_attrs={
     "bench_tables": ["grid"],
     "measure": ["Case", "Disagree"],
-    "plan": ["MACHINES", "Machine", "Needs", "needs"],
+    "model_needs": ["Needs", "needs"],
+    "plan": ["MACHINES", "Machine"],
     "worker": ["Failed", "Side", "Worker"],
   },
 )

@@ -17,6 +17,11 @@ torch.compile). A ratio below 1 says that vpt_jax is faster. Training steps draw
 dropout ({dropout}). Before, logits without dropout were compared: at most
 {difference} apart."""
 
+BUSY_NOTES = """\
+Milliseconds of processor time per batch, of all of a process' threads. Where
+other programs run too, with one thread (--threads 1) these wander less than
+times; threads that wait awake for others count as well."""
+
 WORK_NOTES = """\
 GFLOPs of matrix products per image: of vpt_jax counted in the traced program,
 of torch by PyTorch's own counter. Peak: these, of the most that either library
@@ -36,6 +41,7 @@ def text(report: Mapping[str, Any]) -> str:
   out = ["# vpt_jax and PyTorch", "", _machine(report), ""]
   if rows:
     out += _times_section(rows, report["arguments"])
+    out += _busy_section(rows)
     out += _work_section(rows)
     out += ["## All variants of PyTorch", "", *grid(_variants(rows)), ""]
     out += _doubts(rows)
@@ -97,6 +103,15 @@ def _times_section(
   out = [notes, ""]
   for title, part in grouped(rows).items():
     out += [f"## {title}", "", *grid(_times(part)), ""]
+  return out
+
+
+def _busy_section(rows: Sequence[Row]) -> list[str]:
+  if rows[0]["platform"] != "cpu":
+    return []
+  out = ["## Processor time", "", BUSY_NOTES, ""]
+  for title, part in grouped(rows).items():
+    out += [f"### {title}", "", *grid(_times(part, "busy")), ""]
   return out
 
 
@@ -179,7 +194,8 @@ def _milliseconds(seconds: float) -> str:
   return f"{1e3 * seconds:.1f}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
-def _times(rows: Sequence[Row]) -> Table:
+def _times(rows: Sequence[Row], what: str = "samples") -> Table:
+  """Returns the medians of both libraries; see `measure.median`."""
   heading = ["method", "prompts"]
   for command in measure.TIMED:
     heading += [f"{command} vpt_jax", "torch", "ratio"]
@@ -187,18 +203,20 @@ def _times(rows: Sequence[Row]) -> Table:
   for row in rows:
     cells = [row["case"]["method"], str(row["case"]["prompts"])]
     for command in measure.TIMED:
-      cells += _times_cells(row["sides"], command)
+      cells += _times_cells(row["sides"], command, what)
     out.append(cells)
   return out
 
 
-def _times_cells(sides: Mapping[str, Any], command: str) -> list[str]:
+def _times_cells(
+  sides: Mapping[str, Any], command: str, what: str
+) -> list[str]:
   """Returns the medians of both libraries, and their ratio."""
-  jax_time = measure.median(sides[measure.JAX], command)
+  jax_time = measure.median(sides[measure.JAX], command, what)
   variant = measure.best(sides, command)
   if variant is None:
     return [_milliseconds(jax_time), MISSING, "-"]
-  torch_time = measure.median(sides[variant], command)
+  torch_time = measure.median(sides[variant], command, what)
   return [
     _milliseconds(jax_time),
     f"{_milliseconds(torch_time)} {variant}",

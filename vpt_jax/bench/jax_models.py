@@ -121,16 +121,20 @@ def model_of(case: dict[str, Any]) -> model_lib.Model:
   """
   model = model_lib.build(config_of(case), case["classes"])
   if _is_segmentation(case):
-    return _with_dense_head(model, case["segmentation"])
+    dtype = case.get("head_dtype", "float32")
+    return with_dense_head(model, case["segmentation"], dtype)
   return model
 
 
-def _with_dense_head(model: model_lib.Model, name: str) -> model_lib.Model:
+def with_dense_head(
+  model: model_lib.Model, name: str, dtype: str
+) -> model_lib.Model:
   """Returns a model that gives every pixel its logits.
 
   Args:
     model: that gives an image its logits.
     name: of the head, of `segmentation.HEADS`.
+    dtype: that its 3 x 3 convolutions are computed in.
   """
   lookup.choose(name, segmentation.HEADS, "head of segmentation")
   spec = model.backbone.spec
@@ -140,7 +144,7 @@ def _with_dense_head(model: model_lib.Model, name: str) -> model_lib.Model:
   if name == "linear":
     linear = dense_heads.LinearHead(classes, grids, ops=spec.ops)
     return model.clone(dense=linear, reads=Reads(blocks))
-  setr = dense_heads.setr(classes, grids, ops=spec.ops)
+  setr = dense_heads.setr(classes, grids, dtype=dtype, ops=spec.ops)
   return model.clone(dense=setr, reads=Reads(blocks, final_norm=False))
 
 

@@ -196,6 +196,8 @@ class _Sides:
         sample = self.ask(name, command, timed["runs"])
         if sample is not None:
           timed["samples"].append(sample["seconds"])
+          busy = self.workers[name].busy / timed["runs"]
+          timed["busy"].append(busy)
     for name in list(self.workers):
       memory = self.ask(name, "memory")
       if memory is not None:
@@ -204,6 +206,7 @@ class _Sides:
   def _warm_up(self, name: str, command: str) -> None:
     """Runs a command until it is compiled, and sets the runs of a sample."""
     timed = self.found[name].setdefault(command, {"samples": []})
+    timed["busy"] = []
     if "first" not in timed:
       first = self.ask(name, command)
       if first is None:
@@ -239,8 +242,9 @@ def row(
 
   Returns:
     {case, platform, sides: {JAX or variant: {forward, train: {first, runs,
-    samples, memory}, difference, idle, matmul, gflops, device, versions}, or
-    {unavailable: why}}}: seconds, bytes, GFLOPs per image, GFLOP/s.
+    samples, busy, memory}, difference, idle, matmul, gflops, device, versions},
+    or {unavailable: why}}}: seconds (`busy`: of processors), bytes, GFLOPs per
+    image, GFLOP/s.
 
   Raises:
     Disagree: the sides' logits are not the same.
@@ -334,9 +338,17 @@ def scoring(case: Case, images: int, folder: Path) -> dict[str, Any]:
 # Reading what `row` returns.
 
 
-def median(side: Mapping[str, Any], command: str) -> float:
-  """Returns the seconds of a forward pass or of a step."""
-  return statistics.median(side[command]["samples"])
+def median(
+  side: Mapping[str, Any], command: str, what: str = "samples"
+) -> float:
+  """Returns the seconds of a forward pass or of a step.
+
+  Args:
+    side: see `row`.
+    command: of `TIMED`.
+    what: `samples`, or `busy` for seconds of processors.
+  """
+  return statistics.median(side[command][what])
 
 
 def best(sides: Mapping[str, Mapping[str, Any]], command: str) -> str | None:

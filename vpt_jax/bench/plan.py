@@ -14,22 +14,14 @@ sheets are assumptions.
 import argparse
 from collections.abc import Iterator, Sequence
 import dataclasses
-import functools
-import math
 from pathlib import Path
 import sys
 import tempfile
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from vpt_jax import model as model_lib
-from vpt_jax import problems
-from vpt_jax.bench import bench_tables, jax_models, jax_side
-from vpt_jax.nn import cost
-from vpt_jax.utils import command_line, trees
+from vpt_jax.bench import bench_tables, jax_side, segmentation
+from vpt_jax.bench.model_needs import case, Needs, needs
+from vpt_jax.utils import command_line, lookup
 
 SHARE = 0.45  # of the peak that a step reaches: assumed
 # XLA's buffers by what is kept, on CPU (`--check`, ViT-Ti, S and B): 1.42 to
@@ -71,137 +63,6 @@ MACHINES = {
   "8 x H200": Machine(8, 989, 141, 450),
 }
 BACKBONES = ("vit_b16", "vit_l16", "vit_h14", "vit_g14")
-
-
-@dataclasses.dataclass(frozen=True)
-class Needs:
-  """What a training step needs, on any machine.
-
-  Attributes:
-    frozen: bytes of frozen parameters.
-    trained: bytes of trained parameters.
-    image: bytes kept of an image for the backward pass.
-    carried: bytes of a block's tokens, of an image.
-    depth: blocks.
-    flops: of an image, forward and backward.
-  """
-
-  frozen: float
-  trained: float
-  image: float
-  carried: float
-  depth: int
-  flops: float
-
-
-def case(
-  backbone: str, prompts: int, dtype: str = "bfloat16"
-) -> dict[str, Any]:
-  """Returns VPT-deep at 224 px, as in `measure.Case`."""
-  return {
-    "backbone": backbone,
-    "image_size": 224,
-    "method": "vpt_deep",
-    "prompts": prompts,
-    "dtype": dtype,
-    "dropout": 0.1,
-    "classes": 100,
-  }
-
-
-def _bytes(values: Any) -> int:
-  """Returns the bytes of all arrays in a tree, or of their shapes."""
-  total = 0
-  for leaf in jax.tree.leaves(values):
-    total += math.prod(leaf.shape) * leaf.dtype.itemsize
-  return total
-
-
-def _model_of_depth(depth: int, options: dict[str, Any]) -> model_lib.Model:
-  model = model_lib.build(jax_models.config_of(options), options["classes"])
-  backbone = model.backbone.clone(depth=depth)
-  method = model.method.clone(spec=backbone.spec)
-  return model.clone(backbone=backbone, method=method)
-
-
-@functools.cache
-def _traced(depth: int, **options: Any) -> np.ndarray:
-  """Returns the needs of a model: bytes frozen, trained, of an image; FLOPs.
-
-  Args:
-    depth: blocks that the backbone has.
-    **options: see `case`.
-  """
-  model = _model_of_depth(depth, options)
-  problem = problems.build("classification", options["classes"])
-  shapes = trees.flatten(
-    jax.eval_shape(lambda: model_lib.init(model, jax.random.key(0)))
-  )
-  frozen = {}
-  trained = {}
-  for path, leaf in shapes.items():
-    if path.startswith("backbone/"):
-      frozen[path] = jax.ShapeDtypeStruct(leaf.shape, options["dtype"])
-    else:
-      trained[path] = leaf
-
-  def loss(trained, frozen, image, label):
-    logits = model.apply(
-      {"params": trees.merge(trained, frozen)},
-      image,
-      train=True,
-      rngs={"dropout": jax.random.key(0)},
-    )
-    return problem.loss(logits, label).mean()
-
-  def pullback(trained, *rest):
-    _, pull = jax.vjp(lambda trained: loss(trained, *rest), trained)
-    return pull
-
-  def needs_of(images: int) -> np.ndarray:
-    """Returns bytes kept for the backward pass, and FLOPs."""
-    height, width = model.method.input_size
-    image = jax.ShapeDtypeStruct((images, height, width, 3), jnp.float32)
-    label = jax.ShapeDtypeStruct((images,), jnp.int32)
-    args = (trained, frozen, image, label)
-    # The pullback is a tree, whose leaves are what it needs.
-    kept = jax.eval_shape(pullback, *args)
-    flops = 2 * cost.counted(jax.grad(loss), *args)
-    return np.array([_bytes(kept), flops])
-
-  # Two images less one: weights are among what is kept.
-  kept, flops = needs_of(2) - needs_of(1)
-  return np.array([_bytes(frozen), _bytes(trained), kept, flops])
-
-
-def needs(backbone: str, prompts: int, dtype: str = "bfloat16") -> Needs:
-  """Returns what VPT-deep with so many prompts in every block needs.
-
-  All of it is linear in the number of prompts, and in that of blocks from two
-  on (the first and the last do less): four small models are traced.
-  """
-  config = jax_models.config_of(case(backbone, 1, dtype))
-  spec = model_lib.build(config, 2).backbone.spec
-
-  def whole_depth(prompts: int) -> np.ndarray:
-    options = case(backbone, prompts, dtype)
-    two_blocks = _traced(2, **options)
-    three_blocks = _traced(3, **options)
-    return two_blocks + (spec.depth - 2) * (three_blocks - two_blocks)
-
-  one_prompt = whole_depth(1)
-  two_prompts = whole_depth(2)
-  all_prompts = one_prompt + (prompts - 1) * (two_prompts - one_prompt)
-  frozen, trained, image, flops = all_prompts
-  tokens = spec.num_cls + math.prod(spec.grids[0])
-  return Needs(
-    frozen=frozen,
-    trained=trained,
-    image=image,
-    carried=tokens * spec.widths[0] * jnp.dtype(dtype).itemsize,
-    depth=spec.depth,
-    flops=flops,
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,10 +132,12 @@ def most_cells(need: Needs, machine: Machine, batch: int) -> int:
   return max(0, int(free // one_run))
 
 
-def most_prompts(backbone: str, machine: Machine, batch: int) -> int:
-  """Returns how many prompts in every block fit, under `dp`."""
-  one = step(needs(backbone, 1), machine, batch).memory
-  two = step(needs(backbone, 2), machine, batch).memory
+def most_prompts(
+  backbone: str, machine: Machine, batch: int, head: str = ""
+) -> int:
+  """Returns how many prompts in every block fit, under `dp`; see `case`."""
+  one = step(needs(backbone, 1, head=head), machine, batch).memory
+  two = step(needs(backbone, 2, head=head), machine, batch).memory
   free = SPARE * machine.memory * 1e9 - one
   return max(0, int(free // (two - one)) + 1)
 
@@ -295,14 +158,14 @@ HEADING = [
 
 
 def rows(
-  backbones: Sequence[str], prompts: int, batch: int
+  backbones: Sequence[str], prompts: int, batch: int, head: str = ""
 ) -> Iterator[list[str]]:
-  """Returns the lines of the table, the heading first."""
+  """Returns the lines of the table, the heading first; see `case`."""
   yield HEADING
   for name, machine in MACHINES.items():
     images = max(batch, machine.devices)
     for backbone in backbones:
-      need = needs(backbone, prompts)
+      need = needs(backbone, prompts, head=head)
       steps = [step(need, machine, images, plan) for plan in STRATEGIES]
       data_parallel = steps[0]
       # A sweep takes one process.
@@ -316,7 +179,7 @@ def rows(
         f"{images / data_parallel.seconds:,.0f}",
         *(_sent(each, machine) for each in steps),
         f"{cells}",
-        f"{most_prompts(backbone, machine, images):,}",
+        f"{most_prompts(backbone, machine, images, head):,}",
       ]
 
 
@@ -339,14 +202,17 @@ CHECK_HEADING = [
 
 
 def checked(
-  backbones: Sequence[str], prompts: Sequence[int], batch: int
+  backbones: Sequence[str],
+  prompts: Sequence[int],
+  batch: int,
+  head: str = "",
 ) -> Iterator[list[str]]:
   """Returns the model beside what XLA compiles here, the heading first."""
   yield CHECK_HEADING
   for backbone in backbones:
     for count in prompts:
-      options = case(backbone, count, "float32")
-      need = needs(backbone, count, "float32")
+      options = case(backbone, count, "float32", head)
+      need = needs(backbone, count, "float32", head)
       total_memory, total_flops = _compiled(
         {**options, "batch": batch, "seed": 0}
       )
@@ -404,6 +270,13 @@ def parser() -> argparse.ArgumentParser:
     help="images of all devices (default %(default)s)",
   )
   out.add_argument(
+    "--segmentation",
+    default="",
+    metavar="A",
+    help="150 classes at 512 px by one of these heads: "
+    f"{','.join(segmentation.HEADS)} (default: 100 classes at 224 px)",
+  )
+  out.add_argument(
     "--check",
     action="store_true",
     help="compile steps here and compare, instead",
@@ -413,10 +286,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
   """Prints the plan; returns the exit status."""
+  head = args.segmentation
+  if head:
+    lookup.choose(head, segmentation.HEADS, "head of segmentation")
   if args.check:
-    table = checked(args.backbones, (args.prompts,), args.batch)
+    table = checked(args.backbones, (args.prompts,), args.batch, head)
   else:
-    table = rows(args.backbones, args.prompts, args.batch)
+    table = rows(args.backbones, args.prompts, args.batch, head)
   sys.stdout.write("\n".join(bench_tables.grid(table)) + "\n")
   return 0
 

@@ -5,7 +5,7 @@ cannot be told apart. So each side has a process, and only one works at a time.
 
 The two ends speak JSON, a line each way. First the parent sends the case. Then
 for every {"do": command, "count": n} the process answers {"value": result,
-"idle": share} or {"error": why}.
+"busy": CPU seconds, "idle": share} or {"error": why}.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,6 +56,7 @@ class Worker:
   Attributes:
     name: of the side.
     started: `time.perf_counter()` when the process was started.
+    busy: CPU seconds that it used for what it was asked last.
     idle: CPU seconds that it used per second while it was not asked.
   """
 
@@ -75,6 +76,7 @@ class Worker:
       environ: variables that it has beside those of this process.
     """
     self.name = name
+    self.busy = 0.0
     self.idle = 0.0
     self._errors = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
     python_path = [str(ROOT)]
@@ -123,6 +125,7 @@ class Worker:
     reply = json.loads(line)
     if "error" in reply:
       raise Failed(f"{self.name}, {command!r}: {reply['error']}")
+    self.busy = reply["busy"]
     self.idle = reply["idle"]
     return reply["value"]
 
@@ -172,11 +175,13 @@ def serve(make: Callable[[dict[str, Any]], Side]) -> None:
     if not line:
       return
     request = json.loads(line)
+    start = time.process_time()
     try:
       if side is None:
         side = make(case)
       value = side.commands[request["do"]](request["count"])
-      reply = {"value": value, "idle": waiting.share}
+      busy = time.process_time() - start
+      reply = {"value": value, "busy": busy, "idle": waiting.share}
     except Exception as error:  # whatever it is, the parent must hear of it
       traceback.print_exc()
       reply = {"error": _first_line(error)}
