@@ -43,6 +43,20 @@ def test_the_mean_is_over_all_pixels():
   np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
+def test_the_gradient_keeps_few_maps_of_the_labels_size():
+  """Of a large number of classes; a one-hot and its products would be more."""
+  problem = Segmentation(150)
+  logits = jax.ShapeDtypeStruct((2, 16, 16, 150), jnp.float32)
+  labels = jax.ShapeDtypeStruct((2, 64, 64), jnp.int32)
+
+  def loss(logits, labels):
+    return problem.loss(logits, labels).mean()
+
+  program = jax.jit(jax.grad(loss)).lower(logits, labels).compile()
+  largest = 4 * 150 * 2 * 64 * 64  # bytes of the resized logits
+  assert program.memory_analysis().temp_size_in_bytes < 3.2 * largest
+
+
 def test_auxiliary_heads_weigh_two_fifths():
   main = pixel_losses(resized(LOGITS)).mean((1, 2))
   auxiliary = pixel_losses(resized(AUXILIARY)).mean((1, 2))
