@@ -1,14 +1,13 @@
 """Labels every pixel of images of any size with a dense model."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -102,7 +101,7 @@ class Labeller:
     model: a dense one.
     problem: what it has learned.
     seen: how it sees images.
-    programs: compiled ones, by the size of their windows.
+    programs: those of the model that are compiled, by the size that it sees.
   """
 
   def __init__(
@@ -187,15 +186,34 @@ class Labeller:
 
     def logits_of(windows: np.ndarray) -> jax.Array:
       size = (windows.shape[1], windows.shape[2])
-      if size not in variables_at:
-        variables_at[size] = self._variables_at(size, variables)
-      if size not in self.programs:
-        self.programs[size] = self._compiled(size)
-      logits = self.programs[size](variables_at[size], self._put(windows))
+      model = self._model_at(size)
+      seen = tuple(model.backbone.image_size)
+      if seen not in variables_at:
+        variables_at[seen] = self._variables_of(model, variables)
+      if seen not in self.programs:
+        self.programs[seen] = self._compiled(model)
+      filled = self._put(_filled_up(windows, seen))
+      logits = self.programs[seen](variables_at[seen], filled)
       # Every device has all of them.
-      return logits.addressable_data(0)
+      return self._of_window(logits.addressable_data(0), seen, size)
 
     return logits_of
+
+  def _of_window(self, logits: jax.Array, seen: Size, size: Size) -> jax.Array:
+    """Returns the logits of a window's pixels.
+
+    Published: those of what was filled up to whole patches are resized to the
+    window. Where a whole window was filled up they are cut to it.
+
+    Args:
+      logits: [B, h, w, K] as the head gives them.
+      seen: (height, width) of what the model saw.
+      size: of the window.
+    """
+    if seen == other_sizes.filled_size(self.model, size):
+      return _resized(self.problem, logits, size)
+    whole = _resized(self.problem, logits, seen)
+    return whole[:, : size[0], : size[1]]
 
   def _put(self, windows: np.ndarray) -> Any:
     """Returns windows, of which every device has some."""
@@ -222,32 +240,36 @@ class Labeller:
       return self.model
     return other_sizes.model_at(self.model, filled)
 
-  def _variables_at(self, size: Size, variables: Variables) -> Variables:
-    """Returns the model's variables for windows of a size."""
-    model = self._model_at(size)
+  def _variables_of(
+    self, model: model_lib.Model, variables: Variables
+  ) -> Variables:
+    """Returns the variables of the model at another size."""
     if model is self.model:
       return variables
     params = other_sizes.params_at(self.model, model, variables["params"])
     return {**variables, "params": params}
 
-  def _compiled(self, size: Size) -> Callable[..., jax.Array]:
-    """Returns (variables, windows) -> their logits, of the windows' size."""
-    model = self._model_at(size)
-    height, width = model.backbone.image_size
-    below = height - size[0]
-    right = width - size[1]
-    # Published: logits of what is filled up to whole patches are resized to the
-    # window. Where a whole window is filled up they are cut to it.
-    is_cut = (height, width) != other_sizes.filled_size(self.model, size)
+  def _compiled(self, model: model_lib.Model) -> Callable[..., jax.Array]:
+    """Returns (variables, windows) -> the main head's logits."""
 
-    def logits_of(variables: Mapping[str, Any], windows: jax.Array):
-      filled = jnp.pad(windows, ((0, 0), (0, below), (0, right), (0, 0)))
-      outputs = model.apply(variables, filled)
-      main = outputs[0] if isinstance(outputs, tuple) else outputs
-      if is_cut:
-        whole = self.problem.resized(main, (height, width))
-        return whole[:, : size[0], : size[1]]
-      return self.problem.resized(main, size)
+    def logits_of(variables: Variables, windows: jax.Array) -> jax.Array:
+      outputs = model.apply(variables, windows)
+      return outputs[0] if isinstance(outputs, tuple) else outputs
 
     out = None if self._mesh is None else sharding.replicated(self._mesh)
     return jax.jit(logits_of, out_shardings=out)
+
+
+def _filled_up(windows: np.ndarray, size: Size) -> np.ndarray:
+  """Returns windows [B, h, w, 3] with zeros below and right, of a size."""
+  _, rows, columns, _ = windows.shape
+  return np.pad(
+    windows, ((0, 0), (0, size[0] - rows), (0, size[1] - columns), (0, 0))
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _resized(
+  problem: problems.Segmentation, logits: jax.Array, size: Size
+) -> jax.Array:
+  return problem.resized(logits, size)
