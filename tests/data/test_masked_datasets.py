@@ -447,6 +447,12 @@ def test_arrays_that_cannot_be_used_are_refused(label_maps, options, words):
     )
 
 
+def test_an_npz_of_masks_is_not_for_classification(tmp_path):
+  source = saved(tmp_path, three_packed())["source"]
+  with pytest.raises(ValueError, match="config.problem=segmentation"):
+    datasets.open_split("x", "train", source=source)
+
+
 # The embedded task.
 
 

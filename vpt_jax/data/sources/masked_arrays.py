@@ -138,13 +138,16 @@ def checked_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def has_masks(path: Path) -> bool:
-  """Returns whether an npz has arrays of masks; a damaged one has none."""
+  """Returns whether an npz has masks, and no labels of whole images.
+
+  A damaged one has none.
+  """
   try:
     with strange_files.open_zip(path) as archive:
       there = {name.removesuffix(".npy") for name in archive.namelist()}
   except Exception:  # told of by whoever reads it
     return False
-  return bool(there & {"masks", *_PACKED[2:]})
+  return bool(there & {"masks", *_PACKED[2:]}) and "labels" not in there
 
 
 def read_npz(

@@ -12,6 +12,7 @@ from vpt_jax.data.sources import (
   image_files,
   layouts,
   mask_folders,
+  masked_arrays,
   parts,
 )
 from vpt_jax.utils import texts
@@ -89,9 +90,17 @@ def _read_json(path: Path, split: str, reading: Reading) -> Examples:
 
 
 def _read_npz(path: Path, split: str, reading: Reading) -> Examples:
-  return arrays.npz(
-    path, split, reading.seed, reading.multi_label, reading.as_text
-  )
+  try:
+    return arrays.npz(
+      path, split, reading.seed, reading.multi_label, reading.as_text
+    )
+  except ValueError as error:
+    if not masked_arrays.has_masks(path):
+      raise
+    raise ValueError(
+      f"{error}. It has masks: to learn the class of every pixel say "
+      "config.problem=segmentation"
+    ) from None
 
 
 # What the user brings: kind -> reader(path, split, reading).
