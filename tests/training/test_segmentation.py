@@ -11,10 +11,12 @@ import pytest
 from tests.conftest import small_config, trained
 import vpt_jax
 from vpt_jax import config as configs
+from vpt_jax.data.transforms import views
 from vpt_jax.distributed import processes, sharding
 from vpt_jax.problems import semantic_segmentation
 from vpt_jax.report import __main__ as report
 from vpt_jax.training import dense_evaluation, experiment
+from vpt_jax.utils import trees
 
 SIZES = [(18, 24), (24, 18), (16, 16), (20, 33)]
 
@@ -191,6 +193,23 @@ def test_processes_make_the_same_views(images):
   for first, second in zip(got, want, strict=True):
     for name, values in second.items():
       np.testing.assert_array_equal(first[name], values, err_msg=name)
+
+
+def test_an_image_of_a_windows_size_gets_the_models_own_logits(images):
+  """Windows, canvases and sizes add nothing where there is one window."""
+  config = configs.resolve(
+    dense_config(images, **{"segmentation.test_stored": True})
+  )
+  job = experiment.build(config, experiment.load_data(config))
+  params = trees.merge(job.start.trainable, job.start.frozen)
+  variables = {"params": params, **job.start.collections}
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+  (canvas,) = job.labeller()(variables, [image])
+  mean, std = views.NORMALIZE[config.data.normalize]
+  pixels = (image[None] / 255 - np.array(mean)) / np.array(std)
+  logits, *_ = job.model.apply(variables, pixels.astype(np.float32))
+  np.testing.assert_allclose(canvas.cut(), logits[0], rtol=1e-4, atol=2e-5)
 
 
 def test_few_programs_are_compiled_however_many_sizes_there_are(finished):
