@@ -55,8 +55,8 @@ def result_text(result: Mapping[str, Any]) -> str:
   scores = _scores_text(result, "")
   backbone = result["backbone"]
   share = f"{result['trainable_percent']:.3f} %"
-  if result.get("head_params"):
-    without_head = result["trainable_params"] - result["head_params"]
+  without_head = result["trainable_params"] - result.get("head_params", 0)
+  if result.get("head_params") and without_head >= 0:  # a head may be frozen
     share += f"; {without_head:,} without the head"
   lines = [
     f"{result['task']} {result['split']}: {scores} ({result['count']} images)",
