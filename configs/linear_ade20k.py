@@ -72,4 +72,5 @@ def last_blocks(count: int, depth: int) -> tuple[int, ...]:
 def _embedded(config: ConfigDict, num_blocks: int) -> ConfigDict:
   """Returns the config of the embedded task and its backbone of four blocks."""
   config.segmentation.blocks = last_blocks(num_blocks, 4)
+  config.epochs = 25
   return config
