@@ -10,15 +10,15 @@ import pytest
 
 from tests.bench import cases
 from vpt_jax.bench import __main__ as command
-from vpt_jax.bench import bench_tables, measure, options, worker
+from vpt_jax.bench import bench_cases, bench_tables, measure, worker
 
 
 def parsed(*argv):
-  return options.parser().parse_args(argv)
+  return bench_cases.parser().parse_args(argv)
 
 
 def test_cases():
-  found = options.cases(
+  found = bench_cases.cases(
     parsed(
       "--backbones",
       "a,b",
@@ -34,7 +34,9 @@ def test_cases():
     for rest in (("linear", 0), ("vpt_deep", 10), ("vpt_deep", 50))
   ]
   assert (
-    len(options.cases(parsed("--batch", "1,8", "--dtype", "float32,bfloat16")))
+    len(
+      bench_cases.cases(parsed("--batch", "1,8", "--dtype", "float32,bfloat16"))
+    )
     == 2 * 2 * 2 * 21
   )
   for argv, message in (
@@ -47,12 +49,12 @@ def test_cases():
     (("--prompts", "-1"), "--prompts -1; expected at least 0"),
   ):
     with pytest.raises(ValueError, match=message):
-      options.cases(parsed(*argv))
+      bench_cases.cases(parsed(*argv))
 
 
 def test_cases_of_segmentation():
   """Their own defaults, which the command line changes."""
-  found = options.cases(parsed("--segmentation", "setr,linear"))
+  found = bench_cases.cases(parsed("--segmentation", "setr,linear"))
   assert [(case["segmentation"], case["method"]) for case in found] == [
     (head, method)
     for head in ("setr", "linear")
@@ -62,7 +64,7 @@ def test_cases_of_segmentation():
     assert (case["backbone"], case["batch"]) == ("vit_ti16", 2)
     assert (case["image_size"], case["classes"]) == (512, 150)
     assert case["prompts"] == 24
-  [chosen] = options.cases(
+  [chosen] = bench_cases.cases(
     parsed(
       "--segmentation",
       "setr",
@@ -81,12 +83,12 @@ def test_cases_of_segmentation():
   assert (chosen["backbone"], chosen["batch"]) == ("vit_s16", 4)
   assert (chosen["image_size"], chosen["prompts"]) == (256, 100)
   assert bench_tables.group(chosen).endswith("segmentation by setr")
-  [other, *_] = options.cases(parsed())
+  [other, *_] = bench_cases.cases(parsed())
   assert (other["segmentation"], other["image_size"]) == ("", 224)
   with pytest.raises(ValueError, match="did you mean 'setr'"):
-    options.cases(parsed("--segmentation", "set"))
+    bench_cases.cases(parsed("--segmentation", "set"))
   with pytest.raises(ValueError, match="--scoring is of classification"):
-    options.cases(parsed("--segmentation", "setr", "--scoring"))
+    bench_cases.cases(parsed("--segmentation", "setr", "--scoring"))
 
 
 def test_the_command(tmp_path, torch_side):

@@ -16,7 +16,7 @@ import tempfile
 from typing import Any
 
 from vpt_jax.analysis import figures
-from vpt_jax.bench import bench_tables, measure, options, plot, worker
+from vpt_jax.bench import bench_cases, bench_tables, measure, plot, worker
 from vpt_jax.bench.measure import Case
 from vpt_jax.utils import command_line, files
 
@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       compute different things, or nothing that could be measured.
     OSError: nothing can be written there.
   """
-  args = options.with_defaults(args)
-  planned = options.cases(args)
+  args = bench_cases.with_defaults(args)
+  planned = bench_cases.cases(args)
   _check_packages()
   out = Path(args.out)
   picture = figures.check(str(out / "bench.png"))
@@ -180,7 +180,7 @@ def run_and_print(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the command; returns the exit status."""
-  args = options.parser().parse_args(argv)
+  args = bench_cases.parser().parse_args(argv)
   return command_line.exit_status(lambda: run_and_print(args))
 
 

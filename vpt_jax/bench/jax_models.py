@@ -8,7 +8,7 @@ import numpy as np
 
 from vpt_jax import model as model_lib
 from vpt_jax import problems
-from vpt_jax.bench import segmentation
+from vpt_jax.bench import dense_cases
 from vpt_jax.nn import dense_heads
 from vpt_jax.nn.tokens import Reads
 from vpt_jax.problems import Problem
@@ -62,7 +62,7 @@ _VALUES = {
 # Rates and decay of parameters, of classification and of segmentation.
 POLICIES: dict[bool, tuple[tuple[str, dict[str, float]], ...]] = {
   False: (("head/bias", {"weight_decay": 0.0}), (".*", {})),
-  True: (("head/.*", {"lr": segmentation.HEAD_RATE}), (".*", {})),
+  True: (("head/.*", {"lr": dense_cases.HEAD_RATE}), (".*", {})),
 }
 
 
@@ -133,12 +133,12 @@ def with_dense_head(
 
   Args:
     model: that gives an image its logits.
-    name: of the head, of `segmentation.HEADS`.
+    name: of the head, of `dense_cases.HEADS`.
     dtype: that its 3 x 3 convolutions are computed in.
   """
-  lookup.choose(name, segmentation.HEADS, "head of segmentation")
+  lookup.choose(name, dense_cases.HEADS, "head of segmentation")
   spec = model.backbone.spec
-  blocks = segmentation.blocks(name, spec.depth)
+  blocks = dense_cases.blocks(name, spec.depth)
   grids = tuple(spec.grids[i] for i in blocks)
   classes = model.num_classes
   if name == "linear":
@@ -154,8 +154,8 @@ def problem_of(case: dict[str, Any]) -> Problem:
     return problems.build("classification", case["classes"])
   return Segmentation(
     case["classes"],
-    ignore=segmentation.IGNORE,
-    auxiliary_weight=segmentation.AUXILIARY_WEIGHT,
+    ignore=dense_cases.IGNORE,
+    auxiliary_weight=dense_cases.AUXILIARY_WEIGHT,
   )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpt_jax import model as model_lib
-from vpt_jax.bench import jax_models, segmentation, worker
+from vpt_jax.bench import dense_cases, jax_models, worker
 from vpt_jax.condensation import prompt_scores
 from vpt_jax.data.transforms import views
 from vpt_jax.data.transforms.preprocess import Preprocess
@@ -95,7 +95,7 @@ class JaxSide:
     classes = self.case["classes"]
     image = rng.integers(0, 256, (batch, height, width, 3), np.uint8)
     if self.is_dense:
-      label = segmentation.labels(self.case, (height, width), rng)
+      label = dense_cases.labels(self.case, (height, width), rng)
     else:
       label = rng.integers(0, classes, batch, np.int32)
     mean, std = np.asarray(views.NORMALIZE[NORMALIZE], np.float32)
@@ -236,7 +236,7 @@ class JaxSide:
     """
     seconds, logits = self._timed_forward(count)
     if self.is_dense:
-      logits = segmentation.sampled(_main(logits))
+      logits = dense_cases.sampled(_main(logits))
     return {
       "logits": np.asarray(logits, np.float32).tolist(),
       "seconds": seconds,

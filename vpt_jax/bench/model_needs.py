@@ -45,7 +45,7 @@ def case(
     backbone: see there.
     prompts: see there.
     dtype: see there.
-    head: of `segmentation.HEADS`: 150 classes at 512 px, as ADE20K.
+    head: of `dense_cases.HEADS`: 150 classes at 512 px, as ADE20K.
   """
   return {
     "backbone": backbone,

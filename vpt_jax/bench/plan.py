@@ -19,7 +19,7 @@ import sys
 import tempfile
 from typing import Any
 
-from vpt_jax.bench import bench_tables, jax_side, segmentation
+from vpt_jax.bench import bench_tables, dense_cases, jax_side
 from vpt_jax.bench.model_needs import case, Needs, needs
 from vpt_jax.utils import command_line, lookup
 
@@ -274,7 +274,7 @@ def parser() -> argparse.ArgumentParser:
     default="",
     metavar="A",
     help="150 classes at 512 px by one of these heads: "
-    f"{','.join(segmentation.HEADS)} (default: 100 classes at 224 px)",
+    f"{','.join(dense_cases.HEADS)} (default: 100 classes at 224 px)",
   )
   out.add_argument(
     "--check",
@@ -288,7 +288,7 @@ def run(args: argparse.Namespace) -> int:
   """Prints the plan; returns the exit status."""
   head = args.segmentation
   if head:
-    lookup.choose(head, segmentation.HEADS, "head of segmentation")
+    lookup.choose(head, dense_cases.HEADS, "head of segmentation")
   if args.check:
     table = checked(args.backbones, (args.prompts,), args.batch, head)
   else:

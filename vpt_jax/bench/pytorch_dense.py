@@ -13,7 +13,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from vpt_jax.bench import segmentation
+from vpt_jax.bench import dense_cases
 from vpt_jax.bench.pytorch_methods import Arrays
 from vpt_jax.bench.pytorch_models import PromptedViT
 
@@ -129,11 +129,11 @@ class SegmentingViT(PromptedViT):
       method: see there.
       dropout: see there.
       fused: see there.
-      head: of `segmentation.HEADS`.
+      head: of `dense_cases.HEADS`.
     """
     self._head_name = head
     super().__init__(arrays, method, dropout, fused)
-    self.reads = segmentation.blocks(head, len(self.vit.blocks))
+    self.reads = dense_cases.blocks(head, len(self.vit.blocks))
     self.normed = head == "linear"
 
   def _make_head(self, arrays: Arrays) -> nn.Module:
@@ -160,7 +160,7 @@ def loss(outputs: Sequence[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
   main, *auxiliary = outputs
   total = _cross_entropy(main, label)
   for logits in auxiliary:
-    weight = segmentation.AUXILIARY_WEIGHT
+    weight = dense_cases.AUXILIARY_WEIGHT
     total = total + weight * _cross_entropy(logits, label)
   return total
 
@@ -170,6 +170,6 @@ def _cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
   if logits.shape[2:] != size:
     logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
   of_pixels = F.cross_entropy(
-    logits, label, ignore_index=segmentation.IGNORE, reduction="none"
+    logits, label, ignore_index=dense_cases.IGNORE, reduction="none"
   )
   return of_pixels.mean()

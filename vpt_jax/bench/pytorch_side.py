@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils import flop_counter
 
-from vpt_jax.bench import pytorch_dense, pytorch_models, segmentation, worker
+from vpt_jax.bench import dense_cases, pytorch_dense, pytorch_models, worker
 
 # As in `jax_side.py` and `jax_models.py`.
 RATE = 0.01
@@ -94,7 +94,7 @@ class PytorchSide:
     method = list(self.model.method.parameters())
     head = dict(self.model.head.named_parameters())
     if self.is_dense:
-      rate = segmentation.HEAD_RATE * RATE
+      rate = dense_cases.HEAD_RATE * RATE
       groups = [{"params": list(head.values()), "lr": rate}]
       if method:
         groups.append({"params": method})
@@ -152,7 +152,7 @@ class PytorchSide:
     seconds, logits = worker.timed(self._run_forward, self._wait, count)
     if self.is_dense:
       main = logits[0].permute(0, 2, 3, 1)
-      logits = segmentation.sampled(main)
+      logits = dense_cases.sampled(main)
     return {"logits": logits.float().cpu().tolist(), "seconds": seconds}
 
   def forward(self, count: int) -> dict[str, Any]:

@@ -276,6 +276,8 @@ def build(
     config, mesh, start(config, model, checkpoint, data, saved)
   )
   preprocess = Preprocess.from_config(config, model.method.input_size)
+  if isinstance(problem, problems.Segmentation):
+    problem = dataclasses.replace(problem, ops=model.backbone.ops)
   job = functools.partial(
     Experiment,
     config=config,

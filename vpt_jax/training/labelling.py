@@ -120,7 +120,8 @@ class Labeller:
       mesh: of the devices that share the windows; None: one device.
     """
     self.model = model
-    self.problem = problem
+    # A problem that comes from a config does not know the platform.
+    self.problem = dataclasses.replace(problem, ops=model.backbone.ops)
     self.seen = seen
     self.programs: dict[Size, Callable[..., jax.Array]] = {}
     self._mesh = mesh

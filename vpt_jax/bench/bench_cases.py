@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dataclasses
 import itertools
 
-from vpt_jax.bench import measure, segmentation
+from vpt_jax.bench import dense_cases, measure
 from vpt_jax.bench.measure import Case
 from vpt_jax.utils import lookup
 
@@ -84,7 +84,7 @@ def _add_cases(out: argparse.ArgumentParser) -> None:
     default=(),
     metavar="A,B",
     help="every pixel gets its logits by one of these heads: "
-    f"{','.join(segmentation.HEADS)} (default: classification)",
+    f"{','.join(dense_cases.HEADS)} (default: classification)",
   )
   out.add_argument(
     "--backbones",
@@ -216,7 +216,7 @@ def _check_names(args: argparse.Namespace) -> None:
     ("method", args.methods, measure.METHODS),
     ("dtype", args.dtype, measure.TOLERANCE),
     ("variant", args.variants, measure.VARIANTS),
-    ("head of segmentation", args.segmentation, segmentation.HEADS),
+    ("head of segmentation", args.segmentation, dense_cases.HEADS),
   ):
     for name in names:
       lookup.choose(name, known, what)
