@@ -78,3 +78,15 @@ def test_blocks_of_a_config_that_names_none():
   model = models.build(configs.resolve(config), 5)
   assert model.reads.blocks == (11,)
   assert model.reads.final_norm
+
+
+def test_heads_for_larger_patches_are_refused():
+  """Logits of many times the image's pixels are a slip, and much memory."""
+  config = dense_config("vpt")
+  config.segmentation.decoder = "pup"
+  with pytest.raises(ValueError, match="decoder=pup_4"):
+    outputs_of(config)
+  config.segmentation.decoder = "pup_4"
+  config.segmentation.auxiliary = "aux2x4"
+  with pytest.raises(ValueError, match="'aux2x4' enlarges 16 times"):
+    outputs_of(config)

@@ -234,7 +234,7 @@ def _section(**values):
     ),
     (lambda meta: meta["config"].update(segmentation=3), "segmentation=3"),
     (_section(decoder="x"), "decoder 'x'; known: linear"),
-    (_section(decoder="setr_pup"), "does not fit the model of its own"),
+    (_section(decoder="setr_pup"), "enlarges 16 times"),
     (_section(blocks=[7]), r"blocks=\(7,\)"),
     (_section(stride=17), "stride=17.*at most image_size=16"),
     (_section(test_factors=[]), r"test_factors=\(\).*one factor at least"),

@@ -11,6 +11,7 @@ in mmsegmentation's, see `DESIGNS`; the linear head is DINOv2's (Oquab et al.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -42,6 +43,11 @@ class Design:
   scales: tuple[int, ...]
   last_scale: int
   use_bias: bool
+
+  @property
+  def enlargement(self) -> int:
+    """How many times as high and wide as the grid the logits are."""
+    return math.prod(self.scales) * self.last_scale
 
 
 # The factors are those for patches of 16 pixels, so that main heads give logits

@@ -19,6 +19,8 @@ DECODERS = {
 # Where SETR's auxiliary heads read, in twelfths of the depth: Gated Prompt
 # Tuning names blocks 5 and 9 of ViT-B, and not from which number it counts.
 AUXILIARY_TWELFTHS = (5, 9)
+# How many times as high and wide as the image logits may be.
+_MOST_ENLARGED = 2
 
 
 def blocks_of(section: Mapping[str, Any], depth: int) -> tuple[int, ...]:
@@ -84,6 +86,10 @@ def build(
       ops=spec.ops,
     )
     return linear, Reads(blocks)
+  *others, _ = blocks
+  for block in others:
+    _check_enlargement(spec, block, section["auxiliary"])
+  _check_enlargement(spec, blocks[-1], design)
   head = dense_heads.setr(
     num_classes,
     grids,
@@ -95,6 +101,24 @@ def build(
     ops=spec.ops,
   )
   return head, Reads(blocks, final_norm=False)
+
+
+def _check_enlargement(spec: Spec, block: int, design: str) -> None:
+  """Raises ValueError for logits of far more pixels than the image has.
+
+  Patches of 14 and 8 pixels are enlarged 16 times as well, those of 4 are not.
+  """
+  rows, _ = spec.grids[block] or (1, 1)
+  patch = spec.image_size[0] // rows
+  enlargement = dense_heads.design_of(design).enlargement
+  if enlargement > _MOST_ENLARGED * patch:
+    raise ValueError(
+      f"the head {design!r} enlarges {enlargement} times, but the patches of "
+      f"block {block + 1} have {patch} pixels, so that its logits would be "
+      f"{enlargement // patch} times as high and wide as the image; expected "
+      f"patches of 8 pixels or more: set config.segmentation.decoder=pup_4 and "
+      "auxiliary=aux_4, made for 4 pixels, or decoder=linear"
+    )
 
 
 def _grids(spec: Spec, blocks: Sequence[int]) -> tuple[Grid, ...]:
