@@ -25,15 +25,15 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_designs_give_logits_of_pixels(name):
-  """Main heads those of the image's size, with patches of 16 pixels."""
+  """Main heads those of the image's size, with patches of 16 pixels, or 4."""
   design = dense_heads.design_of(name)
   head = UpHead(5, GRID, design, width=4)
   variables = head.init(KEY, PATCHES)
   logits = head.apply(variables, PATCHES)
-  scale = int(np.prod(design.scales)) * design.last_scale
+  scale = design.enlargement
   assert logits.shape == (4, 2 * scale, 3 * scale, 5)
   assert logits.dtype == jnp.float32
-  assert scale == (4 if name == "aux1x4" else 16)
+  assert scale == (4 if name == "aux1x4" or name.endswith("_4") else 16)
   flat = trees.flatten(variables["params"])
   assert ("conv_0/bias" in flat) == name.startswith("setr")
 
