@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import time
+import zlib
 
 import jax
 import numpy as np
@@ -156,16 +162,21 @@ def test_a_run_that_was_stopped_between_two_steps_ends_with_the_same_bits(
     assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
 
 
-def batches_of(config, workers=0, epochs=(0, 1), steps_done=0):
-  """The batches of some epochs, on the host."""
+def feed_of(config, workers=0):
+  """(feed of training views, its seed)."""
   config = configs.resolve(config)
   config.segmentation.workers = workers
   data = experiment.load_data(config)
   mesh = sharding.make_mesh(config.batch_size)
-  feed = experiment.mask_feed_of(config, data.train, mesh)
+  return experiment.mask_feed_of(config, data.train, mesh), config.seed
+
+
+def batches_of(config, workers=0, epochs=(0, 1), steps_done=0):
+  """The batches of some epochs, on the host."""
+  feed, seed = feed_of(config, workers)
   found = []
   for epoch in epochs:
-    for batch in feed.epoch(config.seed, epoch, steps_done):
+    for batch in feed.epoch(seed, epoch, steps_done):
       found.append(jax.device_get(batch))
   return found
 
@@ -186,13 +197,56 @@ def test_views_depend_on_seed_and_step_alone(images, steps_per_epoch):
   assert len(set(images_of)) == len(images_of)
 
 
-def test_processes_make_the_same_views(images):
-  config = dense_config(images)
-  want = batches_of(config, epochs=(0,))
-  got = batches_of(config, workers=2, epochs=(0,))
-  for first, second in zip(got, want, strict=True):
-    for name, values in second.items():
-      np.testing.assert_array_equal(first[name], values, err_msg=name)
+KILLED = """
+import sys, time
+from tests.training import test_segmentation as tests
+
+if __name__ == "__main__":
+  feed, seed = tests.feed_of(tests.dense_config(sys.argv[1]), workers=2)
+  print(tests.digest_of(next(feed.epoch(seed, 0))), flush=True)
+  time.sleep(100)
+"""
+
+
+def digest_of(batch):
+  """A number that changes with every bit of a batch."""
+  total = 0
+  for name in sorted(batch):
+    total = zlib.crc32(np.ascontiguousarray(batch[name]).tobytes(), total)
+  return total
+
+
+def test_processes_make_the_same_views_and_end_when_the_run_is_killed(
+  images, tmp_path
+):
+  """Nothing is left that waits, or holds memory."""
+  script = tmp_path / "run.py"
+  script.write_text(KILLED)
+  root = Path(vpt_jax.__file__).parents[1]
+  run = subprocess.Popen(
+    [sys.executable, script, images],
+    stdout=subprocess.PIPE,
+    env={**os.environ, "PYTHONPATH": str(root)},
+  )
+  feed, seed = feed_of(dense_config(images))
+  first = next(feed.epoch(seed, 0))
+  assert int(run.stdout.readline()) == digest_of(jax.device_get(first))
+  started = []
+  for children in Path(f"/proc/{run.pid}/task").glob("*/children"):
+    started += children.read_text().split()
+  assert len(started) >= 2
+  run.kill()
+  run.communicate()
+  deadline = time.monotonic() + 30
+  while any(is_running(process) for process in started):
+    assert time.monotonic() < deadline, started
+    time.sleep(0.1)
+
+
+def is_running(process):
+  """Whether there is such a process that is not over yet."""
+  stat = Path(f"/proc/{process}/stat")
+  return stat.exists() and ") Z " not in stat.read_text()
 
 
 def test_an_image_of_a_windows_size_gets_the_models_own_logits(images):

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 import itertools
+import os
+import threading
+import time
 from typing import Any
 
 from absl import flags
@@ -23,6 +26,7 @@ from vpt_jax.data.transforms.segmentation import TrainView
 
 THREADS = 8  # that make views, where no processes do
 AHEAD = 4  # batches that are ready before they are asked for
+_SECONDS_BETWEEN_LOOKS = 1.0
 _ENDLESS = 2**31  # examples: more than any training sees
 
 Example = dict[str, np.ndarray]
@@ -160,10 +164,32 @@ class MaskFeed(pipeline.BaseFeed):
     if self._workers:
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's own, which it asks for
+      ahead = max(1, AHEAD * count // self._workers)
       examples = examples.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self._workers)
+        grain.MultiprocessingOptions(self._workers, ahead),
+        functools.partial(_end_with, os.getpid()),
       )
     return _batched(iter(examples), count)
+
+
+def _end_with(parent: int, worker: int, workers: int) -> None:
+  """Lets a process that makes views end when its parent is killed.
+
+  It would wait for ever to be asked, with its views in shared memory.
+
+  Args:
+    parent: id of the process that it works for.
+    worker: its number.
+    workers: how many there are.
+  """
+  del worker, workers
+
+  def watch() -> None:
+    while os.getppid() == parent:
+      time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _batched(examples: Iterator[Example], count: int) -> Iterator[Example]:
