@@ -17,7 +17,10 @@ EMBEDDED = "digit_scenes"
 DEFAULT = "ade20k"
 # The head learns ten times as fast as the prompts. So do both codes of SETR,
 # whose backbone is trained; that the papers of prompts do is not said.
-HEAD_TEN_TIMES = (("head/.*", {"lr": 10.0}), (".*", {}))
+HEAD_TEN_TIMES: tuple[tuple[str, dict[str, float]], ...] = (
+  ("head/.*", {"lr": 10.0}),
+  (".*", {}),
+)
 STEPS_PER_EPOCH = 1000  # an epoch is a thousand iterations
 
 
