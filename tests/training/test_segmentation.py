@@ -318,7 +318,11 @@ def test_what_sees_one_size_has_its_small_windows_filled_up(images, tmp_path):
       "multi_scale=own",
     ),
     (
-      {"segmentation.test": "whole", "backbone.name": "swin_test"},
+      {
+        "segmentation.test": "whole",
+        "segmentation.decoder": "linear",
+        "backbone.name": "swin_test",
+      },
       "images of one size",
     ),
     ({"problem": "classification"}, "segmentation"),
@@ -340,6 +344,7 @@ def test_published_policies_of_a_linear_head_are_not_those_of_a_dense_one():
   config.problem = "segmentation"
   config.task = "ade20k"
   config.method = "vpt"
+  config.segmentation.decoder = "linear"  # patches have 4 pixels
   resolved = configs.resolve(config)
   assert resolved.optim.policies == ((".*", {}),)
   assert resolved.data.augment == "none"
