@@ -196,5 +196,7 @@ def _batched(examples: Iterator[Example], count: int) -> Iterator[Example]:
   """Yields so many examples at a time, stacked."""
   while True:
     part = list(itertools.islice(examples, count))
-    names = part[0]
-    yield {name: np.stack([one[name] for one in part]) for name in names}
+    batch = {}
+    for name in part[0]:
+      batch[name] = np.stack([example[name] for example in part])
+    yield batch
