@@ -12,10 +12,10 @@ from vpt_jax.data import masked_datasets, own_sources, shared_files
 from vpt_jax.data.cache import decoding
 from vpt_jax.data.examples import Examples
 from vpt_jax.data.masked_datasets import AnyExamples
-from vpt_jax.data.sources import mask_layouts, masks, parts
+from vpt_jax.data.sources import mask_layouts, masks
 from vpt_jax.data.sources.image_files import Files
 from vpt_jax.data.sources.masked_images import MaskedImages
-from vpt_jax.data.survey import BROKEN, listed, MANUAL, SAMPLE, State
+from vpt_jax.data.survey import BROKEN, listed, MANUAL, open_each, SAMPLE, State
 from vpt_jax.data.transforms.decode import GREY_RANGES
 from vpt_jax.data.transforms.segmentation import IGNORED
 from vpt_jax.utils import texts
@@ -65,7 +65,14 @@ def survey(
   if layout and not mask_layouts.is_there(task, folder):
     return State(MANUAL, f"{task}: get {layout.get}")
   state = State()
-  opened = _opened(task, data, section, state)
+  wanted = list(PARTS)
+  if layout and not data.source:
+    wanted.remove("test")  # it is val
+
+  def open_part(part: str) -> masked_datasets.Listed:
+    return masked_datasets.listed(task, part, data, section)
+
+  opened = open_each(wanted, open_part, state)
   if not opened:
     return state
   first = next(iter(opened.values()))
@@ -93,28 +100,6 @@ def survey(
     _tell(part, counted, known, first.class_names, state)
   state.notes += _shared(opened, deep)
   return state
-
-
-def _opened(
-  task: str, data: "ConfigDict", section: "ConfigDict", state: State
-) -> dict[str, masked_datasets.Listed]:
-  """Returns the parts that can be opened; notes why others cannot."""
-  found = {}
-  errors = set()
-  for part in PARTS:
-    if task in mask_layouts.LAYOUTS and part == "test" and not data.source:
-      continue  # it is val
-    try:
-      found[part] = masked_datasets.listed(task, part, data, section)
-    except parts.NoImages as error:
-      if part == "test":  # a run would end with this
-        state.notes.append(str(error))
-    except (OSError, ValueError) as error:
-      state.state = BROKEN
-      if str(error) not in errors:  # most are those of all parts
-        state.notes.append(str(error))
-      errors.add(str(error))
-  return found
 
 
 def _counted(

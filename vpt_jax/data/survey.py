@@ -1,11 +1,11 @@
 """Surveys what is there of a task: counts, caches, and what is wrong."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ TRAINING_SPLITS = ("train", "trainval")
 # Images of a split that are decoded even in a quick survey.
 SAMPLE = 8
 MOST_LISTED = 50
+
+Opened = TypeVar("Opened")
 
 
 @dataclasses.dataclass
@@ -117,7 +119,9 @@ def survey_task(
   }
   preprocess = datasets.without_normalization(name, source, family, image_size)
   try:
-    opened = _open_splits(name, where, state)
+    opened = open_each(
+      SPLITS, functools.partial(datasets.open_split, name, **where), state
+    )
   except ImportError as error:
     return State(MANUAL, str(error))
   for split, examples in opened.items():
@@ -148,24 +152,24 @@ def survey_task(
   return state
 
 
-def _open_splits(
-  name: str, where: dict[str, Any], state: State
-) -> dict[str, Examples]:
+def open_each(
+  splits: Iterable[str], open_one: Callable[[str], Opened], state: State
+) -> dict[str, Opened]:
   """Returns the splits that can be opened; notes why others cannot.
 
   Args:
-    name: of the task.
-    where: see `datasets.open_split`.
+    splits: their names.
+    open_one: opens one by its name.
     state: is broken if there is an error.
 
   Raises:
     ImportError: reading them needs a package that is not there.
   """
-  opened = {}
+  found = {}
   errors = set()
-  for split in SPLITS:
+  for split in splits:
     try:
-      opened[split] = datasets.open_split(name, split, **where)
+      found[split] = open_one(split)
     except parts.NoImages as error:
       if split == "test":  # a run would end with this
         state.notes.append(str(error))
@@ -174,7 +178,7 @@ def _open_splits(
       if str(error) not in errors:  # most are those of all splits
         state.notes.append(f"{split}: {error}")
       errors.add(str(error))
-  return opened
+  return found
 
 
 def _count_classes(state: State, examples: Examples) -> None:
